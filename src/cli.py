@@ -1,0 +1,60 @@
+"""What every command line of the project shares: the error manners and the ``--set`` option."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from src.errors import UserError
+
+
+def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+    """A tqdm bar that is not drawn where nobody watches (no terminal)."""
+    return tqdm(iterable, disable=None, mininterval=1, dynamic_ncols=True, **options)
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose help ends with an example."""
+    arguments = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return arguments
+
+
+def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and ``--set``, which every command that reads the YAML takes."""
+    arguments.add_argument(
+        "--config", required=True, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
+    )
+    arguments.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set any value of the YAML, such as training.learning_rate=5e-4 (may be repeated)",
+    )
+
+
+def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
+    """Parse the command line, call ``main`` and exit: 0, 2 for a :class:`UserError`, 130 for Ctrl-C."""
+    namespace = arguments.parse_args()
+    try:
+        status = main(namespace)
+    except UserError as error:
+        if namespace.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)

@@ -1,0 +1,334 @@
+"""The one schema of the one YAML: what a run is, checked before anything starts.
+
+``load_config(path, overrides)`` gives a :class:`Config` or raises :class:`~src.errors.UserError` listing every mistake
+with its dotted key. ``Config.to_yaml`` writes the resolved config, from which the run can be repeated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from src.errors import UserError
+
+ModelName = Literal[
+    "sam2_nano", "sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large"
+]
+Method = Literal["mope", "lora", "full", "none"]
+Prompt = Literal["mask", "box", "point"]
+
+
+class Section(BaseModel):
+    """A section of the YAML: unknown keys are mistakes, values are coerced only where nothing is lost."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which SAM 2, with which weights."""
+
+    name: ModelName = "sam2_nano"
+    checkpoint: str | None = Field(None, description="official .pt or safetensors; null: random weights")
+    image_size: int | None = Field(None, gt=0, description="pixels, a multiple of 32; null: the model's own")
+
+    @field_validator("image_size")
+    @classmethod
+    def _multiple_of_stride(cls, value: int | None) -> int | None:
+        if value is not None and value % 32:
+            raise ValueError(f"must be a multiple of 32, such as {max(32, round(value / 32) * 32)}")
+        return value
+
+
+class RouterConfig(Section):
+    """The top-k gate of a MoPE layer."""
+
+    balance_weight: float = Field(0.01, ge=0, description="weight of the load-balancing loss")
+    z_weight: float = Field(0.001, ge=0, description="weight of the router z-loss")
+    null_expert: bool = Field(False, description="one more expert to choose, which adds nothing")
+    jitter: float = Field(0.0, ge=0, lt=1, description="multiplicative noise on the gate's input, training only")
+    bias: bool = Field(True, description="whether the gate has a bias")
+
+
+class LoraConfig(Section):
+    """Which adapters, and where."""
+
+    method: Method = "mope"
+    rank: int = Field(4, gt=0)
+    alpha: float = Field(8.0, gt=0, description="the adapter's output is scaled by alpha / rank")
+    experts: int = Field(10, gt=0, description="experts per layer (mope)")
+    top_k: int = Field(2, gt=0, description="experts chosen per token (mope)")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(
+        default_factory=lambda: [f"memory_attention.*.{p}_proj" for p in ("q", "k", "v", "out")],
+        min_length=1,
+        description="dotted suffixes or globs of Linear layers, or 'all'",
+    )
+    router: RouterConfig = Field(default_factory=RouterConfig)
+
+    @model_validator(mode="after")
+    def _top_k_fits(self) -> LoraConfig:
+        choices = self.experts + self.router.null_expert
+        if self.top_k > choices:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {choices} experts to choose from")
+        return self
+
+
+class MotionConfig(Section):
+    """Simulated camera and object motion that turns a still image into a clip; magnitudes are per clip."""
+
+    degrees: float = Field(12.0, ge=0, le=180, description="rotation over the clip, up to ±")
+    translate: float = Field(0.12, ge=0, le=1, description="shift over the clip, as a share of the image side, up to ±")
+    scale: float = Field(0.15, ge=0, lt=1, description="growth or shrinking over the clip, up to ±")
+    shear: float = Field(5.0, ge=0, le=45, description="degrees, up to ±")
+    brightness: float = Field(0.15, ge=0, lt=1)
+    contrast: float = Field(0.15, ge=0, lt=1)
+    elastic: float = Field(0.02, ge=0, le=0.2, description="smooth warp, as a share of the image side")
+    occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
+    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip of the whole clip (training)")
+
+
+class ClipConfig(Section):
+    """How clips are cut from videos."""
+
+    frames: int = Field(4, ge=1)
+    max_objects: int = Field(3, ge=1, description="objects drawn per clip")
+    motion: MotionConfig = Field(default_factory=MotionConfig)
+
+
+class DatasetConfig(Section):
+    """The new domain: COCO annotations and their image folders."""
+
+    train_img_folder: str = "data/sample/train"
+    train_ann_file: str = "data/sample/train/_annotations.coco.json"
+    val_img_folder: str = "data/sample/valid"
+    val_ann_file: str = "data/sample/valid/_annotations.coco.json"
+    test_img_folder: str | None = None
+    test_ann_file: str | None = None
+    resolution: int | None = Field(None, gt=0, description="pixels; null: model.image_size")
+    max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
+    min_object_side: float = Field(
+        1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
+    )
+    clip: ClipConfig = Field(default_factory=ClipConfig)
+
+
+class PromptConfig(Section):
+    """Shares of prompt types in training, and correction clicks on the prompted frame (point and box prompts)."""
+
+    mask: float = Field(0.5, ge=0, le=1)
+    box: float = Field(0.25, ge=0, le=1)
+    point: float = Field(0.25, ge=0, le=1)
+    correction_clicks: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> PromptConfig:
+        total = self.mask + self.box + self.point
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares mask + box + point must sum to 1, not {total:g}")
+        return self
+
+
+class LossConfig(Section):
+    """Weights of SAM 2's losses, summed over frames as in its own recipe."""
+
+    mask: float = Field(20.0, ge=0, description="focal loss")
+    dice: float = Field(1.0, ge=0)
+    iou: float = Field(1.0, ge=0, description="predicted IoU, L1")
+    occlusion: float = Field(1.0, ge=0, description="object score")
+
+
+class TrainingConfig(Section):
+    """The trainer."""
+
+    max_epochs: int = Field(10, gt=0)
+    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
+    batch_size: int = Field(4, gt=0, description="clips per forward pass")
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    clips_per_image: int = Field(1, gt=0, description="clips drawn from each image or video per epoch")
+    learning_rate: float = Field(1e-3, gt=0)
+    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
+    use_amp: bool | Literal["auto"] = Field("auto", description="auto: on CUDA")
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    activation_checkpointing: bool = False
+    enable_segmentation: bool = Field(
+        True, description="false: train the IoU and occlusion scores only, without mask losses"
+    )
+    prompts: PromptConfig = Field(default_factory=PromptConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    validate_every_epochs: int = Field(1, gt=0)
+    save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
+    early_stopping_patience: int | None = Field(None, gt=0, description="validations without a better J")
+    overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
+    num_workers: int = Field(1, ge=0, description="processes that load data")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    seed: int = Field(0, ge=0)
+
+
+class DomainConfig(Section):
+    """One more data set to report on: what must not be forgotten."""
+
+    name: str = Field(min_length=1)
+    img_folder: str
+    ann_file: str
+
+
+class EvaluationConfig(Section):
+    """What the table says."""
+
+    prompt: Prompt = "mask"
+    frames: int = Field(8, ge=2, description="frames of the clips that still images become")
+    max_images: int | None = Field(None, gt=0, description="images per domain; null: all")
+    max_objects: int = Field(5, gt=0, description="objects per image, largest first")
+    max_side: int = Field(1024, gt=0, description="larger still images are scored at this many pixels")
+    source_clips: int = Field(
+        24, ge=0, description="held-out clips of the bundled base's source domain (sam2_nano); 0: none"
+    )
+    domains: list[DomainConfig] = Field(default_factory=list)
+    overlays: int = Field(3, ge=0, description="best and worst cases drawn per domain")
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> EvaluationConfig:
+        names = [domain.name for domain in self.domains]
+        taken = {name for name in names if names.count(name) > 1 or name in ("target", "source")}
+        if taken:
+            raise ValueError(f"domain names must be unique and not 'target' or 'source': {', '.join(sorted(taken))}")
+        return self
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    output_dir: str = "experiments"
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML that :func:`load_config` reads back to an equal one."""
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-4`` as a number (YAML 1.1 wants ``1.0e-4``) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes text which :class:`_Loader` would read as a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a run's YAML, apply ``a.b=c`` overrides, and validate all of it at once.
+
+    Raises:
+        UserError: the file is missing or is not YAML, or values are wrong: every mistake, with its dotted key.
+    """
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            raw = yaml.load(file, Loader=_Loader)  # a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file{_near_files(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected sections such as 'model:' and 'training:', found {type(raw).__name__}")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], origin: str) -> Config:
+    """Validate a plain mapping; ``origin`` names it in messages. Raises UserError listing every mistake."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        mistakes = [_describe(e) for e in error.errors(include_url=False)]
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    raise UserError(f"{origin}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write it as section.key=value, such as training.learning_rate=5e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
+    section: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise UserError(f"--set {override}: '{'.'.join(keys[: depth + 1])}' is a value, not a section")
+    section[keys[-1]] = value
+
+
+def _describe(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    dotted = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
+        return f"{dotted}: unknown key; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{dotted}: {message[0].lower() + message[1:]} (found {error['input']!r:.80})"
+        if not isinstance(error["input"], (dict, BaseModel))
+        else f"{dotted}: {message[0].lower() + message[1:]}"
+    )
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("src/configs")
+    names = [p.name for p in sorted(folder.glob("*.yaml"))]
+    return f"; {folder} holds {', '.join(names)}" if names else ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

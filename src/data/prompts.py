@@ -1,0 +1,271 @@
+"""Prompts: what a user points at, from the command line or a JSON file, checked against the frames they are for.
+
+On the command line a prompt may say which object it means, and on which frame: ``2@30:120,80`` is a click for object 2
+on frame 30, ``2:…`` is on frame 0, and without a prefix it is object 1 on frame 0. In JSON, a list of entries::
+
+    [{"object": 1, "frame": 0, "box": [10, 20, 110, 220]},
+     {"object": 2, "frame": 30, "points": [[120, 80], [140, 90]], "labels": [1, 0]},
+     {"object": 3, "mask": "first_frame.png"}]
+
+``object`` and ``frame`` may be left out as above, and ``labels`` where every click is on the object (1). A box may
+stand with points. A mask is an image file (relative to the JSON file) or COCO's RLE. Objects are numbered 1 to 255,
+frames from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from src.data.segmentation import check_segmentation, parse_segmentation
+from src.errors import UserError
+
+MAX_OBJECT_ID = 255  # masks are written as palette images, in which 0 is the background
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One object pointed at on one frame: by a mask, or by a box and clicks.
+
+    Attributes:
+        object_id: which object; one not seen before is added.
+        points: clicks (x, y), in pixels of the frame.
+        labels: one a click: 1 on the object, 0 beside it.
+        box: (x0, y0, x1, y1), in pixels of the frame.
+        mask: bool (H, W) of the frame.
+
+    Raises:
+        ValueError: nothing is pointed at, a mask stands with something else, or labels and clicks differ in number.
+    """
+
+    object_id: int
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    mask: np.ndarray | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.points) != len(self.labels):
+            raise ValueError(f"object {self.object_id}: {len(self.points)} points, but {len(self.labels)} labels")
+        others = bool(self.points) + (self.box is not None)
+        if self.mask is None and not others:
+            raise ValueError(f"object {self.object_id}: a prompt needs points, a box or a mask")
+        if self.mask is not None and others:
+            raise ValueError(f"object {self.object_id}: a mask prompt takes neither points nor a box")
+
+
+PromptsByFrame = dict[int, list[Prompt]]
+"""Frame number → the prompts on it, one an object."""
+
+
+class _Entry(BaseModel):
+    """One entry of the JSON."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    object: int = Field(1, ge=1, le=MAX_OBJECT_ID)
+    frame: int = Field(0, ge=0)
+    box: tuple[float, float, float, float] | None = None
+    points: list[tuple[float, float]] = []
+    labels: list[int] | None = None
+    mask: str | dict[str, Any] | None = None
+
+
+def parse_prompts(
+    boxes: Iterable[str] = (), points: Iterable[str] = (), masks: Iterable[str] = (), file: str | Path | None = None
+) -> PromptsByFrame:
+    """The prompts of a command line and of a JSON file, gathered by frame and object.
+
+    Args:
+        boxes: ``[object[@frame]:]x0,y0,x1,y1``.
+        points: ``[object[@frame]:]x,y[,label]``.
+        masks: ``[object[@frame]:]file``. An image with a palette (DAVIS, VOC) holds an object for each index in it; the
+            prefix then names one of them. Of any other image, what is not black is the object.
+        file: the JSON file.
+
+    Raises:
+        UserError: a prompt cannot be understood, a file cannot be read, an object has two masks or boxes on a frame,
+            or there are no prompts.
+    """
+    found: dict[tuple[int, int], list[Prompt]] = {}
+
+    def add(frame: int, prompt: Prompt) -> None:
+        found.setdefault((frame, prompt.object_id), []).append(prompt)
+
+    for text in boxes:
+        object_id, frame, values = _numbers("--box", text, "x0,y0,x1,y1", 4, 4)
+        add(frame, Prompt(object_id or 1, box=(values[0], values[1], values[2], values[3])))
+    for text in points:
+        object_id, frame, values = _numbers("--point", text, "x,y or x,y,label", 2, 3)
+        label = values[2] if len(values) == 3 else 1
+        add(frame, Prompt(object_id or 1, ((values[0], values[1]),), (_label(label, f"--point {text}"),)))
+    for text in masks:
+        object_id, frame, path = _prefix("--mask", text)
+        for prompt in _mask_file(Path(path), object_id):
+            add(frame, prompt)
+    if file is not None:
+        for frame, prompt in _read_json(Path(file)):
+            add(frame, prompt)
+    if not found:
+        raise UserError("nothing is pointed at: give --box, --point, --mask or --prompts")
+    gathered: PromptsByFrame = {}
+    for (frame, object_id), prompts in sorted(found.items()):
+        gathered.setdefault(frame, []).append(_together(prompts, f"object {object_id} on frame {frame}"))
+    return gathered
+
+
+def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
+    """Refuse, with UserError, what lies outside the frames, boxes without area, and masks of another size or empty."""
+    for frame, on_frame in prompts.items():
+        for prompt in on_frame:
+            place = f"object {prompt.object_id} on frame {frame}"
+            for x, y in prompt.points:
+                _check_inside(place, "point", (x, y), height, width)
+            if prompt.box is not None:
+                x0, y0, x1, y1 = prompt.box
+                _check_inside(place, "box", prompt.box, height, width)
+                if x0 >= x1 or y0 >= y1:
+                    raise UserError(f"{place}: the box {_listed(prompt.box)} has no area: write it as x0,y0,x1,y1")
+            if prompt.mask is not None and prompt.mask.shape != (height, width):
+                mask_height, mask_width = prompt.mask.shape
+                raise UserError(
+                    f"{place}: the mask is {mask_width}×{mask_height} pixels, the frames are {width}×{height}"
+                )
+            if prompt.mask is not None and not prompt.mask.any():
+                raise UserError(f"{place}: the mask is empty")
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Object numbers, uint8, (H, W), from an image file: palette indices, or 1 for what is not black.
+
+    Raises:
+        UserError: the file is missing, damaged or not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image) if image.mode == "P" else np.array(image.convert("L").point(bool), np.uint8)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such mask file") from None
+    except (UnidentifiedImageError, Image.DecompressionBombError):
+        raise UserError(f"{path}: not an image that can be read as a mask") from None
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+        raise UserError(f"{path}: the mask cannot be read: {error}") from None
+
+
+def _prefix(option: str, text: str) -> tuple[int | None, int, str]:
+    """Split ``[object[@frame]:]rest`` into the object (None: not said), the frame and the rest."""
+    match = re.match(r"(?:(\d+)(?:@(\d+))?:)?(.*)", text, re.DOTALL)
+    assert match is not None, "every part of the pattern may be empty"
+    object_id = int(match[1]) if match[1] else None
+    if object_id is not None and not 1 <= object_id <= MAX_OBJECT_ID:
+        raise UserError(f"{option} {text}: objects are numbered 1 to {MAX_OBJECT_ID}")
+    return object_id, int(match[2] or 0), match[3]
+
+
+def _numbers(option: str, text: str, form: str, least: int, most: int) -> tuple[int | None, int, list[float]]:
+    object_id, frame, rest = _prefix(option, text)
+    try:
+        values = [float(value) for value in rest.split(",")]
+    except ValueError:
+        values = []
+    if not least <= len(values) <= most or not np.isfinite(values).all():
+        raise UserError(f"{option} {text}: write it as [object[@frame]:]{form}")
+    return object_id, frame, values
+
+
+def _label(value: float, place: str) -> int:
+    if value not in (0, 1):
+        raise UserError(f"{place}: a label is 1 (on the object) or 0 (beside it), not {value:g}")
+    return int(value)
+
+
+def _mask_file(path: Path, object_id: int | None) -> list[Prompt]:
+    """The objects of a mask image; of one with a palette, only ``object_id`` where that is given."""
+    numbers_HW = read_mask(path)
+    present = [int(number) for number in np.unique(numbers_HW) if number]
+    if not present:
+        raise UserError(f"{path}: the mask is empty")
+    if object_id is None:
+        return [Prompt(number, mask=numbers_HW == number) for number in present]
+    if present == [1]:
+        return [Prompt(object_id, mask=numbers_HW == 1)]
+    if object_id not in present:
+        raise UserError(f"{path}: there is no object {object_id} in this mask; it holds {_listed(present)}")
+    return [Prompt(object_id, mask=numbers_HW == object_id)]
+
+
+def _read_json(path: Path) -> list[tuple[int, Prompt]]:
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(json.loads(path.read_text(encoding="utf-8-sig")))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        lines = [f"  entry {'.'.join(map(str, e['loc'])) or 'list'}: {e['msg']}" for e in mistakes[:5]]
+        raise UserError(f"{path}: {len(mistakes)} mistakes in the prompts\n" + "\n".join(lines)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    return [
+        (entry.frame, prompt)
+        for n, entry in enumerate(entries)
+        for prompt in _from_entry(entry, f"{path}: entry {n}", path)
+    ]
+
+
+def _from_entry(entry: _Entry, place: str, path: Path) -> list[Prompt]:
+    if isinstance(entry.mask, str):
+        if entry.points or entry.box:
+            raise UserError(f"{place}: a mask takes neither points nor a box")
+        return _mask_file(path.parent / entry.mask, entry.object if "object" in entry.model_fields_set else None)
+    labels = [1] * len(entry.points) if entry.labels is None else entry.labels
+    try:
+        return [
+            Prompt(
+                entry.object,
+                tuple(entry.points),
+                tuple(_label(label, place) for label in labels),
+                entry.box,
+                None if entry.mask is None else _decoded(entry.mask, place),
+            )
+        ]
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _decoded(segmentation: dict[str, Any], place: str) -> np.ndarray:
+    """A mask from COCO's RLE, whose size is taken from itself."""
+    size = segmentation.get("size")
+    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise UserError(f"{place}: a mask is a file name or COCO's RLE, {{'size': [height, width], 'counts': …}}")
+    if problem := check_segmentation(segmentation, *size):
+        raise UserError(f"{place}: {problem}")
+    return parse_segmentation(segmentation, *size).decode()
+
+
+def _together(prompts: list[Prompt], place: str) -> Prompt:
+    """Clicks and a box for one object on one frame as one prompt."""
+    masks = [p for p in prompts if p.mask is not None]
+    boxes = [p for p in prompts if p.box is not None]
+    if len(masks) > 1 or len(boxes) > 1 or (masks and len(prompts) > 1):
+        raise UserError(f"{place}: give one mask, or one box with any number of points")
+    points = tuple(point for p in prompts for point in p.points)
+    labels = tuple(label for p in prompts for label in p.labels)
+    return replace((masks + boxes + prompts)[0], points=points, labels=labels)
+
+
+def _check_inside(place: str, what: str, values: tuple[float, ...], height: int, width: int) -> None:
+    xs, ys = values[0::2], values[1::2]
+    if not all(0 <= x <= width for x in xs) or not all(0 <= y <= height for y in ys):
+        raise UserError(f"{place}: the {what} {_listed(values)} is outside the frame, which is {width}×{height} pixels")
+
+
+def _listed(values: Iterable[float]) -> str:
+    return ",".join(f"{value:g}" for value in values)

@@ -1,0 +1,108 @@
+"""What every adapter layer has in common: a base layer it adds to, and a switch.
+
+Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapters`), never of their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class AdapterLayer(nn.Module):
+    """A Linear layer plus something learned beside it; the base class of every adapter layer.
+
+    The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
+    (:func:`src.lora.lora_utils.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
+    state dict: while it is False the layer is its base layer, bit for bit, and the adapter's branch is not run.
+
+    Args:
+        base_layer: the Linear layer to adapt, (…, D) → (…, O).
+    """
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.enabled = True
+
+    @property
+    def in_features(self) -> int:
+        """D."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+        return self.base_layer.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight (O, D), for code that reads a Linear's weight for its dtype, device or shape."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base layer's bias (O,), or None."""
+        return self.base_layer.bias
+
+    def named_adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's own parameters with their names inside this layer, such as ``gate.weight``."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("base_layer."):
+                yield name, parameter
+
+    def adapter_parameters(self) -> Iterator[nn.Parameter]:
+        """The adapter's own parameters, without the base layer's."""
+        for _, parameter in self.named_adapter_parameters():
+            yield parameter
+
+    def settings(self) -> dict[str, int | float | bool | str]:
+        """What, beside its weights, decides this layer's output: two layers of equal settings compute the same."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.settings().items())
+
+
+def iter_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """The adapter layers of a model with their dotted names, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer):
+            yield name, module
+
+
+def set_adapters_enabled(model: nn.Module, enabled: bool) -> None:
+    """Switch every adapter of the model on or off."""
+    for _, adapter in iter_adapters(model):
+        adapter.enabled = enabled
+
+
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Run the base model: every adapter is off inside, and as it was before on leaving, whatever happens inside."""
+    before = [(adapter, adapter.enabled) for _, adapter in iter_adapters(model)]
+    set_adapters_enabled(model, False)
+    try:
+        yield
+    finally:
+        for adapter, enabled in before:
+            adapter.enabled = enabled
+
+
+def match_dtype(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the dtype of the weight it is about to meet, unless autocast will choose one for both.
+
+    Adapters are float32 on a base of any dtype, so that small optimizer steps are not rounded away.
+    """
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+
+
+def check_rank_and_dropout(rank: int, dropout: float) -> None:
+    """Raise ValueError unless rank is at least 1 and 0 ≤ dropout < 1."""
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")

@@ -1,0 +1,220 @@
+"""The top-k gate, the record of what gates chose, and the losses computed from that record.
+
+``with record_routing(model) as routing:`` collects every call of every gate; :func:`load_balancing_loss` and
+:func:`router_z_loss` are pure functions of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class GateCall:
+    """What one gate did with N tokens. E* is E, or E + 1 with a null expert, which comes last.
+
+    Attributes:
+        logits_NE: (N, E*), float32, with the graph they were computed in.
+        chosen_NK: (N, K), the indices of the chosen experts.
+        num_experts: E, the experts that add something.
+    """
+
+    logits_NE: Tensor
+    chosen_NK: Tensor
+    num_experts: int
+
+    def choices_NE(self) -> Tensor:
+        """(N, E*): 1 where the token chose the expert, else 0."""
+        return F.one_hot(self.chosen_NK, self.logits_NE.shape[-1]).sum(dim=1)
+
+
+class TopKGatingNetwork(nn.Module):
+    """A linear gate that chooses K of E experts per token, weighted by a softmax over the chosen logits.
+
+    It computes in float32 outside autocast, because routing in half precision flips choices and destabilises training
+    (Fedus et al., Switch Transformers, 2022, section 2.4). The softmax runs over the K chosen logits only (Shazeer et
+    al., 2017, section 2.1), so with K = 1 the gate's weight is the constant 1: then only the losses on the routing, not
+    the task, train the gate.
+
+    Args:
+        in_features: D.
+        num_experts: E, without the null expert.
+        top_k: K, 1 ≤ K ≤ E, or E + 1 with a null expert.
+        null_expert: add a choice, in the last row, that contributes nothing: a token that chooses it gives that share
+            of its weight to no expert.
+        jitter: in training the gate's input is multiplied by uniform noise within 1 ± jitter (Switch Transformers,
+            section 2.2).
+        bias: whether there is a bias.
+        device: where the parameters are made.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_experts: int,
+        top_k: int,
+        null_expert: bool = False,
+        jitter: float = 0.0,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        choices = num_experts + null_expert
+        if num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, not {num_experts}")
+        if not 1 <= top_k <= choices:
+            raise ValueError(f"top_k must be within 1 and {choices}, the experts to choose from, not {top_k}")
+        if not 0 <= jitter < 1:
+            raise ValueError(f"jitter must be at least 0 and below 1, not {jitter}")
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.null_expert = null_expert
+        self.jitter = jitter
+        self.weight = nn.Parameter(torch.empty(choices, in_features, device=device, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(choices, device=device, dtype=torch.float32)) if bias else None
+        self.recorders: list[list[GateCall]] = []
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small random weights, so that tokens differ in their choices from the start; no bias towards any expert."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(…, D) → gates (…, E), zero where not chosen, and logits (…, E or E + 1); float32.
+
+        The gates of a token sum to 1, less the weight of the null expert where it was chosen.
+        """
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(dtype)
+            if self.training and self.jitter > 0:
+                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            logits = F.linear(x, self.weight.to(dtype), bias)
+            top_logits, chosen = logits.topk(self.top_k, dim=-1)
+            gates = torch.zeros_like(logits).scatter(-1, chosen, top_logits.softmax(dim=-1))
+        self._record(logits, chosen)
+        return gates[..., : self.num_experts], logits
+
+    def _record(self, logits: Tensor, chosen: Tensor) -> None:
+        # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
+        if not self.recorders or torch._C._current_graph_task_id() != -1:
+            return
+        call = GateCall(logits.reshape(-1, logits.shape[-1]), chosen.reshape(-1, chosen.shape[-1]), self.num_experts)
+        for calls in self.recorders:
+            calls.append(call)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, null_expert={self.null_expert}"
+
+
+@dataclass
+class RoutingRecord:
+    """What every gate of a model did while it was recorded.
+
+    Attributes:
+        calls: dotted name of each routed layer → its calls in order; empty for a layer that did not run.
+    """
+
+    calls: dict[str, list[GateCall]] = field(default_factory=dict)
+
+    def layers(self) -> dict[str, GateCall]:
+        """The layers that routed at least one token, each with the tokens of all its calls as one."""
+        joined = {}
+        for name, calls in self.calls.items():
+            if sum(len(call.logits_NE) for call in calls):
+                logits_NE = torch.cat([call.logits_NE for call in calls])
+                chosen_NK = torch.cat([call.chosen_NK for call in calls])
+                joined[name] = GateCall(logits_NE, chosen_NK, calls[0].num_experts)
+        return joined
+
+    def usage(self) -> dict[str, Tensor]:
+        """Per layer, each expert's share of all choices, (E,) or (E + 1,) with the null expert last; sums to 1."""
+        with torch.no_grad():
+            return {name: call.choices_NE().sum(dim=0) / call.chosen_NK.numel() for name, call in self.layers().items()}
+
+    def entropy(self) -> dict[str, float]:
+        """Per layer, the mean over tokens of the entropy of the full softmax, in nats: 0 (sure) to log E (even)."""
+        with torch.no_grad():
+            return {
+                name: torch.special.entr(call.logits_NE.softmax(-1)).sum(-1).mean().item()
+                for name, call in self.layers().items()
+            }
+
+
+@contextmanager
+def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
+    """Record what each gate of the model does inside the scope, including several calls of the same layer.
+
+    Scopes may be nested; each records all that runs inside it. A forward that non-reentrant activation checkpointing
+    (``use_reentrant=False``) repeats in the backward pass counts once. Reentrant checkpointing is not supported: it
+    runs the first forward without a graph, so losses on the record would train nothing.
+    """
+    gates = {
+        name.removesuffix("gate").removesuffix("."): module
+        for name, module in model.named_modules()
+        if isinstance(module, TopKGatingNetwork)
+    }
+    record = RoutingRecord({name: [] for name in gates})
+    for name, gate in gates.items():
+        gate.recorders.append(record.calls[name])
+    try:
+        yield record
+    finally:
+        for name, gate in gates.items():
+            # By identity: the lists of two scopes are equal while both are empty.
+            gate.recorders[:] = [calls for calls in gate.recorders if calls is not record.calls[name]]
+
+
+def load_balancing_loss(routing: RoutingRecord) -> Tensor:
+    """How unevenly experts are used: 1 when even, E / K when the same K experts have every choice and all probability.
+
+    Per layer E · Σ_e f_e P_e, averaged over layers: f_e is expert e's share of the choices and P_e its mean probability
+    under the softmax over all experts (Fedus et al., Switch Transformers, 2022, equations 4–6, which this equals for
+    K = 1). The gradient flows through P. Tokens of all calls of a layer are pooled.
+
+    With a null expert, balance is asked among the experts only, given that the null expert was not chosen: f counts
+    choices of experts, P is the softmax over the experts' logits, and a token weighs in P by the number of experts that
+    it chose. How often the null expert is chosen is up to the task: its logit gets no gradient from this loss.
+
+    Returns:
+        A scalar; 0 where nothing was routed.
+    """
+    return _mean([_layer_balance(call) for call in routing.layers().values()])
+
+
+def _layer_balance(call: GateCall) -> Tensor:
+    choices_NE = call.choices_NE()[:, : call.num_experts]
+    per_token_N = choices_NE.sum(dim=1)
+    # Where every token chose the null expert only, all sums are 0 and so is the loss.
+    total = per_token_N.sum().clamp(min=1)
+    f_E = choices_NE.sum(dim=0) / total
+    probabilities_NE = call.logits_NE[:, : call.num_experts].softmax(dim=-1)
+    p_E = (probabilities_NE * per_token_N.unsqueeze(1)).sum(dim=0) / total
+    return call.num_experts * (f_E * p_E).sum()
+
+
+def router_z_loss(routing: RoutingRecord) -> Tensor:
+    """How large the logits are: mean over tokens of logsumexp(logits)², averaged over layers; null expert included.
+
+    Source: Zoph et al., ST-MoE, 2022, equation 5.
+
+    Returns:
+        A scalar; 0 where nothing was routed.
+    """
+    return _mean([call.logits_NE.logsumexp(dim=-1).square().mean() for call in routing.layers().values()])
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    return torch.stack(losses).mean() if losses else torch.zeros(())

@@ -1,0 +1,163 @@
+"""Checkpoints of a run: everything needed to go on exactly, in one file of plain tensors, numbers and text."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from src.config import Config, LoraConfig, parse_config
+from src.errors import UserError
+from src.files import write_atomically
+from src.lora.adapter_io import WEIGHTS_FILE, adapter_state_dict, base_fingerprint, load_adapter
+from src.lora.lora_utils import apply_method
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of ``best.pt``, ``last.pt`` or ``epoch_*.pt``.
+
+    Attributes:
+        config: the run's config.
+        base_fingerprint: of the base weights that training started from.
+        weights: what was trained: the adapters, or with method full the whole model.
+        optimizer, schedule, scaler: their state dicts.
+        progress: where the run is (plain numbers, text and lists).
+        random: state of every random number generator that training draws from.
+    """
+
+    config: Config
+    base_fingerprint: str
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+    random: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.model_dump(mode="json"),
+            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "config"},
+        }
+        write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a checkpoint of a run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such checkpoint" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: it holds more than tensors and numbers, or is no checkpoint") from None
+    except Exception as error:  # garbage makes the unpickler raise nearly anything
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or truncated ({first_line})") from None
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
+        raise UserError(f"{path}: not a checkpoint of a training run{hint}")
+    missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
+    fields = {name: content[name] for name in Checkpoint.__dataclass_fields__ if name != "config"}
+    return Checkpoint(config=parse_config(content["config"], f"{path} (config)"), **fields)
+
+
+def trained_weights(model: nn.Module, method: str) -> dict[str, torch.Tensor]:
+    """What a run changes: the adapters' weights, with method full all weights, with none nothing."""
+    return model.state_dict() if method == "full" else adapter_state_dict(model)
+
+
+def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> LoraConfig:
+    """Turn a base model into the adapted one of a run.
+
+    Args:
+        model: with its base weights and without adapters.
+        path: a checkpoint file of a run, or an adapter folder.
+        lora: what the adapters are expected to be; None takes what the file says.
+
+    Returns:
+        The adapters' config.
+
+    Raises:
+        UserError: the file is missing or damaged, or belongs to another base or other adapters.
+    """
+    if Path(path).is_dir():
+        if not (Path(path) / WEIGHTS_FILE).exists():
+            raise UserError(f"{path}: not an adapter folder, which holds {WEIGHTS_FILE}")
+        return load_adapter(model, path).lora
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, path, base_fingerprint(model), lora or checkpoint.config.lora)
+    apply_method(model, checkpoint.config.lora)
+    load_weights(model, checkpoint, path)
+    return checkpoint.config.lora
+
+
+def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora: LoraConfig) -> None:
+    """Refuse a checkpoint of another base or of other adapters, naming both values."""
+    if checkpoint.base_fingerprint != fingerprint:
+        raise UserError(
+            f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
+            f"but model.checkpoint's weights are {fingerprint[:12]}"
+        )
+    theirs, ours = checkpoint.config.lora.model_dump(), lora.model_dump()
+    differences = [
+        f"lora.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
+    ]
+    if differences:
+        raise UserError(f"{path}: does not fit the config: {'; '.join(differences)}")
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Copy a checkpoint's weights into a model prepared by ``apply_method``; every key is accounted for."""
+    expected = trained_weights(model, checkpoint.config.lora.method)
+    differing = sorted(expected.keys() ^ checkpoint.weights.keys()) or [
+        name for name, tensor in expected.items() if checkpoint.weights[name].shape != tensor.shape
+    ]
+    if differing:
+        raise UserError(f"{path}: its weights do not fit the model: {', '.join(differing[:5])}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(checkpoint.weights[name])
+
+
+def random_state(model_rng: np.random.Generator) -> dict[str, Any]:
+    """The state of python's, numpy's and torch's generators, and of SAM2Train's own."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": json.dumps(random.getstate()),
+        "numpy": [str(name), torch.from_numpy(np.array(keys, np.int64)), int(position), int(has_gauss), float(gauss)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "model": json.dumps(model_rng.bit_generator.state),
+    }
+
+
+def set_random_state(state: dict[str, Any], model_rng: np.random.Generator) -> None:
+    """Put back what :func:`random_state` saved."""
+    version, internal, gauss_next = json.loads(state["python"])
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    model_rng.bit_generator.state = json.loads(state["model"])

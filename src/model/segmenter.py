@@ -1,0 +1,126 @@
+"""The one place that touches SAM 2's training package: its training forward, its loss, its batch, its predictor class.
+
+Prompt sampling, correction clicks, memory bank, multi-mask, IoU and occlusion losses are Meta's recipe
+(``training.model.sam2.SAM2Train``, ``training.loss_fns.MultiStepMultiMasksAndIous``).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
+from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
+from training.model.sam2 import SAM2Train
+from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
+
+from src.config import LossConfig, ModelConfig, PromptConfig
+from src.data.clips import ClipBatch
+from src.model.build import build_model
+
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> SAM2Train:
+    """Build a model of the zoo as SAM2Train, with a share of mask, box and point prompts.
+
+    Args:
+        config: which model and weights.
+        prompts: shares of prompt types and correction clicks.
+        frames: frames per clip; up to two of them are prompted, as in the official recipe, but never all: memory
+            attention, which prompted frames skip, would get no gradient.
+    """
+    clicked = prompts.box + prompts.point
+    prompted_frames = max(1, min(2, frames - 1))
+    return build_model(
+        config,
+        "training.model.sam2.SAM2Train",
+        prob_to_use_pt_input_for_train=clicked,
+        prob_to_use_box_input_for_train=prompts.box / clicked if clicked else 0.0,
+        num_frames_to_correct_for_train=prompted_frames,
+        rand_frames_to_correct_for_train=True,
+        num_init_cond_frames_for_train=prompted_frames,
+        rand_init_cond_frames_for_train=True,
+        add_all_frames_to_correct_as_cond=True,
+        num_correction_pt_per_frame=prompts.correction_clicks,
+        prob_to_sample_from_gt_for_train=0.1,
+    )
+
+
+def build_loss(config: LossConfig, enable_segmentation: bool = True) -> MultiStepMultiMasksAndIous:
+    """SAM 2's loss with the run's weights; without segmentation, mask and dice losses have weight 0."""
+    return MultiStepMultiMasksAndIous(
+        weight_dict={
+            "loss_mask": config.mask if enable_segmentation else 0.0,
+            "loss_dice": config.dice if enable_segmentation else 0.0,
+            "loss_iou": config.iou,
+            "loss_class": config.occlusion,
+        },
+        supervise_all_iou=True,
+        iou_use_l1_loss=True,
+        pred_obj_scores=True,
+        focal_gamma_obj_score=0.0,
+        focal_alpha_obj_score=-1.0,
+    )
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out."""
+    mean = torch.tensor(PIXEL_MEAN, device=frames.device)
+    std = torch.tensor(PIXEL_STD, device=frames.device)
+    return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
+
+
+def to_datapoint(batch: ClipBatch, device: torch.device) -> BatchedVideoDatapoint:
+    """The batch as SAM2Train takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W)."""
+    images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
+    masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
+    frames, objects = masks_TOHW.shape[:2]
+    height, width = images_TB3HW.shape[-2:]
+    video_O = batch.video_of_object.to(device)
+    frame_TO = torch.arange(frames, device=device)[:, None].expand(frames, objects)
+    object_TO = torch.arange(objects, device=device).expand(frames, objects)
+    return BatchedVideoDatapoint(
+        img_batch=images_TB3HW,
+        obj_to_frame_idx=torch.stack([frame_TO, video_O.expand(frames, objects)], dim=-1).int(),
+        masks=masks_TOHW,
+        metadata=BatchedVideoMetaData(
+            unique_objects_identifier=torch.stack([video_O.expand(frames, objects), object_TO, frame_TO], dim=-1),
+            frame_orig_size=torch.tensor([height, width], device=device).expand(frames, objects, 2),
+        ),
+        dict_key="clips",
+        batch_size=[frames],
+    )
+
+
+def segmentation_losses(model: SAM2Train, loss: MultiStepMultiMasksAndIous, batch: ClipBatch) -> dict[str, Tensor]:
+    """Run SAM 2's training forward and loss on a batch.
+
+    Returns:
+        Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
+        all averaged over objects and summed over frames.
+    """
+    datapoint = to_datapoint(batch, next(model.parameters()).device)
+    losses: dict[str, Any] = loss(model(datapoint), datapoint.masks)
+    names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
+    parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
+    return {"total": losses[CORE_LOSS_KEY], **parts}
+
+
+def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
+    """The same modules and weights as a stock SAM2VideoPredictor, in eval mode; nothing is copied.
+
+    Submodules are shared, so later changes of weights or adapters show in both. ``eval()`` reaches the shared
+    submodules: call ``model.train()`` before training on.
+    """
+    predictor = copy.copy(model)
+    predictor.__class__ = SAM2VideoPredictor
+    predictor.fill_hole_area = 0
+    predictor.non_overlap_masks = False
+    predictor.clear_non_cond_mem_around_input = False
+    predictor.add_all_frames_to_correct_as_cond = False
+    return predictor.eval()

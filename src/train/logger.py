@@ -1,0 +1,57 @@
+"""What a run says: on the screen, in training.log, and to TensorBoard."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLogger:
+    """Writes ``logs/training.log`` and TensorBoard events in ``logs/<run_name>``.
+
+    Args:
+        folder: the logs folder.
+        run_name: a folder per run, so that TensorBoard can compare them.
+        step: where the run begins; events of a former attempt beyond it are dropped from view.
+    """
+
+    def __init__(self, folder: Path, run_name: str, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "training.log", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._board = SummaryWriter(str(folder / run_name), purge_step=step + 1 if step else None)
+
+    def say(self, message: str) -> None:
+        """A line, or several, for people: on the screen above the progress bar, and in the file with the time."""
+        tqdm.write(message)
+        self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
+        self._file.flush()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def text(self, name: str, text: str) -> None:
+        self._board.add_text(name, f"```yaml\n{text}\n```", 0)
+
+    def image(self, name: str, image_HWC: np.ndarray, step: int) -> None:
+        self._board.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def expert_use(self, usage: dict[str, Tensor], step: int) -> None:
+        """A histogram per layer with one bar per expert: its share of all choices."""
+        for layer, share_E in usage.items():
+            share = share_E.double().numpy()
+            index = np.arange(len(share))
+            self._board.add_histogram_raw(
+                f"expert_use/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
+                sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
+                bucket_counts=share.tolist(), global_step=step,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        self._board.close()
+        self._file.close()

@@ -1,0 +1,336 @@
+"""The training loop: fit → train_epoch → train_step → validate → save."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from src.cli import progress_bar
+from src.config import Config
+from src.data.clips import ClipBatch, ClipDataset, EpochSampler, collate
+from src.data.coco import load_coco
+from src.errors import UserError
+from src.evaluation.forgetting import DomainResult, evaluate_domain, target_domain
+from src.evaluation.report import overlay_sheet, true_masks
+from src.files import write_text
+from src.lora.adapter_io import base_fingerprint, save_adapter
+from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
+from src.lora.routing import load_balancing_loss, record_routing, router_z_loss
+from src.model.build import checkpoint_activations, image_size_of, pick_device
+from src.model.checkpoint import (
+    Checkpoint,
+    check_fits,
+    load_weights,
+    random_state,
+    read_checkpoint,
+    set_random_state,
+    trained_weights,
+)
+from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.train.logger import RunLogger
+from src.train.optim import build_optimizer, build_schedule
+
+# what one run leaves in its folder, and a new run moves aside
+RUN_FILES = ("checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays")
+
+
+@dataclass
+class Progress:
+    """Where a run is. ``clips`` counts the clips done in the current epoch."""
+
+    run_name: str
+    epoch: int = 0
+    clips: int = 0
+    step: int = 0
+    base_J: float = math.nan
+    best_J: float = -math.inf
+    since_best: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains what ``config.lora.method`` says, validates, and keeps checkpoints, logs and the adapter.
+
+    Args:
+        config: the run.
+        resume: a checkpoint of an earlier run to go on from.
+
+    Raises:
+        UserError: data, checkpoint, targets or settings do not fit; before anything is written.
+    """
+
+    def __init__(self, config: Config, resume: str | Path | None = None) -> None:
+        self.config = config
+        training, dataset = config.training, config.dataset
+        self.folder = Path(config.output_dir)
+        self.best = self.folder / "checkpoints" / "best.pt"
+        self.resume = resume
+        self.device = pick_device(training.device)
+        resumed = read_checkpoint(resume) if resume else None
+        size = image_size_of(config.model)
+        if dataset.resolution not in (None, size):
+            raise UserError(
+                f"dataset.resolution is {dataset.resolution}, but the model sees {size} px: "
+                "leave it null, or set model.image_size to it"
+            )
+
+        train_data = load_coco(dataset.train_img_folder, dataset.train_ann_file, "train", dataset.max_ann_per_img)
+        self.validation = target_domain(config, "valid")
+
+        random.seed(training.seed)
+        np.random.seed(training.seed)
+        torch.manual_seed(training.seed)
+        self.model = build_trainable(config.model, training.prompts, dataset.clip.frames)
+        self.base_fingerprint = base_fingerprint(self.model)
+        adapters = apply_method(self.model, config.lora)
+        if resumed and resume:
+            check_fits(resumed, resume, self.base_fingerprint, config.lora)
+            load_weights(self.model, resumed, resume)
+        if adapters and dataset.clip.frames == 1 and all(name.startswith("memory_") for name in adapters):
+            raise UserError(
+                "dataset.clip.frames is 1: SAM 2 skips memory attention on the prompted frame, so adapters in "
+                "lora.target_modules would get no gradient; set it to 2 or more"
+            )
+        self.model.to(self.device).train()
+        if training.activation_checkpointing:
+            checkpoint_activations(self.model)
+        self.loss = build_loss(training.loss, training.enable_segmentation)
+        self.routed = bool(routed_layers(self.model))
+
+        clips = ClipDataset(
+            train_data, dataset.clip, size, training.seed, training.clips_per_image, dataset.min_object_side
+        )
+        self.sampler = EpochSampler(len(clips), training.seed)
+        self.loader: DataLoader = DataLoader(
+            clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
+            persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
+        )  # fmt: skip
+        batches_per_epoch = math.ceil(len(clips) / training.batch_size)
+        self.steps_per_epoch = math.ceil(batches_per_epoch / training.gradient_accumulation_steps)
+        self.total_steps = self.steps_per_epoch * training.max_epochs
+        self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
+
+        use_amp = self.device.type == "cuda" if training.use_amp == "auto" else training.use_amp
+        amp_dtype = getattr(torch, training.amp_dtype)
+        self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        self.trains = config.lora.method != "none"
+        if self.trains:
+            self.optimizer = build_optimizer(self.model, training)
+            self.schedule = build_schedule(self.optimizer, training, self.total_steps)
+
+        self.progress = Progress(run_name=f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}")
+        moved = None
+        if resumed:
+            self.optimizer.load_state_dict(resumed.optimizer)
+            self.schedule.load_state_dict(resumed.schedule)
+            self.scaler.load_state_dict(resumed.scaler)
+            self.progress = Progress(**resumed.progress)
+            if not self.best.exists():  # another output folder: whatever comes first is the best there
+                self.progress.best_J = -math.inf
+            set_random_state(resumed.random, self.model.rng)
+        else:
+            moved = move_earlier_run_aside(self.folder)
+        self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
+        if moved:
+            self.log.say(f"an earlier run was moved to {moved}")
+        write_text(self.folder / "config.yaml", config.to_yaml())
+        self.log.text("config", config.to_yaml())
+        for data in (train_data, self.validation.data):
+            notes = "".join(f"; {count} {what}" for what, count in data.notes.items())
+            self.log.say(f"{data.name}: {len(data)} images or videos{notes}")
+        self.log.say(describe_adapters(self.model, adapters))
+        if resumed:
+            self.log.say(f"going on from {resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    def fit(self) -> Path | str | None:
+        """Train to the end; returns the path of the best checkpoint, or None with method none."""
+        if not self.trains:
+            self.log.say("method none: nothing to train")
+            self.log.close()
+            return None
+        if math.isnan(self.progress.base_J):
+            self.progress.base_J = self.validate("base").scores["J"]
+            self.log.say(f"base, before training: J {self.progress.base_J:.3f} on the validation set")
+            self.log.scalars({"val/J": self.progress.base_J}, 0)
+        with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
+            while self.progress.step < self.last_step and not self.patience_is_over():
+                self.train_epoch(bar)
+                finished = self.progress.epoch % self.config.training.validate_every_epochs == 0
+                if (finished and self.progress.clips == 0) or self.progress.step >= self.last_step:
+                    self.validate_and_save()
+                self.save("last.pt")
+        self.log.say(
+            f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
+            f"checkpoints in {self.folder / 'checkpoints'}"
+        )
+        if self.progress.best_J <= self.progress.base_J:
+            self.log.say("warning: training did not get better than the base on the validation set")
+        self.log.close()
+        return self.best if self.best.exists() else self.resume
+
+    def train_epoch(self, bar: tqdm) -> None:
+        """Train to the end of the epoch, or of the run if that comes first."""
+        progress = self.progress
+        self.sampler.epoch = progress.epoch
+        self.sampler.skip = progress.clips
+        sums: dict[str, float] = {}
+        usage: dict[str, Tensor] = {}
+        batches = iter(self.loader)
+        started, steps = time.perf_counter(), 0
+        while window := self.next_window(batches):
+            rate = self.optimizer.param_groups[0]["lr"]
+            losses = self.train_step(window, usage)
+            progress.clips += sum(len(batch.names) for batch in window)
+            progress.step += 1
+            steps += 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.log.scalars({f"train/{name}": value for name, value in losses.items()}, progress.step)
+            self.log.scalars({"train/learning_rate": rate}, progress.step)
+            bar.set_postfix(
+                loss=f"{sums['total'] / steps:.3f}", J=f"{progress.best_J:.3f}", lr=f"{rate:.1e}", refresh=False
+            )
+            bar.update()
+            if progress.step >= self.last_step:
+                break
+        if progress.clips >= self.sampler.length:
+            progress.epoch, progress.clips = progress.epoch + 1, 0
+        means = {name: value / steps for name, value in sums.items()}
+        seconds = time.perf_counter() - started
+        self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
+        progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
+        losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({seconds / steps:.2f} s a step)")
+
+    def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
+        """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
+        window = []
+        for batch in islice(batches, self.config.training.gradient_accumulation_steps):
+            if isinstance(batch, UserError):
+                raise batch
+            window.append(batch)
+        return window
+
+    def train_step(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+        """One optimizer step over a window of batches, each with the same weight; returns the mean losses."""
+        router, first = self.config.lora.router, self.progress.step == 0
+        sums: dict[str, float] = {}
+        for batch in window:
+            with self.autocast(), record_routing(self.model) as routing:
+                losses = segmentation_losses(self.model, self.loss, batch)
+            if self.routed:
+                losses["balance"], losses["router_z"] = load_balancing_loss(routing), router_z_loss(routing)
+                auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
+                losses["total"] = losses["total"] + auxiliary
+                for layer, share_E in routing.usage().items():
+                    usage[layer] = usage.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
+            total = losses["total"]
+            if not torch.isfinite(total):
+                raise UserError(
+                    f"the loss is {total.item()} at step {self.progress.step + 1} on {', '.join(batch.names)}; "
+                    f"nothing was saved since {self.folder / 'checkpoints' / 'last.pt'}; "
+                    "try a lower training.learning_rate or training.use_amp=false"
+                )
+            if not total.requires_grad:
+                raise UserError(
+                    "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
+                )
+            self.scaler.scale(total / len(window)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(window)
+        if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
+            raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.training.max_grad_norm or math.inf
+        sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def validate(self, label: str) -> DomainResult:
+        """Score the validation set as evaluation does: same clips, same prompts, same J."""
+        with self.autocast():
+            result = evaluate_domain(
+                self.model, self.validation, self.config.evaluation.prompt, f"validation ({label})"
+            )
+        shown = islice(zip(self.validation.videos(), result.videos, strict=True), self.config.training.overlay_clips)
+        for video, found in shown:
+            sheet = overlay_sheet(video, {"truth": true_masks(video), label: found.predicted})
+            self.log.image(f"validation/{video.video_id}", sheet, self.progress.step)
+        return result
+
+    def validate_and_save(self) -> None:
+        """Validate; keep ``best.pt`` and the adapter when J is better than ever, and ``epoch_*.pt`` as asked for."""
+        progress, training = self.progress, self.config.training
+        scores = self.validate("adapted").scores
+        progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
+        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
+        better = scores["J"] > progress.best_J
+        progress.since_best = 0 if better else progress.since_best + 1
+        progress.best_J = max(progress.best_J, scores["J"])
+        self.log.say(
+            f"epoch {progress.epoch}, step {progress.step}: J {scores['J']:.3f}, F {scores['F']:.3f} "
+            f"(base J {progress.base_J:.3f}){', the best so far' if better else ''}"
+        )
+        if better:
+            self.save(self.best.name)
+            if self.config.lora.method in ("mope", "lora"):
+                about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
+                save_adapter(self.model, self.folder / "adapter", self.config.lora, about)
+        if training.save_every_epochs and progress.clips == 0 and progress.epoch % training.save_every_epochs == 0:
+            self.save(f"epoch_{progress.epoch:03d}.pt")
+        metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
+        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def patience_is_over(self) -> bool:
+        """Early stopping: J has not got better for ``early_stopping_patience`` validations."""
+        patience = self.config.training.early_stopping_patience
+        if patience is None or self.progress.since_best < patience:
+            return False
+        self.log.say(f"stopping early: J has not got better for {patience} validations")
+        return True
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint from which the run goes on exactly."""
+        Checkpoint(
+            config=self.config,
+            base_fingerprint=self.base_fingerprint,
+            weights=trained_weights(self.model, self.config.lora.method),
+            optimizer=self.optimizer.state_dict(),
+            schedule=self.schedule.state_dict(),
+            scaler=self.scaler.state_dict(),
+            progress=asdict(self.progress),
+            random=random_state(self.model.rng),
+        ).save(self.folder / "checkpoints" / name)
+
+
+def move_earlier_run_aside(folder: Path) -> Path | None:
+    """Move an earlier run's checkpoints and results into ``earlier/<time>``; returns where, None if there were none."""
+    if not any((folder / "checkpoints").glob("*.pt")):
+        return None
+    aside = folder / "earlier" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
+    aside.mkdir(parents=True)
+    for name in RUN_FILES:
+        if (folder / name).exists():
+            shutil.move(folder / name, aside / name)
+    return aside

@@ -1,0 +1,67 @@
+"""What tests share: a tiny data set of synthetic cells, and runs of the nano model with random weights at 64 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.config import Config, load_config
+from src.data.synthetic import CELLS, make_videos, write_coco
+
+SIDE = 64
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``train`` (5 images) and ``valid`` (2 images), as COCO; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("tiny_data")
+    write_coco(folder / "train", make_videos(CELLS, 5, 0, frames=1, side=SIDE))
+    write_coco(folder / "valid", make_videos(CELLS, 2, 100, frames=1, side=SIDE))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_settings(tiny_data: Path) -> list[str]:
+    """``--set`` values that put the tiny data set in place of a config's own."""
+    return [
+        f"dataset.{key}={tiny_data / file}"
+        for key, file in {
+            "train_img_folder": "train",
+            "train_ann_file": "train/_annotations.coco.json",
+            "val_img_folder": "valid",
+            "val_ann_file": "valid/_annotations.coco.json",
+            "test_img_folder": "valid",
+            "test_ann_file": "valid/_annotations.coco.json",
+        }.items()
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_yaml(tmp_path_factory: pytest.TempPathFactory, data_settings: list[str]) -> Path:
+    """A run that takes a second: set ``output_dir`` before using it."""
+    dataset = dict(setting.removeprefix("dataset.").split("=", 1) for setting in data_settings)
+    content = {
+        "model": {"name": "sam2_nano", "checkpoint": None, "image_size": SIDE},
+        "lora": {"method": "mope", "experts": 3, "top_k": 2},
+        "dataset": {**dataset, "clip": {"frames": 3, "max_objects": 2}},
+        "training": {
+            "max_epochs": 2, "batch_size": 2, "warmup_steps": 1, "num_workers": 0, "overlay_clips": 1, "device": "cpu",
+        },
+        "evaluation": {"frames": 3, "max_objects": 2, "source_clips": 1, "overlays": 1},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("tiny_yaml") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def make_config(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Config]:
+    """``make_config("lora.rank=2", …)``: the tiny run with some values set, writing into ``tmp_path / "run"``."""
+
+    def make(*settings: str) -> Config:
+        return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *settings])
+
+    return make

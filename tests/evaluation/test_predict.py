@@ -1,0 +1,225 @@
+"""Prediction is the stock predictor's, bit for bit, and leaves the model fit for further training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.data.clips import ClipBatch, draw_clip
+from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
+from src.data.synthetic import SOURCE, make_video
+from src.evaluation.predict import bounding_box, centre_point, first_frame, init_state, predicting, track
+from src.lora.adapter import iter_adapters
+from src.lora.lora_utils import apply_method
+from src.model.build import MODEL_ZOO, build_model
+from src.model.segmenter import as_video_predictor, build_loss, build_trainable, segmentation_losses
+
+SEED = 4  # of a video with several objects, all of them seen on the first frame
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(image_size=64))
+    with torch.no_grad():  # random weights predict next to nothing: let them predict something on every frame
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    """A folder of JPEG files that are not square, as the stock predictor takes it."""
+    folder = tmp_path_factory.mktemp("frames")
+    for t, frame in enumerate(make_video(SOURCE, SEED, 4, 80).frames):
+        Image.fromarray(frame.read()[:60]).save(folder / f"{t}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video(jpegs) -> VideoRecord:
+    """The same frames as a record."""
+    true = make_video(SOURCE, SEED, 4, 80)
+    frames = [ArrayFrame(np.asarray(Image.open(jpegs / f"{t}.jpg").convert("RGB"))) for t in range(4)]
+    objects = [
+        ObjectTrack(o.object_id, [s and RLE.encode(s.decode()[:60]) for s in o.segmentations]) for o in true.objects
+    ]
+    assert len(objects) > 1
+    return VideoRecord("v", 60, 80, list(frames), objects)
+
+
+def stock_masks(predictor, folder, video: VideoRecord, prompt: str) -> dict[int, list[np.ndarray]]:
+    """The flow of SAM 2's own notebook, from files on disk."""
+    state = predictor.init_state(str(folder))
+    for obj in video.objects:
+        mask = obj.segmentations[0].decode()
+        if prompt == "mask":
+            predictor.add_new_mask(state, frame_idx=0, obj_id=obj.object_id, mask=torch.from_numpy(mask))
+        else:
+            given = {"box": np.array(bounding_box(mask), np.float32)} if prompt == "box" else {
+                "points": np.array([centre_point(mask)], np.float32), "labels": np.array([1], np.int32),
+            }  # fmt: skip
+            predictor.add_new_points_or_box(state, frame_idx=0, obj_id=obj.object_id, **given)
+    found: dict[int, list[np.ndarray]] = {obj.object_id: [] for obj in video.objects}
+    for _, ids, logits in predictor.propagate_in_video(state):
+        for row, i in enumerate(ids):
+            found[i].append((logits[row, 0] > 0).numpy())
+    return found
+
+
+def assert_same_masks(found: dict[int, list[RLE]], expected: dict[int, list]) -> None:
+    assert found.keys() == expected.keys()
+    for i, masks in expected.items():
+        assert len(masks) == len(found[i])
+        for ours, theirs in zip(found[i], masks, strict=True):
+            assert np.array_equal(ours.decode(), theirs.decode() if isinstance(theirs, RLE) else theirs)
+
+
+def test_the_state_is_what_the_stock_predictor_makes_from_files(model, jpegs, video):
+    with predicting(model) as predictor:
+        ours = init_state(predictor, [frame.read() for frame in video.frames])
+        theirs = predictor.init_state(str(jpegs))
+    assert ours.keys() == theirs.keys()
+    assert ours["images"].dtype == theirs["images"].dtype
+    assert torch.equal(ours["images"], theirs["images"])
+    (ours_image, ours_features), (image, features) = ours["cached_features"].pop(0), theirs["cached_features"].pop(0)
+    assert torch.equal(ours_image, image)
+    assert torch.equal(ours_features["vision_features"], features["vision_features"])
+    for key in ours.keys() - {"images"}:
+        assert ours[key] == theirs[key], key
+        assert type(ours[key]) is type(theirs[key]), key
+
+
+@pytest.mark.parametrize("prompt", ["mask", "box", "point"])
+def test_tracked_masks_are_the_stock_flows_bit_for_bit(model, jpegs, video, prompt):
+    with predicting(model) as predictor:
+        found = track(predictor, video, prompt)
+        expected = stock_masks(predictor, jpegs, video, prompt)
+    assert_same_masks(found, expected)
+    assert any(mask.any() for masks in expected.values() for mask in masks[1:]), "nothing was tracked in this test"
+
+
+def test_our_predictor_is_the_one_that_sam2_builds(model, jpegs, video):
+    from sam2.build_sam import build_sam2_video_predictor
+
+    spec = MODEL_ZOO["sam2_nano"]
+    sizes = [f"model.memory_attention.layer.{kind}_attention.feat_sizes=[4,4]" for kind in ("self", "cross")]
+    stock = build_sam2_video_predictor(
+        spec.config, device="cpu", hydra_overrides_extra=[*spec.overrides, *sizes, "model.image_size=64"]
+    )
+    stock.load_state_dict(model.state_dict())
+    stock.fill_hole_area = 0  # filling needs the optional CUDA extension
+    with predicting(model) as predictor:
+        assert_same_masks(track(predictor, video, "point"), stock_masks(stock, jpegs, video, "point"))
+        ours = {name: value for name, value in vars(predictor).items() if isinstance(value, (bool, int, float, str))}
+    assert ours == {name: getattr(stock, name) for name in ours}
+
+
+@pytest.mark.parametrize("method", ["mope", "lora"])
+def test_new_adapters_change_no_bit(model, video, method):
+    torch.manual_seed(0)
+    adapted = build_model(ModelConfig(image_size=64))
+    adapted.load_state_dict(model.state_dict())
+    apply_method(adapted, LoraConfig(method=method, experts=3, target_modules=["all"]))
+    with predicting(model) as base, predicting(adapted) as predictor:
+        expected = track(base, video, "mask")
+        assert_same_masks(track(predictor, video, "mask"), expected)
+        for _, adapter in iter_adapters(adapted):
+            torch.nn.init.normal_(adapter.lora_B, std=3)
+        found = track(predictor, video, "mask")
+    assert any(found[i] != expected[i] for i in expected), "trained adapters take part"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_of_every_module_comes_back(model, training):
+    model.train(training)
+    with predicting(model) as predictor:
+        assert not any(module.training for module in predictor.modules())
+    assert all(module.training is training for module in model.modules())
+    with pytest.raises(RuntimeError, match="stop"), predicting(model):
+        raise RuntimeError("stop")
+    assert all(module.training is training for module in model.modules())
+
+
+def test_training_goes_on_after_prediction(video):
+    torch.manual_seed(0)
+    model = build_trainable(ModelConfig(image_size=64), PromptConfig(), 3).train()
+    model.requires_grad_(True)
+    positions = [module for module in model.modules() if isinstance(module, PositionEmbeddingSine)]
+    with predicting(model) as predictor:
+        track(predictor, video, "mask")
+        assert any(t.is_inference() for module in positions for t in module.cache.values())
+    assert not any(t.is_inference() for module in positions for t in module.cache.values())
+    still = make_video(SOURCE, SEED, 1, 64)
+    batch = ClipBatch.collate([draw_clip(still, ClipConfig(frames=3), 64, 0, np.random.default_rng(0))])
+    segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
+    assert model.memory_attention.layers[0].linear1.weight.grad.any()
+    assert not any(p.is_inference() for p in model.parameters())
+
+
+def test_an_object_that_comes_in_late_is_tracked_from_there(model, video):
+    first, second = video.objects[:2]
+    late = ObjectTrack(9, [None, None, *first.segmentations[2:]])
+    both = VideoRecord("v", video.height, video.width, video.frames, [late, second])
+    # SAM 2 scales the time of object pointers by the length of the video: the part is made as long as the whole
+    frames = [*video.frames[2:], video.frames[-1], video.frames[-1]]
+    tail = VideoRecord("v", video.height, video.width, frames, [ObjectTrack(9, [*late.segmentations[2:], None, None])])
+    alone = VideoRecord("v", video.height, video.width, video.frames, [second])
+    assert (first_frame(both, 9), first_frame(both, second.object_id)) == (2, 0)
+    with predicting(model) as predictor:
+        found = track(predictor, both, "mask")
+        assert_same_masks({9: found[9][2:]}, {9: track(predictor, tail, "mask")[9][:-2]})
+        assert_same_masks({second.object_id: found[second.object_id]}, track(predictor, alone, "mask"))
+    assert not any(mask.decode().any() for mask in found[9][:2])
+    assert found[9][2].decode().any()
+
+
+def test_tracking_leaves_no_progress_bar(model, video, capfd):
+    from sam2 import sam2_video_predictor
+
+    before = sam2_video_predictor.tqdm
+    with predicting(model) as predictor:
+        track(predictor, video, "mask")
+    assert capfd.readouterr() == ("", "")
+    assert sam2_video_predictor.tqdm is before
+
+
+def test_as_video_predictor_keeps_weights_in_place(model):
+    assert as_video_predictor(model).no_mem_embed is model.no_mem_embed
+
+
+class TestPrompts:
+    def test_the_centre_lies_deepest_inside(self):
+        mask = np.zeros((20, 30), bool)
+        mask[4:13, 10:19] = True
+        assert centre_point(mask) == (14.0, 8.0)
+
+    def test_the_centre_is_in_the_thick_part_and_on_the_object(self):
+        mask = np.zeros((40, 40), bool)
+        mask[5:16, 5:16] = True
+        mask[9:12, 16:38] = True  # a thin tail moves the centroid, not the centre
+        assert centre_point(mask) == (10.0, 10.0)
+        ring = np.hypot(*(np.mgrid[:41, :41] - 20)) < 18
+        ring &= np.hypot(*(np.mgrid[:41, :41] - 20)) > 10
+        x, y = centre_point(ring)
+        assert ring[int(y), int(x)]
+
+    def test_the_border_of_the_picture_is_a_border(self):
+        mask = np.zeros((9, 9), bool)
+        mask[:, :5] = True
+        x, _ = centre_point(mask)
+        assert x == 2
+
+    def test_one_pixel(self):
+        mask = np.zeros((9, 9), bool)
+        mask[3, 7] = True
+        assert centre_point(mask) == (7.0, 3.0)
+        assert bounding_box(mask) == (7.0, 3.0, 7.0, 3.0)
+
+    def test_the_box_is_tight(self):
+        mask = np.zeros((20, 30), bool)
+        mask[4, 10] = mask[12, 25] = True
+        assert bounding_box(mask) == (10.0, 4.0, 25.0, 12.0)

@@ -1,0 +1,289 @@
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from src.config import LoraConfig
+from src.errors import UserError
+from src.lora.adapter import iter_adapters
+from src.lora.adapter_io import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_state_dict,
+    base_fingerprint,
+    base_state_dict,
+    load_adapter,
+    merge_adapters,
+    read_adapter_config,
+    save_adapter,
+    unload_merged,
+    unmerge_adapters,
+)
+from src.lora.lora_utils import apply_method
+
+EXTRA = {"model_name": "sam2_nano", "image_size": 128}
+
+
+def config(method="mope", **options):
+    return LoraConfig(method=method, rank=2, experts=3, target_modules=["0", "2"], **options)
+
+
+def base_model(seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.BatchNorm1d(5)).eval()
+    model.register_buffer("step", torch.tensor(3))  # a scalar, which has no bytes view of its own
+    return model
+
+
+def trained_model(method="mope"):
+    model = base_model()
+    apply_method(model, config(method))
+    torch.manual_seed(1)
+    for parameter in adapter_state_dict(model).values():
+        nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture(params=["mope", "lora"])
+def method(request):
+    return request.param
+
+
+@pytest.fixture
+def saved(method, tmp_path):
+    folder = tmp_path / "nested" / "adapter"
+    model = trained_model(method)
+    save_adapter(model, folder, config(method), EXTRA)
+    return model, folder
+
+
+def test_state_dicts_part_the_model_in_two(method):
+    model, base = trained_model(method), base_model()
+    assert base_state_dict(model).keys() == base.state_dict().keys()
+    assert all(torch.equal(tensor, base.state_dict()[name]) for name, tensor in base_state_dict(model).items())
+    assert len(base_state_dict(model)) + len(adapter_state_dict(model)) == len(model.state_dict())
+    assert ("0.gate.weight" if method == "mope" else "0.adapter.lora_A") in adapter_state_dict(model)
+
+
+def test_the_fingerprint_is_of_the_base_alone():
+    fingerprint = base_fingerprint(base_model())
+    assert len(fingerprint) == 64
+    assert base_fingerprint(trained_model("mope")) == fingerprint
+    model = trained_model("lora")
+    assert base_fingerprint(model) == fingerprint
+    merge_adapters(model)
+    assert base_fingerprint(model) == fingerprint
+
+
+def test_the_fingerprint_sees_values_names_shapes_dtypes_and_buffers():
+    changed = [base_model() for _ in range(5)]
+    with torch.no_grad():
+        changed[0][2].weight[4, 7] += 1e-6
+    changed[1].bfloat16()
+    changed[2].step += 1
+    changed[3].add_module("4", nn.Identity().register_buffer("step", None) or nn.Linear(1, 1))
+    changed[4][0].weight = nn.Parameter(changed[4][0].weight.detach().reshape(6, 8))
+    fingerprints = {base_fingerprint(model) for model in [base_model(), *changed]}
+    assert len(fingerprints) == 6
+
+
+def test_round_trip_into_a_bare_model(saved):
+    trained, folder = saved
+    model = base_model()
+    found = load_adapter(model, folder)
+    x = torch.randn(20, 6)
+    assert not torch.allclose(trained(x), base_model()(x), atol=1e-2)
+    assert torch.equal(model(x), trained(x))
+    assert found.lora == config(trained[0].settings()["method"])
+    assert found.extra == EXTRA
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == adapter_state_dict(model).keys()
+    assert sorted(path.name for path in folder.iterdir()) == [WEIGHTS_FILE, CONFIG_FILE]
+
+
+def test_round_trip_into_a_model_with_adapters(saved, method):
+    trained, folder = saved
+    model = base_model()
+    apply_method(model, config(method))
+    load_adapter(model, folder)
+    x = torch.randn(20, 6)
+    assert torch.equal(model(x), trained(x))
+
+
+def test_saving_again_replaces(saved, method):
+    trained, folder = saved
+    nn.init.zeros_(trained[0].lora_B)
+    save_adapter(trained, folder, config(method), {})
+    assert read_adapter_config(folder).extra == {}
+    model = base_model()
+    load_adapter(model, folder)
+    assert not model[0].lora_B.any()
+
+
+def test_a_failed_write_leaves_the_old_file(saved, method, monkeypatch):
+    trained, folder = saved
+    before = (folder / WEIGHTS_FILE).read_bytes()
+
+    def half_write(weights, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    def refuse(*_):
+        raise OSError("not replaced")
+
+    nn.init.zeros_(trained[0].lora_B)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="disk full"):
+        patch.setattr("src.lora.adapter_io.save_file", half_write)
+        save_adapter(trained, folder, config(method), EXTRA)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="not replaced"):
+        patch.setattr("os.replace", refuse)
+        save_adapter(trained, folder, config(method), EXTRA)
+    assert (folder / WEIGHTS_FILE).read_bytes() == before
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_saving_a_merged_model_saves_the_same(tmp_path):
+    model = trained_model("lora")
+    save_adapter(model, tmp_path / "a", config("lora"), {})
+    merge_adapters(model)
+    save_adapter(model, tmp_path / "b", config("lora"), {})
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_loading_into_a_merged_model_unmerges(tmp_path):
+    model = trained_model("lora")
+    save_adapter(model, tmp_path, config("lora"), {})
+    x = torch.randn(4, 6)
+    expected = model(x)
+    nn.init.zeros_(model[0].lora_B)
+    merge_adapters(model)
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(x), expected)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="no adapters"):
+        save_adapter(base_model(), tmp_path, config(), {})
+    with pytest.raises(ValueError, match="lora"):
+        save_adapter(trained_model(), tmp_path, config(), {"lora": 1})
+    with pytest.raises(ValueError, match="0: "):
+        save_adapter(trained_model(), tmp_path, config(alpha=99.0), {})
+    assert not list(tmp_path.iterdir())
+
+
+def refused(model, folder):
+    """The message with which loading is refused; the model must be as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(UserError) as error:
+        load_adapter(model, folder)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trains
+    return str(error.value)
+
+
+def test_another_base_is_refused_with_both_fingerprints(saved):
+    _, folder = saved
+    other = base_model(seed=5)
+    message = refused(other, folder)
+    assert base_fingerprint(base_model())[:12] in message
+    assert base_fingerprint(other)[:12] in message
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_missing_left_over_and_misshapen_keys_are_all_listed(saved, method, adapted):
+    trained, folder = saved
+    a_key, *_, b_key = adapter_state_dict(trained)
+    weights = load_file(folder / WEIGHTS_FILE)
+    del weights[a_key]
+    weights["9.lora_A"] = torch.zeros(2)
+    weights[b_key] = torch.zeros(1, 2)
+    save_file(weights, folder / WEIGHTS_FILE)
+    model = base_model()
+    if adapted:
+        apply_method(model, config(method))
+    message = refused(model, folder)
+    assert f"missing: {a_key}" in message
+    assert "left over: 9.lora_A" in message
+    assert f"{b_key}: shape (1, 2) in the file" in message
+
+
+@pytest.mark.parametrize("other", [{"alpha": 99.0}, {"top_k": 1}])
+def test_adapters_of_equal_shapes_and_other_settings_are_refused(tmp_path, other):
+    save_adapter(trained_model(), tmp_path, config(), {})
+    model = base_model()
+    apply_method(model, config(**other))
+    assert "0: the configuration says" in refused(model, tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+def test_a_truncated_file_is_refused(saved, share):
+    _, folder = saved
+    data = (folder / WEIGHTS_FILE).read_bytes()
+    (folder / WEIGHTS_FILE).write_bytes(data[: int(share * len(data))])
+    assert WEIGHTS_FILE in refused(base_model(), folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])
+def test_a_missing_file_is_refused(saved, name):
+    _, folder = saved
+    (folder / name).unlink()
+    assert f"{folder / name}: no such file" in refused(base_model(), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "format_version"),
+        ({"format_version": 99}, "format_version 1"),
+        ({"base_fingerprint": None}, "base_fingerprint is missing"),
+        ({"lora": {"rank": 0, "alhpa": 1}}, "lora.alhpa: "),
+        ({"lora": None}, "lora"),
+        ({"lora": {"method": "full"}}, "lora.method 'full' has no adapters"),
+    ],
+)
+def test_a_wrong_config_file_is_refused(saved, change, said):
+    _, folder = saved
+    path = folder / CONFIG_FILE
+    path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
+    message = refused(base_model(), folder)
+    assert str(path) in message
+    assert said in message
+
+
+def test_merging_a_model_keeps_its_output_and_unmerging_restores_it():
+    model = trained_model("lora")
+    x = torch.randn(20, 6)
+    out, state = model(x), copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        merge_adapters(model)
+    assert all(adapter.merged for _, adapter in iter_adapters(model))
+    torch.testing.assert_close(model(x), out, rtol=1e-4, atol=1e-4)
+    unmerge_adapters(model)
+    assert torch.equal(model(x), out)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_unloading_gives_a_plain_model_with_the_adapted_output():
+    model = trained_model("lora")
+    x = torch.randn(20, 6)
+    out = model(x)
+    unload_merged(model)
+    assert type(model[0]) is type(model[2]) is nn.Linear
+    plain = base_model()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(plain(x), out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("action", [merge_adapters, unmerge_adapters, unload_merged])
+def test_routed_layers_are_not_merged(action):
+    with pytest.raises(UserError, match="depends on the input"):
+        action(trained_model("mope"))
+    with pytest.raises(ValueError, match="no adapters"):
+        action(base_model())

@@ -1,0 +1,197 @@
+"""The seam to SAM 2's training package: batches as its own collate makes them, its loss, its predictor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
+
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
+from src.data.clips import Clip, ClipBatch, draw_clip
+from src.data.synthetic import CELLS, make_video
+from src.lora.lora_utils import apply_method
+from src.model.segmenter import (
+    as_video_predictor,
+    build_loss,
+    build_trainable,
+    normalise,
+    segmentation_losses,
+    to_datapoint,
+)
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(image_size=64)
+
+
+def random_clip(objects: int, seed: int, frames: int = 3, side: int = 8) -> Clip:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
+    return Clip(f"clip{seed}", pixels, rng.random((frames, objects, side, side)) < 0.5)
+
+
+def still_batch(frames: int) -> ClipBatch:
+    """Two clips of simulated motion, each from a still image."""
+    config = ClipConfig(frames=frames, max_objects=2, motion=MotionConfig(occlusion=0))
+    stills = [make_video(CELLS, seed, 1, 64) for seed in (0, 1)]
+    return ClipBatch.collate([draw_clip(still, config, 64, 0, np.random.default_rng(0)) for still in stills])
+
+
+def trainable(frames: int, prompts: PromptConfig | None = None):
+    torch.manual_seed(0)
+    return build_trainable(MODEL, prompts or PromptConfig(), frames).train()
+
+
+class TestDatapoint:
+    CLIPS = (random_clip(2, 0), random_clip(1, 1), random_clip(3, 2))
+
+    def test_it_is_what_the_official_collate_makes_of_the_same_clips(self):
+        videos, object_id = [], 0
+        for video_id, clip in enumerate(self.CLIPS):
+            ids = range(object_id, object_id + clip.masks_TOHW.shape[1])
+            object_id = ids.stop
+            frames = [
+                Frame(
+                    normalise(torch.from_numpy(clip.frames_THWC[t])),
+                    [Object(i, t, torch.from_numpy(clip.masks_TOHW[t, row])) for row, i in enumerate(ids)],
+                )
+                for t in range(3)
+            ]
+            videos.append(VideoDatapoint(frames, video_id, (8, 8)))
+        expected = collate_fn(videos, "clips")
+        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU)
+        for name in ("img_batch", "obj_to_frame_idx", "masks"):
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert ours.dtype == theirs.dtype
+            assert torch.equal(ours, theirs), name
+        for name in ("unique_objects_identifier", "frame_orig_size"):
+            assert torch.equal(getattr(found.metadata, name), getattr(expected.metadata, name)), name
+        assert (found.num_frames, found.num_videos) == (expected.num_frames, expected.num_videos) == (3, 3)
+        assert torch.equal(found.flat_obj_to_img_idx, expected.flat_obj_to_img_idx)
+
+    def test_each_object_sees_the_frames_of_its_own_clip(self):
+        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU)
+        row = 0
+        for clip in self.CLIPS:
+            for object_masks_THW in clip.masks_TOHW.swapaxes(0, 1):
+                for t in range(3):
+                    picture = found.flat_img_batch[found.flat_obj_to_img_idx[t, row]]
+                    assert torch.equal(picture, normalise(torch.from_numpy(clip.frames_THWC[t])))
+                    assert np.array_equal(found.masks[t, row], object_masks_THW[t])
+                row += 1
+        assert found.masks.shape[1] == row == 6
+
+    def test_pixels_are_normalised_as_imagenet(self):
+        white = normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
+        assert white.shape == (1, 3, 2, 2)
+        assert white[0, :, 0, 0].tolist() == pytest.approx(
+            [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+        )
+
+
+class TestPrompts:
+    def test_shares_become_the_two_chances_of_sam2(self):
+        model = trainable(4, PromptConfig(mask=0.4, box=0.45, point=0.15, correction_clicks=3))
+        assert model.prob_to_use_pt_input_for_train == pytest.approx(0.6)
+        assert model.prob_to_use_box_input_for_train == pytest.approx(0.75)
+        assert model.num_correction_pt_per_frame == 3
+
+    @pytest.mark.parametrize(
+        ("mask", "box", "point"), [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.25, 0.25)]
+    )
+    def test_prompts_are_drawn_in_these_shares(self, mask, box, point):
+        model = trainable(2, PromptConfig(mask=mask, box=box, point=point))
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 2, 64)]), CPU)
+        drawn = {"mask": 0, "box": 0, "point": 0}
+        for _ in range(200):
+            prompts = model.prepare_prompt_inputs({}, data)
+            if not prompts["use_pt_input"]:
+                assert prompts["mask_inputs_per_frame"].keys() == {0}
+                drawn["mask"] += 1
+            else:  # a box is two points with labels 2 and 3
+                labels = prompts["point_inputs_per_frame"][0]["point_labels"]
+                drawn["box" if labels.tolist() == [[2, 3]] else "point"] += 1
+        for kind, share in (("mask", mask), ("box", box), ("point", point)):
+            assert drawn[kind] / 200 == pytest.approx(share, abs=0.12 if 0 < share < 1 else 0)
+
+    @pytest.mark.parametrize(("frames", "most"), [(1, 1), (2, 1), (3, 2), (8, 2)])
+    def test_some_frame_is_left_to_memory(self, frames, most):
+        model = trainable(frames)
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, frames, 64)]), CPU)
+        counts = {len(model.prepare_prompt_inputs({}, data)["init_cond_frames"]) for _ in range(50)}
+        assert counts == set(range(1, most + 1))
+
+
+class TestLoss:
+    def test_the_total_is_the_weighted_sum(self):
+        weights = LossConfig(mask=7.0, dice=3.0, iou=0.5, occlusion=2.0)
+        losses = segmentation_losses(trainable(3), build_loss(weights), still_batch(3))
+        expected = 7 * losses["mask"] + 3 * losses["dice"] + 0.5 * losses["iou"] + 2 * losses["occlusion"]
+        assert losses["total"].item() == pytest.approx(expected.item(), rel=1e-5)
+        assert losses["total"].requires_grad
+        assert all(losses[name] > 0 and not losses[name].requires_grad for name in ("mask", "dice", "iou", "occlusion"))
+
+    def test_without_segmentation_only_the_scores_count(self):
+        losses = segmentation_losses(trainable(3), build_loss(LossConfig(), enable_segmentation=False), still_batch(3))
+        assert losses["total"].item() == pytest.approx((losses["iou"] + losses["occlusion"]).item(), rel=1e-5)
+        assert losses["mask"] > 0
+
+    def test_it_sums_over_frames(self):
+        """With nothing but the first frame's mask to go by, more frames are more loss, as in SAM 2's recipe."""
+        loss, prompts = build_loss(LossConfig()), PromptConfig(mask=1, box=0, point=0)
+        batch = still_batch(4)
+        short = ClipBatch(batch.names, batch.frames_BTHWC[:, :2], batch.masks_TOHW[:2], batch.video_of_object)
+        two = segmentation_losses(trainable(2, prompts), loss, short)["total"]
+        four = segmentation_losses(trainable(2, prompts), loss, batch)["total"]
+        assert four > 1.3 * two
+
+
+class TestGradient:
+    @pytest.mark.parametrize("method", ["mope", "lora"])
+    @pytest.mark.parametrize("frames", [2, 3])
+    @pytest.mark.parametrize(
+        "prompts", [PromptConfig(mask=1, box=0, point=0), PromptConfig(mask=0, box=0.5, point=0.5)]
+    )
+    def test_a_clip_from_stills_reaches_every_adapter_of_memory_attention(self, method, frames, prompts):
+        model = trainable(frames, prompts)
+        adapters = apply_method(model, LoraConfig(method=method, experts=2, top_k=2))
+        assert len(adapters) == 16
+        batch = still_batch(frames)
+        for _ in range(4 if frames == 2 else 1):  # whatever frames SAM 2 draws to prompt
+            model.zero_grad(set_to_none=True)
+            segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
+            for name, adapter in adapters.items():
+                assert adapter.lora_B.grad.any(), name
+        assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+    def test_a_single_frame_reaches_none(self):
+        model = trainable(1)
+        apply_method(model, LoraConfig(experts=2))
+        assert not segmentation_losses(model, build_loss(LossConfig()), still_batch(1))["total"].requires_grad
+
+
+class TestPredictor:
+    def test_it_is_a_stock_predictor_on_the_same_weights(self):
+        model = trainable(2)
+        predictor = as_video_predictor(model)
+        assert type(predictor) is SAM2VideoPredictor
+        assert not predictor.training
+        ours = dict(model.named_parameters())
+        assert all(parameter is ours[name] for name, parameter in predictor.named_parameters())
+        assert len(dict(predictor.named_parameters())) == len(ours)
+        assert dict(predictor.named_buffers()).keys() == dict(model.named_buffers()).keys()
+
+    def test_the_model_keeps_its_class_and_mode(self):
+        model = trainable(2)
+        kind = type(model)
+        as_video_predictor(model)
+        assert type(model) is kind
+        assert model.training
+
+    def test_adapters_put_in_later_show_in_both(self):
+        model = trainable(2)
+        predictor = as_video_predictor(model)
+        adapters = apply_method(model, LoraConfig(experts=2))
+        inside = set(predictor.modules())
+        assert all(adapter in inside for adapter in adapters.values())

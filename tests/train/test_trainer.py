@@ -1,0 +1,506 @@
+"""The loop: a resumed run is the same run, accumulation is a mean, and what cannot work is said before it is tried."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from src.config import Config, load_config
+from src.data.clips import ClipBatch
+from src.errors import UserError
+from src.lora.adapter import iter_adapters
+from src.lora.adapter_io import read_adapter_config
+from src.model.build import build_model, pick_device
+from src.train.trainer import Trainer
+
+# the same loss for the same batch, whatever was drawn before
+FIXED = ("training.prompts={mask: 1, box: 0, point: 0}", "dataset.clip.frames=2")
+
+
+class Recorded(Trainer):
+    """Keeps the losses of its steps; ``poisoned`` is the step before which a weight turns into NaN."""
+
+    def __init__(self, config: Config, resume: Path | None = None, poisoned: int | None = None) -> None:
+        super().__init__(config, resume)
+        self.losses: list[dict[str, float]] = []
+        self.names: list[tuple[str, ...]] = []
+        self.poisoned = poisoned
+
+    def train_step(self, window, usage):
+        if self.progress.step + 1 == self.poisoned:
+            with torch.no_grad():
+                next(p for p in self.model.parameters() if p.requires_grad).fill_(math.nan)
+        self.names.append(tuple(name for batch in window for name in batch.names))
+        self.losses.append(super().train_step(window, usage))
+        return self.losses[-1]
+
+
+def checkpoint_path(trainer: Trainer, name: str = "last.pt") -> Path:
+    return trainer.folder / "checkpoints" / name
+
+
+def checkpoint(trainer: Trainer, name: str = "last.pt") -> dict[str, Any]:
+    return torch.load(checkpoint_path(trainer, name), weights_only=True)
+
+
+def assert_same(found: Any, expected: Any, place: str = "") -> None:
+    assert type(found) is type(expected), place
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{place}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), place
+        for i, value in enumerate(expected):
+            assert_same(found[i], value, f"{place}.{i}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), place
+    else:
+        assert found == expected, place
+
+
+def gradients(trainer: Trainer, window: list[ClipBatch]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """What one step hands to the optimizer, and its losses."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    losses = trainer.train_step(window, {})
+    return found, losses
+
+
+def windows(trainer: Trainer, count: int) -> list[ClipBatch]:
+    batches = iter(trainer.loader)
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_yaml, tmp_path_factory) -> tuple[Recorded, Path]:
+    """A whole run of two epochs, of three steps each, and the checkpoint that ``fit`` returns."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = [f"output_dir={folder}", "training.save_every_epochs=1", "training.learning_rate=1e-2"]
+    trainer = Recorded(load_config(tiny_yaml, settings))
+    best = trainer.fit()
+    assert best is not None
+    return trainer, best
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            # 5 clips: batches of 2, 2, 1, in windows of 2 and a short one of 1, so that 2 steps are an epoch
+            ["training.batch_size=2", "training.gradient_accumulation_steps=2"],
+            # 5 batches in windows of 2, 2 and a short one of 1: step 2 is within an epoch, step 4 in the next
+            ["training.batch_size=1", "training.gradient_accumulation_steps=2"],
+            ["training.batch_size=2", "lora.dropout=0.2", "lora.router.jitter=0.1", "lora.router.null_expert=true"],
+            ["training.batch_size=2", "lora.method=lora", "lora.dropout=0.2"],
+            ["training.batch_size=2", "lora.method=full", "training.use_amp=true"],
+        ],
+        ids=["at the end of an epoch", "within an epoch", "random numbers", "lora", "full"],
+    )
+    def test_four_steps_are_two_and_a_resume_and_two(self, make_config, tmp_path, settings):
+        settings = [*settings, "training.max_epochs=4", "training.warmup_steps=1", "training.learning_rate=1e-2"]
+        whole = Recorded(make_config(*settings, "training.max_steps=4", f"output_dir={tmp_path / 'whole'}"))
+        whole.fit()
+        parts = [*settings, f"output_dir={tmp_path / 'parts'}"]
+        first = Recorded(make_config(*parts, "training.max_steps=2"))
+        first.fit()
+        half = checkpoint(first)
+        assert half["progress"]["step"] == 2
+        # a process of its own would begin with other random numbers
+        torch.manual_seed(99)
+        second = Recorded(make_config(*parts, "training.max_steps=4"), tmp_path / "parts/checkpoints/last.pt")
+        second.fit()
+        assert len(whole.losses) == 4
+        assert first.losses + second.losses == whole.losses
+        assert first.names + second.names == whole.names
+        found, expected = checkpoint(second), checkpoint(whole)
+        for part in ("weights", "optimizer", "schedule", "scaler", "random"):
+            assert_same(found[part], expected[part], part)
+        for key in ("step", "epoch", "clips"):
+            assert found["progress"][key] == expected["progress"][key]
+        assert not all(torch.equal(half["weights"][name], tensor) for name, tensor in expected["weights"].items())
+        for trainer in (whole, second):  # what is in the file is what is in the model
+            for name, tensor in trainer.model.state_dict().items():
+                assert name not in expected["weights"] or torch.equal(tensor, expected["weights"][name])
+
+    def test_it_keeps_what_was_known(self, make_config):
+        first = Recorded(make_config("training.max_epochs=1"))
+        first.fit()
+        second = Recorded(make_config("training.max_epochs=2"), checkpoint_path(first))
+        second.fit()
+        assert second.progress.base_J == first.progress.base_J
+        assert second.progress.best_J >= first.progress.best_J
+        assert [entry["epoch"] for entry in second.progress.history] == [1, 2]
+        assert second.progress.run_name == first.progress.run_name
+        assert not (second.folder / "earlier").exists()
+        assert "going on from" in (second.folder / "logs/training.log").read_text()
+
+    def test_from_best_too(self, make_config):
+        first = Recorded(make_config("training.max_epochs=1"))
+        second = Recorded(make_config("training.max_epochs=2"), first.fit())
+        second.fit()
+        assert second.progress.step == 6
+
+    def test_with_other_batches_it_goes_on_with_the_clips_that_are_left(self, make_config):
+        first = Recorded(make_config("training.batch_size=1", "training.max_steps=4"))
+        first.fit()
+        second = Recorded(make_config("training.batch_size=4", "training.max_epochs=3"), checkpoint_path(first))
+        second.fit()
+        assert second.progress.step == 6
+        assert [len(names) for names in second.names] == [1, 4]
+
+    def test_on_another_base_is_refused(self, make_config, tmp_path):
+        first = Recorded(make_config("training.max_steps=1"))
+        best = first.fit()
+        torch.manual_seed(77)
+        config = make_config(f"output_dir={tmp_path / 'other'}", f"model.checkpoint={tmp_path / 'b.safetensors'}")
+        other = build_model(config.model.model_copy(update={"checkpoint": None}))
+        save_file(other.state_dict(), tmp_path / "b.safetensors")
+        with pytest.raises(UserError, match="trained on another base") as caught:
+            Trainer(config, best)
+        assert first.base_fingerprint[:12] in str(caught.value)
+        assert not (tmp_path / "other").exists()
+
+    @pytest.mark.parametrize(
+        ("setting", "difference"),
+        [
+            ("lora.rank=2", "lora.rank is 4 there and 2 here"),
+            ("lora.method=lora", "lora.method is mope there and lora here"),
+            ("lora.method=none", "lora.method is mope there and none here"),
+            ("lora.alpha=1", "lora.alpha is 8.0 there and 1.0 here"),
+            ("lora.target_modules=[q_proj]", "lora.target_modules is"),
+        ],
+    )
+    def test_with_other_adapters_is_refused(self, finished, make_config, setting, difference):
+        config = make_config(setting)
+        with pytest.raises(UserError, match="does not fit the config") as caught:
+            Trainer(config, finished[1])
+        assert difference in str(caught.value)
+        assert not Path(config.output_dir).exists()
+
+
+class TestAccumulation:
+    @pytest.mark.parametrize("length", [2, 3])
+    def test_a_window_is_the_mean_of_its_batches(self, make_config, length):
+        settings = [*FIXED, "training.batch_size=1", "training.max_grad_norm=null"]
+
+        def trainer() -> Trainer:
+            return Trainer(make_config(*settings, f"training.gradient_accumulation_steps={length}"))
+
+        window = windows(trainer(), length)
+        found, losses = gradients(trainer(), window)
+        single = [gradients(trainer(), [batch]) for batch in window]
+        assert len({losses["total"] for _, losses in single}) == length
+        assert losses["total"] == pytest.approx(sum(one["total"] for _, one in single) / length, rel=1e-6)
+        for name, gradient in found.items():
+            mean = sum(gradients[name] for gradients, _ in single) / length
+            assert torch.allclose(gradient, mean, rtol=1e-4, atol=1e-7), name
+
+    def test_the_last_window_of_an_epoch_is_short(self, make_config):
+        settings = ["training.batch_size=1", "training.gradient_accumulation_steps=3", "training.max_epochs=1"]
+        trainer = Recorded(make_config(*settings))
+        assert trainer.steps_per_epoch == trainer.last_step == 2
+        trainer.fit()
+        assert [len(names) for names in trainer.names] == [3, 2]
+
+    def test_every_clip_comes_once_an_epoch(self, finished):
+        names = [name for step in finished[0].names for name in step]
+        assert len(names) == 10
+        assert len(set(names[:5])) == len(set(names[5:])) == 5
+        assert names[:5] != names[5:]
+
+    def test_gradients_are_clipped(self, make_config):
+        free, _ = gradients(trainer := Trainer(make_config(*FIXED, "training.max_grad_norm=null")), windows(trainer, 1))
+        trainer = Trainer(make_config(*FIXED, "training.max_grad_norm=1e-3"))
+        clipped, losses = gradients(trainer, windows(trainer, 1))
+        norm = torch.stack([g.norm() for g in free.values()]).norm().item()
+        assert losses["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert torch.stack([g.norm() for g in clipped.values()]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+class TestErrors:
+    def test_a_loss_that_is_not_finite_stops_the_run(self, make_config):
+        trainer = Recorded(make_config(), poisoned=5)
+        with pytest.raises(UserError, match="the loss is nan at step 5 on cells_") as caught:
+            trainer.fit()
+        assert all(name in str(caught.value) for name in trainer.names[-1])
+        saved = checkpoint(trainer)
+        assert saved["progress"]["step"] == 3
+        assert all(tensor.isfinite().all() for tensor in saved["weights"].values())
+
+    def test_one_frame_cannot_train_memory_attention(self, make_config):
+        config = make_config("dataset.clip.frames=1")
+        with pytest.raises(UserError, match=r"dataset\.clip\.frames is 1"):
+            Trainer(config)
+        assert not Path(config.output_dir).exists()
+
+    def test_one_frame_can_train_the_decoder(self, make_config):
+        trainer = Recorded(
+            make_config(
+                "dataset.clip.frames=1", "lora.target_modules=[sam_mask_decoder.*.q_proj]", "training.max_steps=1"
+            )
+        )
+        trainer.fit()
+        assert trainer.progress.step == 1
+
+    def test_a_file_that_is_lost_while_training_is_named(self, make_config, tmp_path, tiny_data):
+        import shutil
+
+        copy = tmp_path / "train"
+        shutil.copytree(tiny_data / "train", copy)
+        trainer = Trainer(
+            make_config(f"dataset.train_img_folder={copy}", f"dataset.train_ann_file={copy}/_annotations.coco.json")
+        )
+        lost = next(copy.glob("*.jpg"))
+        lost.unlink()
+        with pytest.raises(UserError, match=lost.name):
+            trainer.fit()
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("dataset.resolution=128", "dataset.resolution is 128, but the model sees 64 px"),
+            ("training.device=cuda:99", "training.device: 'cuda:99' cannot be used here"),
+            ("training.device=toaster", "training.device: 'toaster' cannot be used here"),
+            ("lora.target_modules=[memory_attention.*.q_prj]", "'memory_attention.*.q_prj' matches no layer"),
+            ("lora.target_modules=[mask_downscaling]", "lora.target_modules"),
+            ("model.checkpoint=nowhere.pt", "nowhere.pt does not exist"),
+            ("dataset.val_ann_file=nowhere.json", "nowhere.json: no such annotation file"),
+        ],
+    )
+    def test_mistakes_are_found_before_anything_is_written(self, make_config, setting, message):
+        config = make_config(setting)
+        with pytest.raises(UserError) as caught:
+            Trainer(config)
+        assert message in str(caught.value)
+        assert not Path(config.output_dir).exists()
+
+    def test_adapters_that_take_no_part_are_told(self, make_config):
+        """Clips of one frame and adapters in layers that only tracked frames use, by another name than memory_*."""
+        trainer = Trainer(
+            make_config("dataset.clip.frames=1", "lora.target_modules=[obj_ptr_tpos_proj, memory_attention.*.q_proj]")
+        )
+        with pytest.raises(UserError, match="nothing can be learned"):
+            trainer.fit()
+
+
+class TestMethods:
+    def trained(self, make_config, *settings: str) -> tuple[Recorded, set[str]]:
+        trainer = Recorded(make_config("training.max_steps=2", "training.learning_rate=1e-2", *settings))
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        trainer.fit()
+        return trainer, {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+
+    @pytest.mark.parametrize("method", ["mope", "lora"])
+    def test_adapters_train_and_the_base_does_not(self, make_config, method):
+        trainer, changed = self.trained(make_config, f"lora.method={method}")
+        own = {f"{layer}.{n}" for layer, a in iter_adapters(trainer.model) for n, _ in a.named_adapter_parameters()}
+        assert changed <= own
+        assert {name for name in own if name.endswith("lora_B")} <= changed
+        assert checkpoint(trainer)["weights"].keys() == own
+        assert read_adapter_config(trainer.folder / "adapter").lora == trainer.config.lora
+        assert ("balance" in trainer.losses[0]) == (method == "mope")
+
+    def test_full_trains_the_whole_model(self, make_config):
+        trainer, changed = self.trained(make_config, "lora.method=full")
+        assert any(name.startswith("image_encoder.trunk") for name in changed)
+        assert any(name.startswith("memory_attention") for name in changed)
+        assert checkpoint(trainer)["weights"].keys() == trainer.model.state_dict().keys()
+        assert not (trainer.folder / "adapter").exists()
+
+    def test_none_trains_nothing(self, make_config):
+        trainer, changed = self.trained(make_config, "lora.method=none")
+        assert changed == set()
+        assert trainer.losses == []
+        assert not (trainer.folder / "checkpoints").exists()
+
+    def test_it_learns(self, make_config):
+        """On one batch, over and over, the loss falls."""
+        trainer = Recorded(make_config(*FIXED, "lora.method=full", "training.warmup_steps=0"))
+        batch = windows(trainer, 1)
+        losses = [trainer.train_step(batch, {})["total"] for _ in range(5)]
+        assert losses[-1] < 0.8 * losses[0]
+
+    def test_bfloat16_on_the_cpu(self, make_config):
+        plain = Trainer(make_config(*FIXED))
+        mixed = Trainer(make_config(*FIXED, "training.use_amp=true"))
+        kinds = set()
+        mixed.model.memory_attention.layers[0].linear1.register_forward_hook(lambda m, x, y: kinds.add(y.dtype))
+        _, expected = gradients(plain, windows(plain, 1))
+        found_gradients, found = gradients(mixed, windows(mixed, 1))
+        assert kinds == {torch.bfloat16}
+        assert found["total"] != expected["total"]
+        assert found["total"] == pytest.approx(expected["total"], rel=0.02)
+        assert not mixed.scaler.is_enabled()
+        assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found_gradients.values())
+
+    def test_auto_is_full_precision_on_the_cpu(self, make_config):
+        trainer = Trainer(make_config("training.use_amp=auto"))
+        with trainer.autocast():
+            assert not torch.is_autocast_enabled("cpu")
+
+    @pytest.mark.parametrize("method", ["mope", "full"])
+    def test_activation_checkpointing_changes_no_number(self, make_config, method):
+        results = []
+        for setting in ("false", "true"):
+            trainer = Trainer(
+                make_config(*FIXED, f"lora.method={method}", f"training.activation_checkpointing={setting}")
+            )
+            results.append(gradients(trainer, windows(trainer, 1)))
+        (expected, expected_losses), (found, found_losses) = results
+        assert found_losses == expected_losses
+        assert_same(found, expected)
+
+    def test_activation_checkpointing_runs_blocks_again(self, make_config):
+        trainer = Trainer(make_config(*FIXED, "lora.method=full", "training.activation_checkpointing=true"))
+        calls = {"trunk": 0, "attention": 0}
+
+        def count(module: nn.Module, name: str) -> None:
+            module.register_forward_pre_hook(lambda *_: calls.__setitem__(name, calls[name] + 1))
+
+        count(trainer.model.image_encoder.trunk.blocks[0].mlp, "trunk")
+        count(trainer.model.memory_attention.layers[0].self_attn, "attention")
+        gradients(trainer, windows(trainer, 1))
+        assert calls == {"trunk": 2, "attention": 2}
+
+
+class TestOneRun:
+    def test_the_best_checkpoint_is_returned(self, finished):
+        trainer, best = finished
+        assert best == trainer.folder / "checkpoints/best.pt"
+        assert {p.name for p in best.parent.iterdir()} == {"best.pt", "last.pt", "epoch_001.pt", "epoch_002.pt"}
+
+    def test_checkpoints_are_of_their_step(self, finished):
+        trainer, _ = finished
+        steps = {
+            name: checkpoint(trainer, name)["progress"]["step"] for name in ("epoch_001.pt", "epoch_002.pt", "last.pt")
+        }
+        assert steps == {"epoch_001.pt": 3, "epoch_002.pt": 6, "last.pt": 6}
+
+    def test_best_is_of_the_best_validation(self, finished):
+        trainer, _ = finished
+        scores = {entry["step"]: entry["val_J"] for entry in trainer.progress.history}
+        progress = checkpoint(trainer, "best.pt")["progress"]
+        assert progress["best_J"] == scores[progress["step"]] == max(scores.values()) == trainer.progress.best_J
+
+    def test_the_config_can_be_run_again(self, finished):
+        trainer, _ = finished
+        assert load_config(trainer.folder / "config.yaml") == trainer.config
+
+    def test_metrics(self, finished):
+        trainer, _ = finished
+        metrics = json.loads((trainer.folder / "metrics.json").read_text())
+        assert metrics.keys() == {"base_J", "best_J", "epochs"}
+        assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2]
+        names = {"total", "mask", "dice", "iou", "occlusion", "balance", "router_z", "grad_norm"}
+        scores = {"val_J", "val_F", "val_J&F", "val_mIoU", "val_Dice"}
+        assert all(entry.keys() == {"epoch", "step"} | names | scores for entry in metrics["epochs"])
+        mean = sum(losses["total"] for losses in trainer.losses[3:]) / 3
+        assert metrics["epochs"][1]["total"] == pytest.approx(mean)
+
+    def test_tensorboard(self, finished):
+        trainer, _ = finished
+        (run,) = [p for p in (trainer.folder / "logs").iterdir() if p.is_dir()]
+        assert run.name == trainer.progress.run_name
+        events = EventAccumulator(str(run), {"scalars": 0, "images": 0, "histograms": 0})
+        events.Reload()
+        tags = events.Tags()
+        logged = events.Scalars("train/total")
+        assert [event.step for event in logged] == [1, 2, 3, 4, 5, 6]
+        assert [event.value for event in logged] == pytest.approx([losses["total"] for losses in trainer.losses])
+        assert {"train/learning_rate", "train/grad_norm", "val/J", "val/F", "val/Dice"} <= set(tags["scalars"])
+        assert [event.step for event in events.Scalars("val/J")] == [0, 3, 6]
+        rates = [event.value for event in events.Scalars("train/learning_rate")]
+        assert rates == pytest.approx(
+            [0.005, *(0.01 * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5))], rel=1e-5
+        )
+        (picture,) = [tag for tag in tags["images"] if tag.startswith("validation/")]
+        assert [event.step for event in events.Images(picture)] == [0, 3, 6]
+        histograms = [tag for tag in tags["histograms"] if tag.startswith("expert_use/")]
+        assert len(histograms) == len(list(iter_adapters(trainer.model))) == 16
+        for tag in histograms:
+            use = events.Histograms(tag)[-1].histogram_value
+            assert len(use.bucket) == 3
+            assert sum(use.bucket) == pytest.approx(1)
+        assert "config/text_summary" in tags["tensors"]
+
+    def test_the_log_is_for_people(self, finished):
+        trainer, _ = finished
+        text = (trainer.folder / "logs/training.log").read_text()
+        for line in (
+            "train: 5 images",
+            "target: 2 images",
+            "parameters train",
+            "base, before training: J",
+            "done: best J",
+        ):
+            assert line in text
+        assert text.count("epoch 2, step 6: ") == 2
+
+    def test_a_new_run_moves_the_old_one_aside(self, make_config):
+        first = Recorded(make_config("training.max_steps=1"))
+        best = first.fit()
+        kept = best.read_bytes()
+        (first.folder / "notes.txt").write_text("mine")
+        second = Recorded(make_config("training.max_steps=1", "lora.rank=2"))
+        (aside,) = (second.folder / "earlier").iterdir()
+        assert (aside / "checkpoints/best.pt").read_bytes() == kept
+        assert {p.name for p in aside.iterdir()} == {"checkpoints", "adapter", "config.yaml", "metrics.json"}
+        assert {p.name for p in second.folder.iterdir()} == {"earlier", "logs", "notes.txt", "config.yaml"}
+        assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
+
+
+class TestSchedule:
+    def test_early_stopping(self, make_config):
+        """So small a learning rate changes no mask: the first validation is the best, and one more ends it."""
+        trainer = Recorded(
+            make_config("training.learning_rate=1e-12", "training.early_stopping_patience=1", "training.max_epochs=9")
+        )
+        trainer.fit()
+        assert trainer.progress.epoch == 2
+        assert (
+            "stopping early: J has not got better for 1 validations"
+            in (trainer.folder / "logs/training.log").read_text()
+        )
+
+    def test_validation_every_so_many_epochs_and_at_the_end(self, make_config):
+        trainer = Recorded(make_config("training.max_epochs=3", "training.validate_every_epochs=2"))
+        trainer.fit()
+        assert ["val_J" in entry for entry in trainer.progress.history] == [False, True, True]
+
+    def test_the_rate_warms_up_and_ends_at_its_floor(self, make_config):
+        trainer = Recorded(
+            make_config("training.warmup_steps=2", "training.learning_rate=1e-2", "training.min_learning_rate=1e-3")
+        )
+        rates = []
+        for _ in range(7):
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.optimizer.step()
+            trainer.schedule.step()
+        cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+        assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, *cosine])
+
+    def test_biases_are_not_decayed(self, make_config):
+        trainer = Trainer(make_config("training.weight_decay=0.3"))
+        decay = {p: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        assert len(decay) == len(trained)
+        assert all(decay[p] == (0.3 if p.ndim > 1 else 0.0) for p in trained.values())
+        assert {name.rpartition(".")[2] for name, p in trained.items() if decay[p] == 0} == {"bias"}
+
+
+def test_the_device_by_name():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,248 @@
+"""Segment and follow what is pointed at, in an image, a folder of frames or a video file, frame by frame.
+
+Written into the output folder, NAME being the input's:
+
+  Annotations/NAME/00000.png   palette images as in DAVIS: 0 is background, n is object n; where objects overlap, the
+                               one with the higher mask logit is shown; frames of a folder keep their names
+  NAME.json                    COCO: every object's whole mask as RLE, with box, area, track_id (the object) and score
+                               (the model's probability that the object is to be seen on the frame)
+  NAME.mp4 or Overlays/NAME/   the frames with the masks drawn on them
+
+Prompts are [OBJECT[@FRAME]:]VALUES, object 1 on frame 0 unless it says so. An object is followed from its first prompt
+onwards; later prompts for it correct what was followed. Frames are read one at a time, so memory does not grow with the
+length of the video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from src import cli
+from src.config import Config, load_config
+from src.data.prompts import PromptsByFrame, check_prompts, parse_prompts
+from src.data.records import RLE
+from src.data.video import Footage, VideoFile, VideoWriter, open_footage
+from src.errors import UserError
+from src.evaluation.report import COLOURS, draw_masks
+from src.files import write_atomically
+from src.model.build import build_model, pick_device
+from src.model.checkpoint import load_trained
+from src.model.streaming import Prediction, StreamingTracker
+
+Overlay = Literal["video", "images", "none"]
+
+PALETTE = [0, 0, 0, *(int(value) for i in range(1, 256) for value in COLOURS[i % len(COLOURS)])]
+
+
+def predict(
+    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame
+) -> Iterator[tuple[np.ndarray, Prediction]]:
+    """Every frame, RGB uint8 (H, W, 3), with the objects found on it.
+
+    Raises:
+        UserError: a prompt lies outside the frames or after the last one.
+    """
+    last = max(prompts)
+    if footage.count is not None and last >= footage.count:
+        raise _beyond_the_end(last, footage.count)
+    bank = tracker.start(footage.count)
+    for t, frame in enumerate(footage):
+        if t == 0:
+            check_prompts(prompts, *frame.shape[:2])
+        new = [p for p in prompts.get(t, []) if p.object_id not in bank.objects]
+        known = [p for p in prompts.get(t, []) if p.object_id in bank.objects]
+        seen = tracker.encode(frame) if known else frame
+        prediction, bank = tracker.step(seen, bank, new)
+        if known:
+            prediction, bank = tracker.correct(seen, bank, known)
+        yield frame, prediction
+    if last > bank.frame:
+        raise _beyond_the_end(last, bank.frame + 1)
+
+
+def write_prediction(
+    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame, output: Path, overlay: Overlay
+) -> tuple[int, dict[int, int]]:
+    """Predict, and write everything as it comes.
+
+    Returns:
+        The number of frames, and object id → the number of frames it was found on.
+    """
+    masks, pictures = output / "Annotations" / footage.name, output / "Overlays" / footage.name
+    found: dict[int, int] = {}
+    with ExitStack() as stack:
+        coco = stack.enter_context(CocoWriter(output / f"{footage.name}.json", footage))
+        video = None
+        if overlay == "video":
+            video = stack.enter_context(VideoWriter(output / f"{footage.name}.mp4", footage.rate))
+        for frame, prediction in cli.progress_bar(
+            predict(tracker, footage, prompts), total=footage.count, desc=footage.name, unit="frame"
+        ):
+            stem = Path(footage.frame_file(prediction.frame)).stem
+            write_palette_image(masks / f"{stem}.png", prediction, frame.shape[:2])
+            coco.add(prediction, frame.shape[:2])
+            for object_id, mask in prediction.masks.items():
+                found[object_id] = found.get(object_id, 0) + bool(mask.any())
+            if overlay != "none":
+                picture = draw_masks(frame, prediction.masks)
+                if video is not None:
+                    video.write(picture)
+                else:
+                    write_image(pictures / f"{stem}.jpg", Image.fromarray(picture))
+    return coco.images, found
+
+
+def write_palette_image(path: Path, prediction: Prediction, size: tuple[int, int]) -> None:
+    """Write object numbers, (H, W), as a PNG with a palette."""
+    numbers_HW = np.zeros(size, dtype=np.uint8)
+    if prediction.logits:
+        ids = np.array(list(prediction.logits), dtype=np.uint8)
+        highest, winner = torch.stack(list(prediction.logits.values())).max(dim=0)
+        numbers_HW = np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
+    image = Image.fromarray(numbers_HW)
+    image.putpalette(PALETTE)
+    write_image(path, image)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Write a PNG or JPEG, as the name says, whole or not at all."""
+    kind = "PNG" if path.suffix == ".png" else "JPEG"
+    write_atomically(path, lambda temporary: image.save(temporary, format=kind, quality=92))
+
+
+class CocoWriter:
+    """Writes COCO JSON object by object, keeping none of it in memory; the file appears when the block ends well.
+
+    Images are numbered from 1 in the video's order. Objects that are not seen on a frame have no annotation there.
+    """
+
+    def __init__(self, path: Path, footage: Footage) -> None:
+        self.path, self.footage = path, footage
+        self.annotations = self.images = 0
+        self.size = (0, 0)
+
+    def __enter__(self) -> CocoWriter:
+        self._lines = tempfile.TemporaryFile("w+", encoding="ascii")
+        return self
+
+    def add(self, prediction: Prediction, size: tuple[int, int]) -> None:
+        """Add a frame's objects; ``size`` is its (H, W)."""
+        self.images, self.size = prediction.frame + 1, size
+        for object_id, mask in prediction.masks.items():
+            if not mask.any():
+                continue
+            self.annotations += 1
+            rle = RLE.encode(mask).rle
+            annotation = {
+                "id": self.annotations,
+                "image_id": prediction.frame + 1,
+                "category_id": 1,
+                "track_id": object_id,
+                "score": round(prediction.scores[object_id], 4),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": int(coco_mask.area(rle)),
+                "iscrowd": 0,
+                "segmentation": {"size": list(size), "counts": rle["counts"].decode("ascii")},
+            }
+            self._lines.write(("" if self.annotations == 1 else ",\n") + json.dumps(annotation))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lines:
+            if kind is None:
+                write_atomically(self.path, self._write)
+
+    def _write(self, path: Path) -> None:
+        height, width = self.size
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"categories": [{"id": 1, "name": "object"}],\n"images": [\n')
+            for index in range(self.images):
+                image = {"id": index + 1, "file_name": self.footage.frame_file(index), "height": height, "width": width}
+                file.write((",\n" if index else "") + json.dumps(image))
+            file.write('\n],\n"annotations": [\n')
+            self._lines.seek(0)
+            shutil.copyfileobj(self._lines, file)
+            file.write("\n]}\n")
+
+
+def _beyond_the_end(frame: int, count: int) -> UserError:
+    frames = "there is 1 frame, number 0" if count == 1 else f"there are {count} frames, 0 to {count - 1}"
+    return UserError(f"a prompt is for frame {frame}, but {frames}")
+
+
+def load_tracker(config: Config, checkpoint: str | None) -> StreamingTracker:
+    """The run's base model, with the adapters of a checkpoint or adapter folder if there is one."""
+    torch.manual_seed(config.training.seed)
+    model = build_model(config.model)
+    if checkpoint is not None:
+        load_trained(model, checkpoint)
+    return StreamingTracker(model.to(pick_device(config.training.device)), keep_corrections=True)
+
+
+def frame_rate(text: str) -> Fraction:
+    """Frames per second as written on the command line: ``25``, ``29.97``, ``30000/1001``."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of frames per second")
+    return rate
+
+
+def main(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.config, arguments.overrides)
+    prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
+    footage = open_footage(arguments.input)
+    output = Path(arguments.output)
+    overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
+    if arguments.fps is not None:
+        footage = replace(footage, rate=arguments.fps)
+    count, found = write_prediction(load_tracker(config, arguments.checkpoint), footage, prompts, output, overlay)
+    for object_id, frames in sorted(found.items()):
+        print(f"object {object_id}: found on {frames} of {count} frames")
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    parser = cli.parser(
+        __doc__, "python tools/predict.py --config src/configs/mope.yaml --input clip.mp4 --box 2@10:40,30,200,180"
+    )
+    cli.add_config_arguments(parser)
+    parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder of frames, or a video file")
+    parser.add_argument(
+        "--output", default="experiments/predictions", metavar="FOLDER", help="default: experiments/predictions"
+    )
+    parser.add_argument(
+        "--checkpoint", "--adapter", metavar="PATH", help="a run's checkpoint or an adapter folder (default: the base)"
+    )
+    parser.add_argument("--box", action="append", default=[], metavar="[N[@T]:]X0,Y0,X1,Y1", help="in pixels")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="[N[@T]:]X,Y[,LABEL]", help="label 1: on it (default), 0: not"
+    )
+    parser.add_argument(
+        "--mask", action="append", default=[], metavar="[N[@T]:]FILE", help="an image; each palette index is an object"
+    )
+    parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
+    parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")
+    parser.add_argument("--fps", type=frame_rate, help="of the overlay video (default: the input's, or 24)")
+    cli.run(main, parser)

@@ -1,0 +1,28 @@
+"""Fine-tune SAM 2 as a YAML says, then print what was gained on the new domain and what was forgotten on the others."""
+
+from __future__ import annotations
+
+import argparse
+
+from src import cli
+
+
+def main(arguments: argparse.Namespace) -> None:
+    from src.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
+    from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
+    from src.train.trainer import Trainer
+
+    best = Trainer(config, arguments.resume).fit()
+    evaluate(config, best)
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, "python train.py --config src/configs/mope.yaml --set training.learning_rate=5e-4")
+    cli.add_config_arguments(parser)
+    parser.add_argument(
+        "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"
+    )
+    cli.run(main, parser)
