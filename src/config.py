@@ -149,13 +149,15 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(4, gt=0, description="clips per forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
-    clips_per_image: int = Field(1, gt=0, description="clips drawn from each image or video per epoch")
+    clips_per_image: int | None = Field(
+        None, gt=0, description="clips drawn from each image or video per epoch; null: so many that an epoch has 256"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
     warmup_steps: int = Field(10, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
-    use_amp: bool | Literal["auto"] = Field("auto", description="auto: on CUDA")
+    use_amp: Literal[True, False, "auto"] = Field("auto", description="auto: on CUDA")
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     activation_checkpointing: bool = False
     enable_segmentation: bool = Field(

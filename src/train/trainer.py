@@ -46,6 +46,8 @@ from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
 
+CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
+
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = ("checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays")
 
@@ -113,9 +115,8 @@ class Trainer:
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 
-        clips = ClipDataset(
-            train_data, dataset.clip, size, training.seed, training.clips_per_image, dataset.min_object_side
-        )
+        clips_per_image = training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / len(train_data))
+        clips = ClipDataset(train_data, dataset.clip, size, training.seed, clips_per_image, dataset.min_object_side)
         self.sampler = EpochSampler(len(clips), training.seed)
         self.loader: DataLoader = DataLoader(
             clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,

@@ -504,3 +504,9 @@ class TestSchedule:
 def test_the_device_by_name():
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_few_images_still_make_an_epoch_of_256_clips(make_config):
+    trainer = Trainer(make_config("training.clips_per_image=null"))
+    assert 256 <= trainer.sampler.length < 256 + 5
+    assert Trainer(make_config("training.clips_per_image=3")).sampler.length == 15
