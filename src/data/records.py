@@ -39,6 +39,9 @@ class Segmentation(Protocol):
     def decode(self) -> np.ndarray:
         """The mask, bool, (H, W) of the frame."""
 
+    def area(self) -> int:
+        """The mask's area in pixels."""
+
 
 @dataclass(frozen=True)
 class RLE:
@@ -56,6 +59,11 @@ class RLE:
         from pycocotools import mask as coco_mask
 
         return coco_mask.decode(self.rle).astype(bool)
+
+    def area(self) -> int:
+        from pycocotools import mask as coco_mask
+
+        return int(coco_mask.area(self.rle))
 
 
 @dataclass(frozen=True)
@@ -102,3 +110,14 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def median_object_side(self, size: int) -> float:
+        """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``."""
+        shares = [
+            segmentation.area() / (video.height * video.width)
+            for video in self.videos
+            for obj in video.objects
+            for segmentation in obj.segmentations
+            if segmentation is not None
+        ]
+        return float(np.median(np.sqrt(shares))) * size

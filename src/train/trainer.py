@@ -48,6 +48,8 @@ from src.train.optim import build_optimizer, build_schedule
 
 CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
 
+SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
+
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = ("checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays")
 
@@ -157,6 +159,12 @@ class Trainer:
         for data in (train_data, self.validation.data):
             notes = "".join(f"; {count} {what}" for what, count in data.notes.items())
             self.log.say(f"{data.name}: {len(data)} images or videos{notes}")
+        side = train_data.median_object_side(size)
+        if side < SMALL_OBJECT:
+            self.log.say(
+                f"warning: half of the objects are smaller than {side:.1f} px at model.image_size {size}, too small to "
+                f"be tracked well; model.image_size {min(1024, 2 * size)} or more would show them larger"
+            )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
             self.log.say(f"going on from {resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")

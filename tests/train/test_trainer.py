@@ -510,3 +510,11 @@ def test_few_images_still_make_an_epoch_of_256_clips(make_config):
     trainer = Trainer(make_config("training.clips_per_image=null"))
     assert 256 <= trainer.sampler.length < 256 + 5
     assert Trainer(make_config("training.clips_per_image=3")).sampler.length == 15
+
+
+def test_objects_too_small_for_the_model_are_warned_about(make_config, monkeypatch):
+    ordinary = Trainer(make_config("training.clips_per_image=1"))
+    assert "too small" not in (ordinary.folder / "logs/training.log").read_text()
+    monkeypatch.setattr("src.train.trainer.SMALL_OBJECT", 60)
+    Trainer(make_config("training.clips_per_image=1"))
+    assert "model.image_size 128 or more" in (ordinary.folder / "logs/training.log").read_text()
