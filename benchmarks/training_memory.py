@@ -14,13 +14,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
+from src.config import ModelName
 from src.errors import UserError
 
-MODELS = ("sam2_nano", "sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large")
+MODELS = get_args(ModelName)
 METHODS = ("full", "lora", "mope")
 
 

@@ -105,5 +105,5 @@ if __name__ == "__main__":
     parser.add_argument("--image-size", type=int, metavar="PX", help="smaller is faster (default: the model's own)")
     parser.add_argument("--frames", type=int, default=4, help="length of the clip (default: 4)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", default="expert_use.png", metavar="PNG", help="the bar chart")
+    parser.add_argument("--output", default="experiments/expert_use.png", metavar="PNG", help="the bar chart")
     cli.run(main, parser)

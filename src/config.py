@@ -87,7 +87,9 @@ class MotionConfig(Section):
     shear: float = Field(5.0, ge=0, le=45, description="degrees, up to ±")
     brightness: float = Field(0.15, ge=0, lt=1)
     contrast: float = Field(0.15, ge=0, lt=1)
-    elastic: float = Field(0.02, ge=0, le=0.2, description="smooth warp, as a share of the image side")
+    elastic: float = Field(
+        0.02, ge=0, le=0.2, description="smooth warp: its deviation, as a share of half the image side"
+    )
     occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
     flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip of the whole clip (training)")
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 
 from src import cli
-from src.config import ClipConfig, LossConfig, ModelConfig, MotionConfig, Prompt, PromptConfig
+from src.config import ClipConfig, LossConfig, ModelConfig, MotionConfig, Prompt, PromptConfig, TrainingConfig
 from src.data.clips import Clip, ClipBatch, draw_clip
 from src.data.records import DataSet
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
@@ -32,6 +32,7 @@ from src.evaluation.metrics import region_similarity
 from src.evaluation.predict import predicting, track
 from src.model.build import build_model
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.train.optim import build_optimizer
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,8 @@ def pretrain(output: Path, share: float, first_phase: int, workers: int, device:
         torch.manual_seed(number)
         config = CONFIG if number == 1 else CONFIG.model_copy(update={"checkpoint": str(output)})
         model = build_trainable(config, phase.prompts, phase.frames).to(device).train()
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}], lr=phase.learning_rate
-        )
+        settings = TrainingConfig(learning_rate=phase.learning_rate, weight_decay=0.05)
+        optimizer = build_optimizer(model, settings)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, phase.learning_rate, total_steps=steps, pct_start=0.05, cycle_momentum=False
         )

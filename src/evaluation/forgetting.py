@@ -62,7 +62,7 @@ class DomainResult:
         return sum(len(video.predicted) for video in self.videos)
 
 
-def target_domain(config: Config, split: str, frames: int | None = None) -> Domain:
+def target_domain(config: Config, split: str) -> Domain:
     """The run's own domain: its ``valid`` or ``test`` split.
 
     Raises:
@@ -75,7 +75,7 @@ def target_domain(config: Config, split: str, frames: int | None = None) -> Doma
         folder, annotations = dataset.test_img_folder, dataset.test_ann_file
     else:
         folder, annotations = dataset.val_img_folder, dataset.val_ann_file
-    return _coco_domain(config, DomainConfig(name=TARGET, img_folder=folder, ann_file=annotations), frames)
+    return _coco_domain(config, DomainConfig(name=TARGET, img_folder=folder, ann_file=annotations))
 
 
 def kept_domains(config: Config) -> list[Domain]:
@@ -87,18 +87,16 @@ def kept_domains(config: Config) -> list[Domain]:
     return domains + [_coco_domain(config, domain) for domain in config.evaluation.domains]
 
 
-def _coco_domain(config: Config, domain: DomainConfig, frames: int | None = None) -> Domain:
+def _coco_domain(config: Config, domain: DomainConfig) -> Domain:
     data = load_coco(domain.img_folder, domain.ann_file, domain.name, config.dataset.max_ann_per_img)
     if config.evaluation.max_images is not None:
         data = DataSet(data.name, data.videos[: config.evaluation.max_images], data.notes)
-    return _domain(config, domain.name, data, frames)
+    return _domain(config, domain.name, data)
 
 
-def _domain(config: Config, name: str, data: DataSet, frames: int | None = None) -> Domain:
+def _domain(config: Config, name: str, data: DataSet) -> Domain:
     settings = config.evaluation
-    return Domain(
-        name, data, frames or settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion
-    )
+    return Domain(name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion)
 
 
 def evaluate_domain(model: SAM2Base, domain: Domain, prompt: Prompt, label: str = "") -> DomainResult:

@@ -163,25 +163,34 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"model.checkpoint: {path} does not exist; "
-            "set it to an official SAM 2.1 .pt file, or to null for random weights"
+            f"model.checkpoint: {path} does not exist; checkpoints/download_ckpts.sh fetches the official files, "
+            "and null stands for random weights"
         )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: not a plain checkpoint of tensors (or not a checkpoint at all)") from None
-    except Exception as error:  # garbage makes the unpickler raise nearly anything
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or truncated, download it again ({first_line})") from None
+    content = read_pt(path)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path}: not an official SAM 2 checkpoint, which holds {{'model': state_dict}}")
     return weights
+
+
+def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What ``torch.save`` wrote, read onto a device; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is damaged, or holds more than tensors, numbers, text and their containers.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: refused: it holds more than tensors and numbers, or is no checkpoint") from None
+    except Exception as error:  # garbage makes the unpickler raise nearly anything
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or truncated ({first_line})") from None
 
 
 def pick_device(name: str) -> torch.device:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from src.errors import UserError
 from src.files import write_atomically
 from src.lora.adapter_io import WEIGHTS_FILE, adapter_state_dict, base_fingerprint, load_adapter
 from src.lora.lora_utils import apply_method
+from src.model.build import read_pt
 
 FORMAT_VERSION = 1
 
@@ -64,13 +64,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
         raise UserError(f"{path}: no such checkpoint" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: it holds more than tensors and numbers, or is no checkpoint") from None
-    except Exception as error:  # garbage makes the unpickler raise nearly anything
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or truncated ({first_line})") from None
+    content = read_pt(path)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
         raise UserError(f"{path}: not a checkpoint of a training run{hint}")

@@ -21,8 +21,6 @@ ahead of time it also looks at before it comes to them, which a stream cannot.
 from __future__ import annotations
 
 import copy
-import pickle
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -40,6 +38,7 @@ from torch import Tensor
 from src.data.prompts import Prompt
 from src.errors import UserError
 from src.files import write_atomically
+from src.model.build import read_pt
 from src.model.segmenter import as_video_predictor, normalise
 
 FORMAT_VERSION = 1
@@ -117,12 +116,9 @@ class MemoryBank:
         Raises:
             UserError: the file is missing, damaged, or no memory bank.
         """
-        try:
-            content = torch.load(path, map_location=device, weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such memory bank") from None
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError):
-            raise UserError(f"{path}: damaged, or not a memory bank") from None
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such memory bank")
+        content = read_pt(Path(path), device)
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION or "bank" not in content:
             raise UserError(f"{path}: not a memory bank of this version")
         fields = content["bank"]

@@ -29,6 +29,7 @@ from src.errors import UserError
 from src.evaluation.forgetting import DomainResult, evaluate_domain, target_domain
 from src.evaluation.report import overlay_sheet, true_masks
 from src.files import write_text
+from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
 from src.lora.routing import load_balancing_loss, record_routing, router_z_loss
@@ -186,6 +187,9 @@ class Trainer:
                 if (finished and self.progress.clips == 0) or self.progress.step >= self.last_step:
                     self.validate_and_save()
                 self.save("last.pt")
+                every = self.config.training.save_every_epochs
+                if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
+                    self.save(f"epoch_{self.progress.epoch:03d}.pt")
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
             f"checkpoints in {self.folder / 'checkpoints'}"
@@ -289,8 +293,8 @@ class Trainer:
         return result
 
     def validate_and_save(self) -> None:
-        """Validate; keep ``best.pt`` and the adapter when J is better than ever, and ``epoch_*.pt`` as asked for."""
-        progress, training = self.progress, self.config.training
+        """Validate, and keep ``best.pt`` and the adapter when J is better than ever."""
+        progress = self.progress
         scores = self.validate("adapted").scores
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
         self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
@@ -303,11 +307,9 @@ class Trainer:
         )
         if better:
             self.save(self.best.name)
-            if self.config.lora.method in ("mope", "lora"):
+            if any(iter_adapters(self.model)):
                 about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
                 save_adapter(self.model, self.folder / "adapter", self.config.lora, about)
-        if training.save_every_epochs and progress.clips == 0 and progress.epoch % training.save_every_epochs == 0:
-            self.save(f"epoch_{progress.epoch:03d}.pt")
         metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 

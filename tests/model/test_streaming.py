@@ -225,7 +225,7 @@ class TestBank:
     def test_a_damaged_file_is_refused(self, tmp_path, content):
         path = tmp_path / "bank.pt"
         path.write_bytes(content)
-        with pytest.raises(UserError, match="memory bank"):
+        with pytest.raises(UserError, match=r"bank.pt: (damaged|refused)"):
             MemoryBank.load(path)
 
     def test_other_files_are_refused(self, tmp_path):
@@ -235,7 +235,7 @@ class TestBank:
         with pytest.raises(UserError, match="not a memory bank of this version"):
             MemoryBank.load(tmp_path / "weights.pt")
         torch.save(ObjectMemory(), tmp_path / "code.pt")
-        with pytest.raises(UserError, match="not a memory bank"):
+        with pytest.raises(UserError, match=r"code.pt: refused"):
             MemoryBank.load(tmp_path / "code.pt")
 
 

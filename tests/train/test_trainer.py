@@ -518,3 +518,11 @@ def test_objects_too_small_for_the_model_are_warned_about(make_config, monkeypat
     monkeypatch.setattr("src.train.trainer.SMALL_OBJECT", 60)
     Trainer(make_config("training.clips_per_image=1"))
     assert "model.image_size 128 or more" in (ordinary.folder / "logs/training.log").read_text()
+
+
+def test_epoch_files_do_not_wait_for_validations(make_config):
+    run = Trainer(
+        make_config("training.max_epochs=4", "training.validate_every_epochs=2", "training.save_every_epochs=3")
+    )
+    run.fit()
+    assert [path.name for path in sorted((run.folder / "checkpoints").glob("epoch_*"))] == ["epoch_003.pt"]
