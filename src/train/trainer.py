@@ -164,7 +164,7 @@ class Trainer:
         if side < SMALL_OBJECT:
             self.log.say(
                 f"warning: half of the objects are smaller than {side:.1f} px at model.image_size {size}, too small to "
-                f"be tracked well; model.image_size {min(1024, 2 * size)} or more would show them larger"
+                f"be tracked well; model.image_size {2 * size} or more would show them larger"
             )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
