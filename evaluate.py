@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal
 
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from src import cli
-from src.config import Config, Prompt, load_config
+from src.config import Config, Prompt, Split, load_config
 from src.errors import UserError
 from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain
 from src.evaluation.report import Comparison, table, write_report
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
-
-Split = Literal["valid", "test"]
 
 
 def evaluate(
@@ -28,11 +25,12 @@ def evaluate(
     Args:
         config: the run.
         checkpoint: a checkpoint or adapter folder of the run; None evaluates the base alone.
-        split: which split of the run's domain.
+        split: which split of the domains that the run learned.
         prompt: None takes ``evaluation.prompt``.
     """
     prompt = prompt or config.evaluation.prompt
-    domains = [target_domain(config, split), *kept_domains(config)]
+    learned = [target_domain(config, data, split) for data in config.dataset.sets]
+    domains = [*learned, *kept_domains(config)]
     device = pick_device(config.training.device)
     base, adapted = _build_base(config).to(device), None
     if checkpoint is not None:

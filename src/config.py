@@ -21,6 +21,8 @@ ModelName = Literal[
 ]
 Method = Literal["mope", "lora", "full", "none"]
 Prompt = Literal["mask", "box", "point"]
+Split = Literal["train", "valid", "test"]
+Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
 
 
 class Section(BaseModel):
@@ -102,21 +104,64 @@ class ClipConfig(Section):
     motion: MotionConfig = Field(default_factory=MotionConfig)
 
 
-class DatasetConfig(Section):
-    """The new domain: COCO annotations and their image folders."""
+class DomainConfig(Section):
+    """One data set, all of it: where it lies, and the name it is reported under."""
 
-    train_img_folder: str = "data/sample/train"
-    train_ann_file: str = "data/sample/train/_annotations.coco.json"
-    val_img_folder: str = "data/sample/valid"
-    val_ann_file: str = "data/sample/valid/_annotations.coco.json"
+    name: str = Field(min_length=1)
+    img_folder: str = Field(description="images, frames or videos; what the annotations' file names are relative to")
+    ann_file: str | None = Field(None, description="annotation file or folder; null: looked for in img_folder")
+    format: Format = Field("auto", description="auto: recognised by the files")
+    videos: str | list[str] | None = Field(
+        None, description="only these: names, or a text file with one a line (DAVIS' ImageSets); null: all"
+    )
+
+
+class SetConfig(Section):
+    """A domain to learn: its splits, each an image folder and annotations."""
+
+    name: str = Field("target", min_length=1)
+    weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
+    format: Format = Field("auto", description="auto: recognised by the files")
+    train_img_folder: str
+    train_ann_file: str | None = None
+    train_videos: str | list[str] | None = None
+    val_img_folder: str | None = None
+    val_ann_file: str | None = None
+    val_videos: str | list[str] | None = None
     test_img_folder: str | None = None
     test_ann_file: str | None = None
+    test_videos: str | list[str] | None = None
+
+    def split(self, split: Split) -> DomainConfig | None:
+        """Where a split lies; None if the config does not say."""
+        folder, annotations, videos = {
+            "train": (self.train_img_folder, self.train_ann_file, self.train_videos),
+            "valid": (self.val_img_folder, self.val_ann_file, self.val_videos),
+            "test": (self.test_img_folder, self.test_ann_file, self.test_videos),
+        }[split]
+        if folder is None:
+            return None
+        return DomainConfig(name=self.name, img_folder=folder, ann_file=annotations, format=self.format, videos=videos)
+
+
+class DatasetConfig(SetConfig):
+    """The new domain, or several of them in one run, and how clips are made of them."""
+
+    train_img_folder: str = "data/sample/train"
+    val_img_folder: str | None = "data/sample/valid"
+    more: list[SetConfig] = Field(default_factory=list, description="further domains to learn in the same run")
+    skip_bad: bool = Field(False, description="leave damaged entries out, listed in skipped.json, instead of stopping")
     resolution: int | None = Field(None, gt=0, description="pixels; null: model.image_size")
     max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
     min_object_side: float = Field(
         1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
     )
     clip: ClipConfig = Field(default_factory=ClipConfig)
+
+    @property
+    def sets(self) -> list[SetConfig]:
+        """All domains to learn, the first one first."""
+        return [self, *self.more]
 
 
 class PromptConfig(Section):
@@ -176,14 +221,6 @@ class TrainingConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-class DomainConfig(Section):
-    """One more data set to report on: what must not be forgotten."""
-
-    name: str = Field(min_length=1)
-    img_folder: str
-    ann_file: str
-
-
 class EvaluationConfig(Section):
     """What the table says."""
 
@@ -198,14 +235,6 @@ class EvaluationConfig(Section):
     domains: list[DomainConfig] = Field(default_factory=list)
     overlays: int = Field(3, ge=0, description="best and worst cases drawn per domain")
 
-    @model_validator(mode="after")
-    def _unique_names(self) -> EvaluationConfig:
-        names = [domain.name for domain in self.domains]
-        taken = {name for name in names if names.count(name) > 1 or name in ("target", "source")}
-        if taken:
-            raise ValueError(f"domain names must be unique and not 'target' or 'source': {', '.join(sorted(taken))}")
-        return self
-
 
 class Config(Section):
     """A whole run."""
@@ -216,6 +245,17 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output_dir: str = "experiments"
+
+    @model_validator(mode="after")
+    def _unique_domains(self) -> Config:
+        names = [data.name for data in self.dataset.sets] + [domain.name for domain in self.evaluation.domains]
+        taken = {name for name in names if names.count(name) > 1 or name == "source"}
+        if taken:
+            raise ValueError(
+                "names under dataset, dataset.more and evaluation.domains must be unique and not 'source': "
+                + ", ".join(sorted(taken))
+            )
+        return self
 
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML that :func:`load_config` reads back to an equal one."""

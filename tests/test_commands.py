@@ -98,8 +98,8 @@ class TestMistakes:
         assert "best.pt does not exist: train first" in refused(script="evaluate.py")
 
     def test_a_test_split_that_is_not_there(self, refused):
-        settings = ("dataset.test_ann_file=null", "lora.method=none")
-        assert "set dataset.test_img_folder" in refused(*settings, script="evaluate.py", arguments=("--split", "test"))
+        settings = ("dataset.test_img_folder=null", "lora.method=none")
+        assert "set its test_img_folder under dataset" in refused(*settings, script="evaluate.py", arguments=("--split", "test"))
 
     def test_no_config(self, command):
         status, _, errors = command("train.py")

@@ -35,6 +35,10 @@ class ImageFile:
     def name(self) -> str:
         return str(self.path)
 
+    @property
+    def stem(self) -> str:
+        return Path(self.path).stem
+
     def read(self) -> np.ndarray:
         return read_image(self.path, self.orient)
 

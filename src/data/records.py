@@ -5,8 +5,10 @@ A still image is a video of one frame. Nothing outside the parsers knows a file 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +20,10 @@ class FrameSource(Protocol):
     def name(self) -> str:
         """A name for messages: a path, or a path with a frame number."""
 
+    @property
+    def stem(self) -> str:
+        """What files made for this frame are called, without extension: the frame's own file stem, or its number."""
+
     def read(self) -> np.ndarray:
         """The frame as RGB, uint8, shape (H, W, 3). Raises UserError naming the file if it cannot be read."""
 
@@ -28,6 +34,7 @@ class ArrayFrame:
 
     array: np.ndarray
     name: str = "array"
+    stem: str = "00000"
 
     def read(self) -> np.ndarray:
         return self.array
@@ -68,25 +75,41 @@ class RLE:
 
 @dataclass(frozen=True)
 class ObjectTrack:
-    """One object of a video. ``segmentations[t]`` is its area on frame t, or None where it is absent."""
+    """One object of a video.
+
+    ``object_id`` is positive and unique in its video: the file's own number where that is a positive integer, else its
+    place counted from 1, with ``original_id`` as the file has it. ``segmentations[t]`` is its area on frame t, None
+    where it is absent, or where nothing is known of the frame (see ``VideoRecord.annotated``).
+    """
 
     object_id: int
-    segmentations: list[Segmentation | None]
+    segmentations: Sequence[Segmentation | None]
     category: str | None = None
+    original_id: int | str | None = None
 
 
 @dataclass(frozen=True)
 class VideoRecord:
     """One video (or still image) with its objects.
 
-    ``height`` and ``width`` are in pixels, as the frames come out of ``FrameSource.read``.
+    ``height`` and ``width`` are in pixels, as the frames come out of ``FrameSource.read``. ``annotated`` holds the
+    numbers of the frames that somebody labelled, None where that is all of them: on any other frame an object without
+    a segmentation may be there all the same, so such frames are tracked through, but neither trained on nor scored.
+    ``void`` maps a frame to the area that is no object's and not background either (DAVIS' 255): it is left out of
+    scores.
     """
 
     video_id: str
     height: int
     width: int
-    frames: list[FrameSource]
+    frames: Sequence[FrameSource]
     objects: list[ObjectTrack]
+    annotated: frozenset[int] | None = None
+    void: dict[int, Segmentation] = field(default_factory=dict)
+
+    def is_annotated(self, frame: int) -> bool:
+        """Whether it is known of a frame which objects are on it."""
+        return self.annotated is None or frame in self.annotated
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -97,15 +120,69 @@ class VideoRecord:
         return {object_id: s.decode() for object_id, s in found if s is not None}
 
 
+Severity = Literal["error", "repaired", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth telling about a data set. As text, one line.
+
+    Attributes:
+        severity: ``error``: damaged, the run stops unless it may be left out; ``repaired``: mended, or left out as
+            harmless, the same way every time; ``note``: nothing was changed.
+        file: the file it is in.
+        entry: which entry of it (``annotation 17``, ``frame 12``), empty where it is the file as a whole.
+        problem: what is wrong; of one kind of repair or note always the same words, by which they are counted.
+        action: what is done about it, or what the user can do.
+    """
+
+    severity: Severity
+    file: str
+    entry: str
+    problem: str
+    action: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}: {self.entry}" if self.entry else self.file
+        return f"{place}: {self.problem}; {self.action}"
+
+
+class Source(Protocol):
+    """A data set as its parser has indexed it: cheap to hold and to hand to other processes; parsed video by video.
+
+    Attributes:
+        name: of the data set.
+        files: the annotation files and folders it was indexed from, whose content decides what ``read`` returns.
+        findings: what indexing met, about the files as a whole and about entries that belong to no video.
+    """
+
+    name: str
+    files: list[Path]
+    findings: list[Finding]
+
+    def __len__(self) -> int:
+        """The number of videos or images listed, with or without usable objects."""
+
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+        """Parse one video's annotations and the headers of its frames; decodes no pixels.
+
+        Always the same for the same files. Never raises for damaged input.
+
+        Returns:
+            The record without what is damaged, None where nothing usable is left; and everything met on the way.
+        """
+
+
 @dataclass
 class DataSet:
     """The videos of one split, with what was left out or repaired on the way in.
 
-    ``notes`` maps a kind of repair or omission ("crowd annotations left out") to how often it happened.
+    ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations left
+    out") to how often it happened.
     """
 
     name: str
-    videos: list[VideoRecord]
+    videos: Sequence[VideoRecord]
     notes: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:

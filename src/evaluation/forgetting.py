@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli import progress_bar
-from src.config import Config, DomainConfig, MotionConfig, Prompt
+from src.config import Config, DomainConfig, MotionConfig, Prompt, SetConfig, Split
 from src.data.clips import evaluation_video
-from src.data.coco import load_coco
+from src.data.formats import load_data
 from src.data.records import RLE, DataSet, VideoRecord
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
 from src.errors import UserError
@@ -18,7 +18,6 @@ from src.evaluation.metrics import Scores
 from src.evaluation.predict import first_frame, predicting, track
 from src.model.build import image_size_of
 
-TARGET = "target"
 SOURCE_DOMAIN = "source"
 
 
@@ -62,20 +61,22 @@ class DomainResult:
         return sum(len(video.predicted) for video in self.videos)
 
 
-def target_domain(config: Config, split: str) -> Domain:
-    """The run's own domain: its ``valid`` or ``test`` split.
+def split_of(data: SetConfig, split: Split) -> DomainConfig:
+    """Where a split of a domain to learn lies. Raises UserError, naming the key, if the config does not say."""
+    place = data.split(split)
+    if place is None:
+        prefix = {"train": "train", "valid": "val", "test": "test"}[split]
+        raise UserError(f"domain '{data.name}' has no {split} split: set its {prefix}_img_folder under dataset")
+    return place
+
+
+def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
+    """A split of one of the domains that the run learns.
 
     Raises:
         UserError: the split is not in the config, or its files are missing or damaged.
     """
-    dataset = config.dataset
-    if split == "test":
-        if dataset.test_img_folder is None or dataset.test_ann_file is None:
-            raise UserError("--split test: set dataset.test_img_folder and dataset.test_ann_file")
-        folder, annotations = dataset.test_img_folder, dataset.test_ann_file
-    else:
-        folder, annotations = dataset.val_img_folder, dataset.val_ann_file
-    return _coco_domain(config, DomainConfig(name=TARGET, img_folder=folder, ann_file=annotations))
+    return _loaded_domain(config, split_of(data, split))
 
 
 def kept_domains(config: Config) -> list[Domain]:
@@ -84,11 +85,11 @@ def kept_domains(config: Config) -> list[Domain]:
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
         domains.append(_domain(config, SOURCE_DOMAIN, videos))
-    return domains + [_coco_domain(config, domain) for domain in config.evaluation.domains]
+    return domains + [_loaded_domain(config, domain) for domain in config.evaluation.domains]
 
 
-def _coco_domain(config: Config, domain: DomainConfig) -> Domain:
-    data = load_coco(domain.img_folder, domain.ann_file, domain.name, config.dataset.max_ann_per_img)
+def _loaded_domain(config: Config, domain: DomainConfig) -> Domain:
+    data = load_data(domain, config.dataset)
     if config.evaluation.max_images is not None:
         data = DataSet(data.name, data.videos[: config.evaluation.max_images], data.notes)
     return _domain(config, domain.name, data)

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from src.cli import progress_bar
 from src.config import Config
 from src.data.clips import ClipBatch, ClipDataset, EpochSampler, collate
-from src.data.coco import load_coco
+from src.data.formats import load_data
 from src.errors import UserError
-from src.evaluation.forgetting import DomainResult, evaluate_domain, target_domain
+from src.evaluation.forgetting import DomainResult, evaluate_domain, split_of, target_domain
 from src.evaluation.report import overlay_sheet, true_masks
 from src.files import write_text
 from src.lora.adapter import iter_adapters
@@ -95,8 +95,8 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        train_data = load_coco(dataset.train_img_folder, dataset.train_ann_file, "train", dataset.max_ann_per_img)
-        self.validation = target_domain(config, "valid")
+        train_data = load_data(split_of(dataset, "train"), dataset)
+        self.validation = target_domain(config, dataset, "valid")
 
         random.seed(training.seed)
         np.random.seed(training.seed)
@@ -157,9 +157,9 @@ class Trainer:
             self.log.say(f"an earlier run was moved to {moved}")
         write_text(self.folder / "config.yaml", config.to_yaml())
         self.log.text("config", config.to_yaml())
-        for data in (train_data, self.validation.data):
+        for split, data in (("train", train_data), ("valid", self.validation.data)):
             notes = "".join(f"; {count} {what}" for what, count in data.notes.items())
-            self.log.say(f"{data.name}: {len(data)} images or videos{notes}")
+            self.log.say(f"{data.name}, {split}: {len(data)} images or videos{notes}")
         side = train_data.median_object_side(size)
         if side < SMALL_OBJECT:
             self.log.say(

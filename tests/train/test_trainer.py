@@ -440,7 +440,7 @@ class TestOneRun:
         trainer, _ = finished
         text = (trainer.folder / "logs/training.log").read_text()
         for line in (
-            "train: 5 images",
+            "target, train: 5 images",
             "target: 2 images",
             "parameters train",
             "base, before training: J",
