@@ -9,9 +9,6 @@ Format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
-import json
-import posixpath
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,7 +17,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from src.data.images import ImageFile, image_size, refuse_placeholder
+from src.data.images import ImageFile, image_size
+from src.data.parsing import as_id, category_names, declared_size, leaves_folder, read_json
 from src.data.records import RLE, DataSet, FrameSource, ObjectTrack, VideoRecord
 from src.data.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
 from src.errors import UserError
@@ -73,13 +71,13 @@ def scan_coco(
         UserError: the file or the folder as a whole cannot be read.
     """
     folder = Path(img_folder)
-    content = _read_json(Path(ann_file))
+    content = _read_coco(Path(ann_file))
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder")
     log = _Log()
     images = _index_images(content["images"], log)
     annotations = _group_by_image(content["annotations"], images, log)
-    categories = _category_names(content.get("categories"))
+    categories = category_names(content.get("categories"))
     videos: list[VideoRecord] = []
     taken: set[str] = set()
     for key, image in images.items():
@@ -126,21 +124,9 @@ def _summary(ann_file: str | Path, findings: list[Finding]) -> str:
     return f"{ann_file}: {len(findings)} damaged entries to fix or delete{first}:{lines}"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_coco(path: Path) -> dict[str, Any]:
     """The COCO object of a file: a dict whose ``images`` and ``annotations`` are lists."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    refuse_placeholder(path, raw[:64])
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a COCO file: expected an object, found a {type(content).__name__}")
+    content = read_json(path)
     missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
     if missing:
         keys = ", ".join(repr(key) for key in list(content)[:8]) or "none"
@@ -157,7 +143,7 @@ def _index_images(entries: list[Any], log: _Log) -> dict[int | str, _Image]:
         if not isinstance(entry, dict):
             log.damaged(place, "is not an object")
             continue
-        key = _key(entry.get("id", entry.get("image_id")))
+        key = as_id(entry.get("id", entry.get("image_id")))
         if key is None:
             log.damaged(place, "has no id")
             continue
@@ -167,8 +153,8 @@ def _index_images(entries: list[Any], log: _Log) -> dict[int | str, _Image]:
             log.damaged(place, "has no file_name")
             continue
         # Annotation tools on Windows write its separators.
-        image = _Image(file_name.replace("\\", "/"), _declared_size(entry))
-        if _leaves_folder(image.file_name):
+        image = _Image(file_name.replace("\\", "/"), declared_size(entry))
+        if leaves_folder(image.file_name):
             log.damaged(place, f"file_name {file_name!r} is absolute or leaves the image folder")
         elif key not in images:
             images[key] = image
@@ -193,7 +179,7 @@ def _group_by_image(
         if not isinstance(entry, dict):
             log.damaged(f"annotations[{position}]", "is not an object")
             continue
-        key = _key(entry.get("image_id"))
+        key = as_id(entry.get("image_id"))
         if key is None or key not in known:
             log.notes["annotations of unknown images left out"] += 1
         elif is_empty(entry.get("segmentation")):
@@ -207,16 +193,6 @@ def _group_by_image(
                 log.notes["annotations without a box (none is needed)"] += 1
             grouped[key].append((f"annotation {entry.get('id', f'at [{position}]')}", entry))
     return grouped
-
-
-def _category_names(entries: Any) -> dict[int | str, str]:
-    names: dict[int | str, str] = {}
-    for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and "name" in entry:
-            key = _key(entry.get("id"))
-            if key is not None:
-                names[key] = str(entry["name"])
-    return names
 
 
 def _open_frame(folder: Path, image: _Image, log: _Log) -> tuple[ImageFile, int, int] | None:
@@ -266,7 +242,7 @@ def _objects(
         if area == 0:
             log.notes["annotations that cover no pixel left out"] += 1
             continue
-        key = _key(annotation.get("category_id"))
+        key = as_id(annotation.get("category_id"))
         category = None if key is None else categories.get(key)
         if category is None:
             log.notes["annotations of an unknown category kept without one"] += 1
@@ -278,29 +254,8 @@ def _objects(
     return [ObjectTrack(number, [mask], category) for number, (_, mask, category) in enumerate(kept, start=1)]
 
 
-def _key(value: Any) -> int | str | None:
-    """An id as it is compared: 7, 7.0 and "7" are one; other text stays as it is; None for what cannot be an id."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str):
-        return int(value) if re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) else value
-    return value if isinstance(value, int) else None
-
-
-def _declared_size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    height, width = _key(entry.get("height")), _key(entry.get("width"))
-    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
-        return height, width
-    return None
-
-
 def _is_crowd(annotation: dict[str, Any]) -> bool:
-    return _key(annotation.get("iscrowd")) not in (None, 0)
-
-
-def _leaves_folder(file_name: str) -> bool:
-    absolute = file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name) is not None
-    return absolute or posixpath.normpath(file_name).split("/")[0] == ".."
+    return as_id(annotation.get("iscrowd")) not in (None, 0)
 
 
 def _unique(stem: str, taken: set[str]) -> str:

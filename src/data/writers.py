@@ -10,20 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from src.data.labels import davis_palette
 from src.errors import UserError
 from src.files import write_atomically
-
-
-def davis_palette() -> np.ndarray:
-    """The colours of numbers 0 to 255 in DAVIS and Pascal VOC: uint8 RGB, (256, 3).
-
-    The bits of a number are dealt to red, green and blue in turn, and become their highest bits.
-    """
-    numbers_N = np.arange(256)
-    colours_NC = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        colours_NC[:, bit % 3] |= (((numbers_N >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
-    return colours_NC
 
 
 def write_palette_png(path: Path, ids_HW: np.ndarray) -> None:

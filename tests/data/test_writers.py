@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.writers import davis_palette, write_palette_png
+from src.data.labels import davis_palette
+from src.data.writers import write_palette_png
 from src.errors import UserError
 
 
