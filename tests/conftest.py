@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,21 @@ from src.config import Config, load_config
 from src.data.synthetic import CELLS, make_videos, write_coco
 
 SIDE = 64
+
+SHARED_DATA = Path(os.environ.get("SAM2_MOPE_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+"""Real data sets, no part of the repository; tests that read them are skipped where they are absent."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """``shared_data("sav")``: the folder of a real data set; skips the test if it is absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED_DATA / name).exists():
+            pytest.skip(f"needs the data set {name} in {SHARED_DATA}")
+        return SHARED_DATA / name
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -159,8 +159,8 @@ def _recognise_around(folder: Path) -> tuple[Format, Path | None]:
     if holds_images(folder) and has_masks_beside(folder):
         return "folder", None
     raise UserError(
-        f"{folder}: no annotations found: looked for {' and '.join(SAV_KINDS)}, for {ROBOFLOW} or one other .json here, "
-        f"in its folder 'annotations' and in that beside it, for folders of masks in it and beside it ({MASKS}, masks, "
+        f"{folder}: no annotations found: looked for {' and '.join(SAV_KINDS)}, for {ROBOFLOW} or one other .json here "
+        f"and in folders 'annotations' in it and above it, for folders of masks in it and beside it ({MASKS}, masks, "
         f"…), and for masks among the images (NAME_mask.png){several}; name them as the ann_file"
     )
 

@@ -157,11 +157,15 @@ Track = Sequence[Segmentation | None]
 
 
 def make_objects(
-    tracks: Mapping[int | str, Track], limit: int, log: Log, categories: Mapping[int | str, str | None] | None = None
+    tracks: Mapping[int | str, Track],
+    limit: int,
+    log: Log,
+    categories: Mapping[int | str, str | None] | None = None,
+    keep_ids: bool = True,
 ) -> list[ObjectTrack]:
     """The objects of a video from their ids in the file: those that are seen at all, at most ``limit``, numbered.
 
-    An id that is a positive integer is the object's number if that holds of all of them; else they are numbered in
+    The ids are the objects' numbers if all of them are positive integers and ``keep_ids``; else objects are numbered in
     their order, from 1. More than ``limit`` objects are cut to those with the largest area on any frame.
     """
     categories = categories or {}
@@ -173,7 +177,7 @@ def make_objects(
     for key in largest[limit:]:
         log.repaired(f"object {key}", f"objects beyond the {limit} largest of their video")
         del areas[key]
-    own = all(isinstance(key, int) and key > 0 for key in tracks)
+    own = keep_ids and all(isinstance(key, int) and key > 0 for key in tracks)
     return [
         ObjectTrack(
             object_id=key if own and isinstance(key, int) else number,

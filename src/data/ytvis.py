@@ -51,12 +51,16 @@ class Piece:
 
 @dataclass
 class Video:
-    """One video as the file lists it: its frames, and its objects' pieces by their ids."""
+    """One video as the file lists it: its frames, and its objects' pieces by their ids.
+
+    Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
+    """
 
     name: str
     file_names: list[str]
     size: tuple[int, int] | None
     log: Log
+    ids_are_numbers: bool = True
     pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
 
@@ -91,7 +95,7 @@ class YtvisSource:
         kept = [t for t, source in enumerate(sources) if source is not None]
         tracks = {key: _masks(pieces, size, log) for key, pieces in video.pieces.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
-        objects = make_objects(placed, self.max_ann_per_img, log, video.categories)
+        objects = make_objects(placed, self.max_ann_per_img, log, video.categories, video.ids_are_numbers)
         if not objects:
             log.repaired(place, "videos without an object")
             return None
@@ -156,7 +160,7 @@ def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:
             log.error(place, "file_names must be a list of paths within the image folder")
         else:
             files = [_slashes(file) for file in files]
-            videos[key] = Video(_name(entry.get("name"), files, key), files, declared_size(entry), Log(log.file))
+            videos[key] = Video(_name(entry.get("name"), files, key), files, declared_size(entry), Log(log.file), False)
     categories = category_names(content.get("categories"))
     for place, entry in _objects(content["annotations"], "segmentations", log):
         video = videos.get(_id(entry, "video_id"))
