@@ -18,7 +18,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from src.data.images import ImageFile, image_size
-from src.data.parsing import as_id, category_names, declared_size, leaves_folder, read_json
+from src.data.parsing import Log, as_id, category_names, declared_size, leaves_folder, read_json
 from src.data.records import RLE, DataSet, FrameSource, ObjectTrack, VideoRecord
 from src.data.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
 from src.errors import UserError
@@ -126,7 +126,7 @@ def _summary(ann_file: str | Path, findings: list[Finding]) -> str:
 
 def _read_coco(path: Path) -> dict[str, Any]:
     """The COCO object of a file: a dict whose ``images`` and ``annotations`` are lists."""
-    content = read_json(path)
+    content = read_json(path, Log(str(path)))
     missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
     if missing:
         keys = ", ".join(repr(key) for key in list(content)[:8]) or "none"

@@ -144,8 +144,9 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
 def _refuse_blur(path: Path, values_HW: np.ndarray) -> None:
     """Refuse a black and white mask with soft edges, whose greys would pass for hundreds of objects."""
     counts = np.bincount(values_HW.ravel(), minlength=256)
-    between = counts[1:255]
-    if np.count_nonzero(between) >= 16 and between.sum() < counts[255] / 2:
+    between = np.flatnonzero(counts[1:255]) + 1
+    # numbers of objects are small and go on without gaps; soft edges take all of the range, and little room
+    if len(between) >= 16 and between[-1] > 200 and counts[between].sum() < 4 * counts[255]:
         raise UserError(
             f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing"
         )

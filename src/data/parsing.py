@@ -39,8 +39,8 @@ class Log:
         self.findings.append(Finding("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file.
+def read_json(path: Path, log: Log) -> dict[str, Any]:
+    """The object of a JSON file; a byte order mark is a note.
 
     Raises:
         UserError: the file is missing, empty, a Git LFS pointer, not JSON, or holds something else.
@@ -49,9 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     refuse_placeholder(path, raw[:64])
+    if raw.startswith(b"\xef\xbb\xbf"):
+        log.note("", "a byte order mark before the JSON", "skipped")
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -88,7 +90,7 @@ def category_names(entries: Any) -> dict[int | str, str]:
     """COCO's ``categories``: id → name."""
     names: dict[int | str, str] = {}
     for entry in entries if isinstance(entries, list) else []:
-        if isinstance(entry, dict) and "name" in entry:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), (str, int, float)):
             key = as_id(entry.get("id"))
             if key is not None:
                 names[key] = str(entry["name"])
@@ -103,14 +105,26 @@ def choose_videos(names: Sequence[str], wanted: list[str] | None, place: str | P
     """
     if wanted is None:
         return list(range(len(names)))
-    unknown = [name for name in dict.fromkeys(wanted) if name not in set(names)]
+    known, chosen = set(names), set(wanted)
+    unknown = [name for name in dict.fromkeys(wanted) if name not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.5) or list(names[:3])
         more = f", nor {len(unknown) - 1} more of the names wanted" if len(unknown) > 1 else ""
         raise UserError(
             f"{place}: there is no video '{unknown[0]}'{more}; it holds {len(names)}, such as {', '.join(near)}"
         )
-    return [index for index, name in enumerate(names) if name in set(wanted)]
+    return [index for index, name in enumerate(names) if name in chosen]
+
+
+def sides(size: tuple[int, int]) -> str:
+    """(height, width) as people write it: ``640×480``."""
+    return f"{size[1]}×{size[0]}"
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value from a file as a message quotes it: cut to ``length`` characters."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def open_frames(
@@ -146,11 +160,6 @@ def open_frames(
             )
             frames.append(None)
     return frames, size
-
-
-def sides(size: tuple[int, int]) -> str:
-    """(height, width) as people write it: ``640×480``."""
-    return f"{size[1]}×{size[0]}"
 
 
 Track = Sequence[Segmentation | None]

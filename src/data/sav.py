@@ -17,7 +17,7 @@ from typing import Any
 
 from src.data.parsing import Log, as_id, choose_videos, declared_size, make_objects, read_json, sides
 from src.data.records import RLE, Finding, VideoRecord
-from src.data.segmentation import check_segmentation, parse_segmentation
+from src.data.segmentation import check_segmentation, is_empty, parse_segmentation
 from src.data.video import VideoFrame, natural, read_header
 from src.errors import UserError
 
@@ -59,7 +59,7 @@ class SavSource:
             log.error("", f"there is no video {files.video}", "put it there, or delete the JSON")
             return None, log.findings
         try:
-            content = read_json(files.masklets)
+            content = read_json(files.masklets, log)
         except UserError as error:
             log.refused(files.masklets, error)
             return None, log.findings
@@ -176,7 +176,7 @@ def _tracks(
         if not isinstance(masks, list) or len(masks) != width:
             log.error(f"annotated frame {k}", f"not a list of {width} masks, one an object")
             continue
-        problems = [check_segmentation(mask, *size) for mask in masks]
+        problems = [None if is_empty(mask) else check_segmentation(mask, *size) for mask in masks]
         for number, problem in enumerate(problems):
             if problem is not None:
                 log.error(f"annotated frame {k}, object {number}", problem)
@@ -184,8 +184,8 @@ def _tracks(
             continue
         annotated.add(k * STEP)
         for key, mask in zip(keys, masks, strict=True):
-            area = parse_segmentation(mask, *size)
-            tracks[key][k * STEP] = area if area.area() else None
+            if not is_empty(mask) and (area := parse_segmentation(mask, *size)).area():
+                tracks[key][k * STEP] = area
     return tracks, annotated
 
 

@@ -30,6 +30,7 @@ from src.data.parsing import (
     make_objects,
     open_frames,
     read_json,
+    shown,
     sides,
 )
 from src.data.records import RLE, Finding, VideoRecord
@@ -99,13 +100,6 @@ class YtvisSource:
         if not objects:
             log.repaired(place, "videos without an object")
             return None
-        labelled = {piece.frame for pieces in video.pieces.values() for piece in pieces}
-        if 2 * len(labelled) < len(video.file_names):
-            log.note(
-                place,
-                "videos of which over half the frames have no annotation",
-                "these frames are taken to show no object; leave frames that nobody labelled out of the file",
-            )
         return VideoRecord(video.name, *size, [source for source in sources if source is not None], objects)
 
 
@@ -129,10 +123,10 @@ def open_ytvis(
         UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
     """
     path, folder = Path(ann_file), Path(img_folder)
-    content = read_json(path)
+    log = Log(str(path))
+    content = read_json(path, log)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder")
-    log = Log(str(path))
     if not isinstance(content.get("annotations"), list):
         raise UserError(f"{path}: not a file of tracked objects: no list 'annotations'")
     if not all(isinstance(content.get(key, []), list) for key in ("videos", "images")):
@@ -195,6 +189,13 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
             video.pieces.setdefault(key, []).append(Piece(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
     for video in videos:
         video.pieces = dict(sorted(video.pieces.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        labelled = {piece.frame for pieces in video.pieces.values() for piece in pieces}
+        if 2 * len(labelled) < len(video.file_names):
+            video.log.note(
+                f"video {video.name}",
+                "videos of which over half the frames have no annotation",
+                "these frames are taken to show no object; leave frames that nobody labelled out of the file",
+            )
     return videos
 
 
@@ -233,7 +234,7 @@ def _entries(entries: Any, kind: str, log: Log) -> Iterator[tuple[str, dict[str,
     """The objects in a list, each with what messages call it."""
     for position, entry in enumerate(entries):
         if isinstance(entry, dict):
-            yield f"{kind} {entry.get('id', f'at [{position}]')}", entry
+            yield f"{kind} {shown(entry.get('id', f'at [{position}]'))}", entry
         else:
             log.error(f"{kind} at [{position}]", "is not an object")
 
@@ -282,8 +283,10 @@ def _slashes(file: str) -> str:
 
 def _name(given: Any, files: list[str], key: int | str) -> str:
     """What a video is called: as the file says, else as the folder that all its frames are in, else by its id."""
+    if given and isinstance(given, (str, int)):
+        return str(given)
     folders = {PurePosixPath(file).parent.as_posix() for file in files}
-    return str(given) if given else folders.pop() if len(folders) == 1 and folders != {"."} else str(key)
+    return folders.pop() if len(folders) == 1 and folders != {"."} else str(key)
 
 
 def _with_unique_names(videos: list[Video]) -> list[Video]:
