@@ -14,12 +14,12 @@ from PIL import Image
 
 from src.config import LoraConfig, load_config
 from src.data.coco import load_coco
+from src.data.drawing import COLOURS
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.video import VideoWriter, open_footage
 from src.errors import UserError
 from src.evaluation.predict import predicting, track
-from src.evaluation.report import COLOURS
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.lora_utils import apply_method
