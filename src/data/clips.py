@@ -152,27 +152,27 @@ def draw_clip(
         UserError: a frame cannot be read or is not of its video's size, or no annotated frame shows an object.
     """
     path_T = draw_path(video, config, rng)
-    first, simulated = int(path_T[0]), _annotated(video).sum() == 1
-    least = (min_object_side / size) ** 2 * video.height * video.width
-    objects = _draw_objects(video, first, config.max_objects, least, rng)
-    masks_OHW = _at_least_a_pixel(_read_masks(video, objects, first, size))
-    aspect = video.width / video.height
-    view = None if augmentation is None else draw_view(masks_OHW, aspect, augmentation, rng)
+    annotated_N = _annotated(video)
+    simulated = annotated_N.sum() == 1
     if simulated:
-        picture = _read_picture(video, first, size)
-        frames_T3HW, masks_TOHW = simulate_motion(picture, masks_OHW, config.frames, aspect, config.motion, rng, view)
+        path_T = path_T[:1]
+    least = (min_object_side / size) ** 2 * video.height * video.width
+    objects = _draw_objects(video, int(path_T[0]), config.max_objects, least, rng)
+    frames_T3HW, soft_TOHW = _read_frames(video, objects, path_T, size)
+    soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
+    aspect = video.width / video.height
+    if augmentation is not None:
+        view = draw_view(soft_TOHW[0], aspect, augmentation, rng)
+        frames_T3HW, soft_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
+    if simulated:
+        frames_T3HW, masks_TOHW = simulate_motion(
+            frames_T3HW[0], soft_TOHW[0], config.frames, aspect, config.motion, rng
+        )
     else:
-        shown, place_T = np.unique(path_T, return_inverse=True)
-        frames_T3HW = torch.stack([_read_picture(video, t, size) for t in shown.tolist()])[place_T]
-        soft_TOHW = torch.stack([_read_masks(video, objects, t, size) for t in shown.tolist()])[place_T]
-        soft_TOHW[0] = masks_OHW
-        if view is None:
-            masks_TOHW = soft_TOHW > 0.5
-        else:
-            frames_T3HW, masks_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
+        masks_TOHW = soft_TOHW > 0.5
     if augmentation is not None:
         frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
-    annotated_T = np.ones(config.frames, bool) if simulated else _annotated(video)[path_T]
+    annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
     return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T)
 
 
@@ -237,8 +237,23 @@ def _draw_objects(
     return drawn or small[:count]
 
 
-def _read_picture(video: VideoRecord, frame: int, size: int) -> Tensor:
-    """A frame at the model's resolution: float (3, size, size)."""
+def _read_frames(
+    video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarray, size: int
+) -> tuple[Tensor, Tensor]:
+    """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
+    frames_S, place_T = np.unique(path_T, return_inverse=True)
+    frames = frames_S.tolist()
+    pictures = [resize(torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float(), size, size) for t in frames]
+    empty = np.zeros((video.height, video.width), bool)
+    masks = []
+    for t in frames:
+        found = (o.segmentations[t] for o in objects)
+        stack_OHW = np.stack([empty if s is None else s.decode() for s in found])
+        masks.append(resize(torch.from_numpy(stack_OHW.astype(np.float32)), size, size))
+    return torch.stack(pictures)[place_T], torch.stack(masks)[place_T]
+
+
+def _pixels(video: VideoRecord, frame: int) -> np.ndarray:
     source = video.frames[frame]
     pixels = source.read()
     height, width = pixels.shape[:2]
@@ -247,15 +262,7 @@ def _read_picture(video: VideoRecord, frame: int, size: int) -> Tensor:
             f"{source.name}: the frame is {width}×{height} pixels, its annotations are for "
             f"{video.width}×{video.height}; all frames of a video must have one size"
         )
-    return resize(torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float(), size, size)
-
-
-def _read_masks(video: VideoRecord, objects: list[ObjectTrack], frame: int, size: int) -> Tensor:
-    """Soft masks of objects on a frame at the model's resolution, empty where they are absent: (O, size, size)."""
-    empty = np.zeros((video.height, video.width), bool)
-    found = (o.segmentations[frame] for o in objects)
-    stack = np.stack([empty if s is None else s.decode() for s in found])
-    return resize(torch.from_numpy(stack.astype(np.float32)), size, size)
+    return np.array(pixels)
 
 
 def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:

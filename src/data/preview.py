@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 from PIL import Image, ImageDraw
 
-from src.data.clips import Clip, ClipDataset
+from src.data.clips import Clip, ClipDataset, EpochSampler
 from src.data.drawing import draw_masks
 from src.errors import UserError
 
-GAP = 4  # pixels between clips
+CAPTION = 16  # pixels above each clip
 
 
 def contact_sheet(dataset: ClipDataset, count: int, epoch: int = 0, largest: int = 512) -> np.ndarray:
-    """Clips of an epoch, one a row, with their masks: frames after resizing, motion and augmentation, as trained on.
+    """The first clips of an epoch, one a row, in the order of training: as resized, moved and augmented, with masks.
 
-    An object has the same colour on all frames of its clip; on the first one it may be prompted. Frames without
-    annotation say so: they are tracked through, and nothing is learned from them.
+    An object has one colour on all frames of its clip; it may be prompted on the first one. Frames without annotation
+    say so: they are tracked through, and nothing is learned from them.
 
     Args:
         dataset: where the clips are drawn.
-        count: rows, spread evenly over the epoch's clips, so that every set shows in its share.
-        epoch: whose draws are shown.
+        count: rows; no more than the epoch has clips.
+        epoch: which one.
         largest: larger frames than this many pixels are scaled down to it.
 
     Returns:
@@ -30,25 +32,37 @@ def contact_sheet(dataset: ClipDataset, count: int, epoch: int = 0, largest: int
     Raises:
         UserError: a frame cannot be read.
     """
+    sampler = EpochSampler(len(dataset), dataset.seed)
+    sampler.epoch = epoch
     rows = []
-    for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)).tolist():
-        clip = dataset[epoch, index]
+    for key in islice(sampler, count):
+        clip = dataset[key]
         if isinstance(clip, UserError):
             raise clip
-        data, video = dataset.source(epoch, index)
-        rows.append(_row(clip, f"{data.name}: {video.video_id}", min(largest, dataset.size)))
-    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
-    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
+        data, video = dataset.source(*key)
+        rows += [_caption(f"{data.name}: {video.video_id}", clip, min(largest, dataset.size))]
+        rows += [_row(clip, min(largest, dataset.size))]
+    return np.concatenate(rows)
 
 
-def _row(clip: Clip, title: str, side: int) -> np.ndarray:
-    """The frames of a clip beside each other, (side, T × side, 3), the first one with the title."""
+def _row(clip: Clip, side: int) -> np.ndarray:
+    """The frames of a clip beside each other: (side, T × side, 3)."""
     cells = []
-    for t, frame in enumerate(clip.frames_THWC):
-        masks = dict(enumerate(clip.masks_TOHW[t], 1)) if clip.annotated_T[t] else {}
-        picture = Image.fromarray(draw_masks(frame, masks)).resize((side, side))
-        lines = [title, f"{len(masks)} object{'s' * (len(masks) > 1)}"] if t == 0 else []
-        lines += [] if clip.annotated_T[t] else ["not annotated"]
-        ImageDraw.Draw(picture).text((4, 3), "\n".join(lines), fill="white", stroke_width=1, stroke_fill="black")
+    for frame, masks_OHW, annotated in zip(clip.frames_THWC, clip.masks_TOHW, clip.annotated_T, strict=True):
+        picture = Image.fromarray(draw_masks(frame, dict(enumerate(masks_OHW)))).resize((side, side))
+        if not annotated:
+            _write(picture, "not annotated")
         cells.append(np.asarray(picture))
     return np.concatenate(cells, axis=1)
+
+
+def _caption(title: str, clip: Clip, side: int) -> np.ndarray:
+    """A strip with the clip's name and how many objects it has: (CAPTION, T × side, 3)."""
+    frames, objects = clip.masks_TOHW.shape[:2]
+    strip = Image.new("RGB", (frames * side, CAPTION))
+    _write(strip, f"{title}, {objects} object{'s' if objects > 1 else ''}")
+    return np.asarray(strip)
+
+
+def _write(picture: Image.Image, text: str) -> None:
+    ImageDraw.Draw(picture).text((4, 2), text, fill="white", stroke_width=1, stroke_fill="black")

@@ -1,7 +1,6 @@
 """Geometry and colour of clips: resizing, augmentation, and the simulated motion that turns a still image into a clip.
 
 Pictures are float in 0–255, masks float in 0–1 (the share of a pixel that is the object's) until the last resampling.
-What comes into view at the edges is the picture mirrored, but never the object: masks are empty there.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from torchvision.transforms.v2 import functional as colour
 
 from src.config import AugmentationConfig, MotionConfig
 
+MEAN_COLOUR = (123.0, 116.0, 103.0)  # what SAM 2's recipe puts where a turned picture leaves nothing
 VIEWS_TRIED = 4  # draws of an affine view that loses an object, before there is none
 
 
@@ -53,22 +53,27 @@ def draw_view(
         angle, shear, scale = draw(augmentation.degrees), draw(augmentation.shear), draw(augmentation.scale)
         shift_x, shift_y = draw(augmentation.translate), draw(augmentation.translate)
         view = mirror * _affine(angle, shear, scale, shift_x, shift_y, aspect)[0]
-        grid = F.affine_grid(view[None], [1, 1, *masks_OHW.shape[-2:]], align_corners=False)
-        if _sample_masks(masks_OHW[None], grid).any(-1).any(-1).all():
+        if (_seen_through(view, masks_OHW[None]) > 0.5).any(-1).any(-1).all():
             return view
     return mirror * torch.eye(2, 3)
 
 
 def apply_view(frames_T3HW: Tensor, masks_TOHW: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-    """A clip as it is seen through a view of :func:`draw_view`: frames, and masks as bool."""
-    grid = F.affine_grid(view[None], [1, *frames_T3HW.shape[1:]], align_corners=False)
-    grid_THW2 = grid.expand(len(frames_T3HW), -1, -1, -1)
-    return _sample_frames(frames_T3HW, grid_THW2), _sample_masks(masks_TOHW, grid_THW2)
+    """A clip, with its soft masks, as it is seen through a view of :func:`draw_view`.
+
+    Beyond the picture's edges there is one plain colour: mirrored, an object there would go on without its mask.
+    """
+    mean = torch.tensor(MEAN_COLOUR)[:, None, None]
+    return _seen_through(view, frames_T3HW - mean) + mean, _seen_through(view, masks_TOHW)
+
+
+def _seen_through(view: Tensor, images_NCHW: Tensor) -> Tensor:
+    grid = F.affine_grid(view[None], [1, *images_NCHW.shape[1:]], align_corners=False)
+    return F.grid_sample(images_NCHW, grid.expand(len(images_NCHW), -1, -1, -1), align_corners=False)
 
 
 def simulate_motion(
     image_3HW: Tensor, masks_OHW: Tensor, frames: int, aspect: float, motion: MotionConfig, rng: np.random.Generator,
-    view: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Turn a still image into a clip: affine motion, a growing smooth warp, a change of light, sometimes an occluder.
 
@@ -79,7 +84,6 @@ def simulate_motion(
         aspect: width / height of the image before it was resized, as whose angles the angles are meant.
         motion: magnitudes over the whole clip.
         rng: where all draws come from.
-        view: of :func:`draw_view`, through which the image is seen; both are applied in one resampling.
 
     Returns:
         Frames (T, 3, H, W) and masks as bool (T, O, H, W).
@@ -96,11 +100,11 @@ def simulate_motion(
     warp = torch.from_numpy(rng.normal(0, 1, (1, 2, 4, 4)).astype(np.float32)) * motion.elastic
     warp_HW2 = F.interpolate(warp, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
     grid_THW2 = grid_THW2 + time_T[:, None, None, None] * warp_HW2
-    if view is not None:
-        grid_THW2 = grid_THW2 @ view[:, :2].T + view[:, 2]
 
-    moved_T3HW = _sample_frames(image_3HW.expand(frames, -1, -1, -1), grid_THW2)
-    masks_TOHW = _sample_masks(masks_OHW.expand(frames, -1, -1, -1), grid_THW2)
+    # the picture is mirrored at its edges; masks are not, since what comes into view there is not the object
+    still_T3HW, still_TOHW = (still.expand(frames, -1, -1, -1) for still in (image_3HW, masks_OHW))
+    moved_T3HW = F.grid_sample(still_T3HW, grid_THW2, padding_mode="reflection", align_corners=False)
+    masks_TOHW = F.grid_sample(still_TOHW, grid_THW2, padding_mode="zeros", align_corners=False) > 0.5
     if rng.random() < motion.occlusion and frames > 1:
         _pass_in_front(moved_T3HW, masks_TOHW, rng)
     gain_T = (1 + spread(motion.contrast))[:, None, None, None]
@@ -141,14 +145,6 @@ def _affine(angle_T: Tensor, shear_T: Tensor, scale_T: Tensor, x_T: Tensor, y_T:
     row_x = torch.stack([cos, (cos * shear_T - sin) / aspect, 2 * x_T], dim=-1)
     row_y = torch.stack([sin * aspect, sin * shear_T + cos, 2 * y_T], dim=-1)
     return torch.stack([row_x, row_y], dim=1)
-
-
-def _sample_frames(frames_T3HW: Tensor, grid_THW2: Tensor) -> Tensor:
-    return F.grid_sample(frames_T3HW, grid_THW2, padding_mode="reflection", align_corners=False)
-
-
-def _sample_masks(masks_TOHW: Tensor, grid_THW2: Tensor) -> Tensor:
-    return F.grid_sample(masks_TOHW, grid_THW2, padding_mode="zeros", align_corners=False) > 0.5
 
 
 def _pass_in_front(frames_T3HW: Tensor, masks_TOHW: Tensor, rng: np.random.Generator) -> None:
