@@ -93,7 +93,6 @@ class MotionConfig(Section):
         0.02, ge=0, le=0.2, description="smooth warp: its deviation, as a share of half the image side"
     )
     occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
-    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip of the whole clip (training)")
 
 
 class ClipConfig(Section):
@@ -101,7 +100,28 @@ class ClipConfig(Section):
 
     frames: int = Field(4, ge=1)
     max_objects: int = Field(3, ge=1, description="objects drawn per clip")
+    max_stride: int = Field(1, ge=1, description="frames of a video are taken in steps of 1 to this many, drawn a clip")
+    reverse: float = Field(0.0, ge=0, le=1, description="chance that a video is played backwards")
     motion: MotionConfig = Field(default_factory=MotionConfig)
+
+
+class AugmentationConfig(Section):
+    """What is drawn for a whole training clip, and for each frame (``frame_*``); the defaults are SAM 2's recipe."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="chance that the clip is mirrored")
+    degrees: float = Field(25.0, ge=0, le=180, description="rotation, up to ±")
+    shear: float = Field(20.0, ge=0, le=45, description="degrees, up to ±")
+    scale: float = Field(0.0, ge=0, lt=1, description="growth or shrinking, up to ±")
+    translate: float = Field(0.0, ge=0, le=1, description="shift, as a share of the image side, up to ±")
+    brightness: float = Field(0.1, ge=0, le=1, description="times a number within 1 ± this; so are the next two")
+    contrast: float = Field(0.03, ge=0, le=1)
+    saturation: float = Field(0.03, ge=0, le=1)
+    grey: float = Field(0.05, ge=0, le=1, description="chance that the clip loses its colours")
+    frame_brightness: float = Field(
+        0.1, ge=0, le=1, description="as brightness, drawn for each frame; so are the next two"
+    )
+    frame_contrast: float = Field(0.05, ge=0, le=1)
+    frame_saturation: float = Field(0.05, ge=0, le=1)
 
 
 class DomainConfig(Section):
@@ -157,6 +177,9 @@ class DatasetConfig(SetConfig):
         1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
     )
     clip: ClipConfig = Field(default_factory=ClipConfig)
+    augmentation: AugmentationConfig | None = Field(
+        default_factory=AugmentationConfig, description="of training clips; null: none"
+    )
 
     @property
     def sets(self) -> list[SetConfig]:
@@ -197,7 +220,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(4, gt=0, description="clips per forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     clips_per_image: int | None = Field(
-        None, gt=0, description="clips drawn from each image or video per epoch; null: so many that an epoch has 256"
+        None,
+        gt=0,
+        description="clips per epoch for each image or video of all sets together; null: so many that it has 256",
     )
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")

@@ -37,12 +37,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
 from src.config import Config, load_config
+from src.data.drawing import COLOURS, draw_masks
 from src.data.prompts import PromptsByFrame, check_prompts, parse_prompts
 from src.data.records import RLE
 from src.data.video import Footage, VideoFile, VideoWriter, open_footage
 from src.data.writers import write_palette_png
 from src.errors import UserError
-from src.evaluation.report import draw_masks
 from src.files import write_atomically
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained

@@ -14,7 +14,6 @@ from src.data.synthetic import CELLS, make_videos
 from src.evaluation.forgetting import Domain, DomainResult, VideoResult
 from src.evaluation.report import (
     Comparison,
-    draw_masks,
     overlay_sheet,
     results_json,
     table,
@@ -128,15 +127,3 @@ def test_a_sheet_shows_frames_from_first_to_last():
     below = slice(20, 48)  # beneath the label
     for column, t in enumerate((0, 2, 5, 7)):
         assert np.array_equal(sheet[below, 48 * column : 48 * (column + 1)], video.frames[t].read()[below])
-
-
-def test_masks_are_tinted_and_the_rest_is_left_alone():
-    picture = np.full((20, 20, 3), 100, np.uint8)
-    mask = np.zeros((20, 20), bool)
-    mask[5:15, 5:15] = True
-    drawn = draw_masks(picture, {1: mask})
-    assert (drawn[~mask] == 100).all()
-    assert (drawn[mask] != 100).any(axis=-1).all()
-    assert not np.array_equal(drawn[5, 5], drawn[10, 10]), "the outline stands out"
-    assert not np.array_equal(draw_masks(picture, {2: mask})[5, 5], drawn[5, 5]), "objects differ in colour"
-    assert (picture == 100).all()

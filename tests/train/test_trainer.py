@@ -441,7 +441,7 @@ class TestOneRun:
         text = (trainer.folder / "logs/training.log").read_text()
         for line in (
             "target, train: 5 images",
-            "target: 2 images",
+            "target, valid: 2 images",
             "parameters train",
             "base, before training: J",
             "done: best J",
@@ -526,3 +526,59 @@ def test_epoch_files_do_not_wait_for_validations(make_config):
     )
     run.fit()
     assert [path.name for path in sorted((run.folder / "checkpoints").glob("epoch_*"))] == ["epoch_003.pt"]
+
+
+class TestSeveralSets:
+    """A run that learns two domains: each is validated, and their mean decides."""
+
+    @pytest.fixture(scope="class")
+    def several(self, tiny_yaml, tiny_data, tmp_path_factory) -> Recorded:
+        valid = f"{tiny_data}/valid"
+        places = {
+            f"{split}_{key}": value
+            for split in ("train", "val")
+            for key, value in (("img_folder", valid), ("ann_file", f"{valid}/_annotations.coco.json"))
+        }
+        more = json.dumps([{"name": "other", "weight": 0.75, **places}])
+        settings = [f"output_dir={tmp_path_factory.mktemp('several')}", f"dataset.more={more}"]
+        trainer = Recorded(load_config(tiny_yaml, settings))
+        trainer.fit()
+        return trainer
+
+    def test_every_step_names_the_sets_of_its_clips(self, several):
+        epochs = [
+            [name.split("/")[0] for step in steps for name in step] for steps in (several.names[:4], several.names[4:])
+        ]
+        assert epochs[0].count("target") == epochs[1].count("target") == 4
+        assert epochs[0].count("other") == epochs[1].count("other") == 3
+
+    def test_each_set_is_scored_and_the_mean_decides(self, several):
+        for entry in several.progress.history:
+            assert entry["val_J"] == pytest.approx((entry["val_target/J"] + entry["val_other/J"]) / 2)
+            assert entry["val_Dice"] == pytest.approx((entry["val_target/Dice"] + entry["val_other/Dice"]) / 2)
+        assert several.progress.best_J == max(entry["val_J"] for entry in several.progress.history)
+
+    def test_all_of_it_is_logged(self, several):
+        (run,) = [p for p in (several.folder / "logs").iterdir() if p.is_dir()]
+        events = EventAccumulator(str(run), {"scalars": 0, "images": 0})
+        events.Reload()
+        for tag in ("val/J", "val/target/J", "val/other/J"):
+            assert [event.step for event in events.Scalars(tag)] == [0, 4, 8]
+        assert {tag.split("/")[1] for tag in events.Tags()["images"]} == {"target", "other"}
+        text = (several.folder / "logs/training.log").read_text()
+        for line in (
+            "target, train: 5 images or videos; 4 of 7 clips",
+            "other, train: 2 images or videos; 3 of 7 clips",
+        ):
+            assert line in text
+        assert "; target 0." in text
+
+    def test_it_resumes_exactly(self, several, tiny_yaml, tmp_path):
+        config = several.config.model_copy(update={"output_dir": str(tmp_path / "again")})
+        half = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 3})})
+        first = Recorded(half)
+        first.fit()
+        second = Recorded(config, checkpoint_path(first))
+        second.fit()
+        assert first.names + second.names == several.names
+        assert first.losses + second.losses == several.losses
