@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
 from src.config import Config, load_config
-from src.data.drawing import COLOURS, draw_masks
+from src.data.drawing import draw_masks
 from src.data.prompts import PromptsByFrame, check_prompts, parse_prompts
 from src.data.records import RLE
 from src.data.video import Footage, VideoFile, VideoWriter, open_footage

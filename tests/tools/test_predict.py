@@ -14,7 +14,6 @@ from PIL import Image
 
 from src.config import LoraConfig, load_config
 from src.data.coco import load_coco
-from src.data.drawing import COLOURS
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.video import VideoWriter, open_footage
