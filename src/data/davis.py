@@ -62,6 +62,9 @@ class DavisSource:
         except UserError as error:
             log.refused(video.frames, error)
             return None, log.findings
+        except OSError as error:
+            log.error("", f"its folders cannot be read: {error.strerror}", "mend or delete them")
+            return None, log.findings
         if _masks_fit(paths, files, log):
             return self._record(video.name, paths, files, log), log.findings
         return None, log.findings

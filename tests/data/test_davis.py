@@ -146,6 +146,14 @@ class TestFrames:
         assert "1.jpg: not an image" in str(findings[0])
         assert "2.jpg: the frame is 9×6 pixels, those before it 8×6" in str(findings[1])
 
+    def test_a_folder_that_has_gone_is_told(self, tmp_path):
+        make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a")
+        source = open_davis(tmp_path)
+        (tmp_path / "JPEGImages/a").rename(tmp_path / "gone")
+        record, (finding,) = read(source)
+        assert record is None
+        assert finding.severity == "error"
+
     @pytest.mark.parametrize(("labelled", "orient"), [((HEIGHT, WIDTH), False), ((WIDTH, HEIGHT), True)])
     def test_masks_tell_whether_frames_are_to_be_turned(self, tmp_path, labelled, orient):
         frame(tmp_path / "JPEGImages/a/0.jpg", orientation=6)
