@@ -98,8 +98,8 @@ class ClipDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Clip | UserError:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        video = self.data.videos[index // self.clips_per_video]
         try:
+            video = self.data.videos[index // self.clips_per_video]
             return draw_clip(video, self.config, self.size, self.min_object_side, rng)
         except UserError as error:  # handed on as it is: a loader process would wrap its traceback around it
             return error

@@ -95,7 +95,7 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        train_data = load_data(split_of(dataset, "train"), dataset)
+        train_data = load_data(split_of(dataset, "train"), config)
         self.validation = target_domain(config, dataset, "valid")
 
         random.seed(training.seed)
