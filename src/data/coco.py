@@ -97,7 +97,7 @@ class CocoSource:
         return self._record(video_id, image, annotations, log), log.findings
 
     def _record(self, video_id: str, image: _Image, annotations: list[_Annotation], log: Log) -> VideoRecord | None:
-        place = f"image {shown(image.key)} ({shown(image.file_name)})"
+        place = f"image {shown(image.key)} ({shown(image.file_name, 160)})"
         if image.backslashes:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
         drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
@@ -115,7 +115,7 @@ class CocoSource:
 
     def _counts(self, annotation: _Annotation, image: _Image, log: Log) -> bool:
         """Whether an annotation stands for an object."""
-        place = f"{annotation.place} ({shown(image.file_name)})"
+        place = f"{annotation.place} ({shown(image.file_name, 160)})"
         if annotation.segmentation is None:
             log.repaired(place, "annotations without a segmentation")
             return False
@@ -134,7 +134,7 @@ class CocoSource:
         """The objects of one image, at most ``max_ann_per_img``, numbered from 1 in the file's order."""
         found: list[tuple[int, RLE, _Annotation]] = []
         for annotation in annotations:
-            place = f"{annotation.place} ({shown(image.file_name)})"
+            place = f"{annotation.place} ({shown(image.file_name, 160)})"
             problem = check_segmentation(annotation.segmentation, height, width)
             if problem is not None:
                 log.error(place, problem)
@@ -153,7 +153,7 @@ class CocoSource:
         largest = sorted(range(len(found)), key=lambda index: -found[index][0])
         for index in largest[self.max_ann_per_img :]:
             log.note(
-                f"{found[index][2].place} ({shown(image.file_name)})",
+                f"{found[index][2].place} ({shown(image.file_name, 160)})",
                 f"annotations beyond the {self.max_ann_per_img} largest of their image",
                 "left out",
             )
@@ -295,9 +295,9 @@ def _chosen(images: list[_Image], videos: list[str] | None, path: Path) -> list[
     """The images of the wanted names, each the ``file_name`` or its stem."""
     if videos is None:
         return images
-    stems = [PurePosixPath(image.file_name).stem for image in images]
     wanted = set(videos)
-    names = [image.file_name if image.file_name in wanted else stem for image, stem in zip(images, stems, strict=True)]
+    stems = [PurePosixPath(image.file_name).stem for image in images]
+    names = [stem if stem in wanted else image.file_name for image, stem in zip(images, stems, strict=True)]
     return [images[index] for index in choose_videos(names, videos, path)]
 
 
