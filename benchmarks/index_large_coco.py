@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -98,9 +99,13 @@ def main(arguments: argparse.Namespace) -> None:
         before, started = memory("Rss"), time.process_time()
         source = open_coco(folder, path)
         seconds, after = time.process_time() - started, memory("Rss")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         size = source.entries.nbytes / MB
         print(f"{len(source)} images, {len(source) * PER_IMAGE} annotations, JSON of {path.stat().st_size / MB:.0f} MB")
-        print(f"indexed in {seconds:.1f} s of one core; resident {before:.0f} MB before, {after:.0f} MB after")
+        print(
+            f"indexed in {seconds:.1f} s of one core; resident {before:.0f} MB before, {after:.0f} MB after, "
+            f"{peak:.0f} at most"
+        )
         print(f"the index takes {size:.0f} MB, {size * 100_000 / len(source):.0f} MB for 100,000 images\n")
         print("| loader process | private memory for the index, MB | to the index |\n|---|--:|--:|")
         few = replace(source, entries=PackedList(source.entries[:FEW]))

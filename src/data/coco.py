@@ -112,7 +112,7 @@ class CocoSource:
             if objects:
                 frames: list[FrameSource] = [source]
                 return VideoRecord(video_id, height, width, frames, objects)
-        log.note(place, "images without usable annotations", "left out")
+        log.repaired(place, "images without usable annotations")
         return None
 
     def _counts(self, annotation: _Annotation, image: _Image, log: Log) -> bool:
@@ -154,10 +154,9 @@ class CocoSource:
             found.append((area, mask, annotation))
         largest = sorted(range(len(found)), key=lambda index: -found[index][0])
         for index in largest[self.max_ann_per_img :]:
-            log.note(
+            log.repaired(
                 f"{found[index][2].place} ({shown(image.file_name, 160)})",
                 f"annotations beyond the {self.max_ann_per_img} largest of their image",
-                "left out",
             )
         kept = [found[index] for index in sorted(largest[: self.max_ann_per_img])]
         return [

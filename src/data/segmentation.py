@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from src.data.records import RLE
 
 _MAX_OUTLINE = 10_000_000
-"""Pixels of a polygon's outline; the rasteriser takes 80 bytes for each."""
+"""Pixels of the outlines of one object's polygons; the rasteriser takes 80 bytes for each."""
 
 _FAR_TOO_MANY = 10**12
 """Pixels from which on they are not counted out: the number may have thousands of digits."""
@@ -72,10 +72,10 @@ def _check_polygons(parts: list[Any], height: int, width: int) -> str | None:
         far = [value for value in part if not -side <= value <= 2 * side]
         if far:
             return f"polygon {number} has the coordinate {_quoted(far[0])}, on an image of {width}×{height} pixels"
-        if len(part) * side > _MAX_OUTLINE and _outline(part) > _MAX_OUTLINE:
-            return f"polygon {number} goes to and fro over more than {_MAX_OUTLINE} pixels"
     if side > 4 and all(0 <= value <= 1 for part in parts for value in part):
         return "the polygon looks normalised to 0–1; COCO wants pixels"
+    if 2 * side * sum(map(len, parts)) > _MAX_OUTLINE and sum(map(_outline, parts)) > _MAX_OUTLINE:
+        return f"the polygons go to and fro over more than {_MAX_OUTLINE} pixels"
     return None
 
 

@@ -39,7 +39,7 @@ EXAMPLES = 100
 """Repairs and notes of one kind that a report holds; all of them are counted, and all errors are held."""
 
 _CHUNK = 16
-"""Videos that a process is given at a time."""
+"""Videos that a process is given at a time, at most."""
 
 CHECKS_FOLDER, SKIPPED_FILE = "data_checks", "skipped.json"
 
@@ -210,8 +210,8 @@ class _Checked:
 
 
 def _check_one(source: Source, index: int, decode: bool) -> _Checked:
-    record, findings = source.read(index)
-    checked = _Checked(index, findings, {finding.file for finding in findings})
+    record, met = source.read(index)
+    checked = _Checked(index, list(met), {finding.file for finding in met})
     if record is None:
         return checked
     sound = True
@@ -219,7 +219,7 @@ def _check_one(source: Source, index: int, decode: bool) -> _Checked:
         checked.paths.update(_files_of(frame))
         if decode:
             problems = _check_frame(frame, record)
-            findings += problems
+            checked.findings += problems
             sound = sound and not any(problem.severity == "error" for problem in problems)
     if sound:
         checked.frames, checked.objects = len(record), len(record.objects)
@@ -286,8 +286,10 @@ def _checked_in_order(source: Source, decode: bool, workers: int) -> Iterator[_C
     if workers == 0:
         yield from (_check_one(source, index, decode) for index in range(len(source)))
         return
+    size = max(1, min(_CHUNK, len(source) // (4 * workers)))
+    chunks = deque(range(start, min(start + size, len(source))) for start in range(0, len(source), size))
+    workers = min(workers, max(1, len(chunks)))
     ahead = 3 * workers
-    chunks = deque(range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK))
     while chunks:
         yield from _until_a_crash(source, decode, workers, chunks, ahead)
         in_flight = [chunks.popleft() for _ in range(min(ahead, len(chunks)))]
