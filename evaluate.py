@@ -77,6 +77,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "python evaluate.py --config src/configs/mope.yaml --split test --prompt box")
     cli.add_config_arguments(parser)
+    cli.add_skip_bad(parser)
     parser.add_argument("--checkpoint", metavar="PT", help="checkpoint or adapter folder (default: the run's best.pt)")
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="of the run's own domain")
     parser.add_argument("--prompt", choices=["mask", "box", "point"], help="default: evaluation.prompt")

@@ -44,6 +44,17 @@ def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
     )
 
 
+def add_skip_bad(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--skip-bad``, short for ``--set dataset.skip_bad=true``, for commands that read data sets."""
+    arguments.add_argument(
+        "--skip-bad",
+        dest="overrides",
+        action="append_const",
+        const="dataset.skip_bad=true",
+        help="leave damaged entries of the data out, listed in the run's skipped.json, instead of stopping",
+    )
+
+
 def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
     """Parse the command line, call ``main`` and exit: 0, 2 for a :class:`UserError`, 130 for Ctrl-C."""
     namespace = arguments.parse_args()

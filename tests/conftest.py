@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from src.config import Config, load_config
+from src.data.coco import open_coco
+from src.data.records import DataSet
 from src.data.synthetic import CELLS, make_videos, write_coco
+from src.data.validate import check, data_set
 
 SIDE = 64
 
@@ -82,3 +86,14 @@ def make_config(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Config]:
         return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *settings])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_coco() -> Callable[..., DataSet]:
+    """``load_coco(img_folder, ann_file, …)``: a COCO set, checked; a UserError where it is damaged."""
+
+    def load(*arguments: Any, **options: Any) -> DataSet:
+        source = open_coco(*arguments, **options)
+        return data_set(source, check(source, workers=0))
+
+    return load

@@ -13,58 +13,30 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from src.config import DatasetConfig, DomainConfig, Format
-from src.data.coco import scan_coco
+from src.config import Config, DomainConfig, Format
+from src.data.coco import open_coco
 from src.data.davis import MASKS, find_roots, folders_of_images, holds_images, open_davis
 from src.data.folder import has_masks_beside, open_folder
-from src.data.parsing import choose_videos
-from src.data.records import DataSet, Finding, Source, VideoRecord
+from src.data.records import DataSet, Source
 from src.data.sav import KINDS as SAV_KINDS
 from src.data.sav import open_sav
+from src.data.validate import load_checked
 from src.data.ytvis import TRACK_KEYS, open_ytvis
 from src.errors import UserError
 
 ROBOFLOW = "_annotations.coco.json"
 
-_REPORTED = 5
-"""Findings that one error message quotes."""
 
-
-def load_data(place: DomainConfig, settings: DatasetConfig) -> DataSet:
-    """The videos and images of a data set, all of them read.
-
-    Args:
-        place: where it lies.
-        settings: ``max_ann_per_img``.
+def load_data(place: DomainConfig, config: Config) -> DataSet:
+    """The videos and images of a data set of a run, once all of it has been checked.
 
     Raises:
-        UserError: it cannot be read, holds nothing usable, or is damaged (the first few findings are quoted).
+        UserError: it cannot be read, holds nothing usable, or is damaged (unless ``dataset.skip_bad``).
     """
-    source = open_source(place, settings.max_ann_per_img)
-    findings = list(source.findings)
-    videos: list[VideoRecord] = []
-    for index in range(len(source)):
-        video, met = source.read(index)
-        findings += met
-        if video is not None:
-            videos.append(video)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if len(errors) == 1:
-        raise UserError(str(errors[0]))
-    if errors:
-        first = f", the first {_REPORTED}" if len(errors) > _REPORTED else ""
-        lines = "".join(f"\n  {error}" for error in errors[:_REPORTED])
-        raise UserError(f"{source.files[0]}: {len(errors)} damaged entries to fix or delete{first}:{lines}")
-    notes = dict(Counter(f"{finding.problem} {finding.action}".strip() for finding in findings))
-    if not videos:
-        reasons = ", ".join(f"{count} {kind}" for kind, count in notes.items())
-        raise UserError(f"{source.files[0]}: nothing with a usable annotation: {reasons or 'it is empty'}")
-    return DataSet(place.name, videos, notes)
+    return load_checked(open_source(place, config.dataset.max_ann_per_img), place, config)
 
 
 def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
@@ -208,32 +180,3 @@ def _format_of_json(path: Path) -> Format:
             if has("file_names") or (has("video_id") and any(map(has, TRACK_KEYS))):
                 return "ytvis"
     return "coco"
-
-
-@dataclass
-class CocoSource:
-    """A COCO file that is read as a whole; see :class:`src.data.records.Source`."""
-
-    name: str
-    files: list[Path]
-    videos: list[VideoRecord]
-    findings: list[Finding]
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
-        return self.videos[index], []
-
-
-def open_coco(
-    img_folder: str | Path, ann_file: str | Path, name: str, max_ann_per_img: int, videos: list[str] | None = None
-) -> CocoSource:
-    """The images of a COCO file, see :func:`src.data.coco.scan_coco`; wanted ones by file name, or its stem."""
-    data, damaged = scan_coco(img_folder, ann_file, name, max_ann_per_img)
-    findings = [Finding("error", str(ann_file), f.place, f.problem, "fix or delete it") for f in damaged]
-    for kind, count in data.notes.items():
-        findings += [Finding("repaired", str(ann_file), "", kind, "")] * count
-    names = [video.video_id for video in data.videos]
-    chosen = choose_videos(names, None if videos is None else [Path(name).stem for name in videos], ann_file)
-    return CocoSource(name, [Path(ann_file)], [data.videos[index] for index in chosen], findings)

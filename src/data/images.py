@@ -81,6 +81,19 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     return stored, (stored[::-1] if swapped else stored)
 
 
+def misnamed(path: str | Path) -> bool:
+    """Whether an image is of another type than its extension says, such as a PNG called ``.jpg``.
+
+    Raises:
+        UserError: as :func:`read_image`, as far as the header shows it.
+    """
+    with open_image(path) as image:
+        found = image.format
+    named = Image.registered_extensions().get(Path(path).suffix.lower())
+    as_jpeg = {"MPO": "JPEG"}  # JPEGs of several pictures, which cameras call .jpg
+    return named is not None and as_jpeg.get(named, named) != as_jpeg.get(found or "", found)
+
+
 def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
     """Grey values of any range → uint8, linearly: the image's 0.1 % darkest become 0, its 0.1 % brightest 255.
 

@@ -89,7 +89,7 @@ def kept_domains(config: Config) -> list[Domain]:
 
 
 def _loaded_domain(config: Config, domain: DomainConfig) -> Domain:
-    data = load_data(domain, config.dataset)
+    data = load_data(domain, config)
     if config.evaluation.max_images is not None:
         data = DataSet(data.name, data.videos[: config.evaluation.max_images], data.notes)
     return _domain(config, domain.name, data)

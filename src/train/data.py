@@ -19,7 +19,7 @@ CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still m
 
 def load_training_sets(config: Config) -> list[DataSet]:
     """The training split of every domain that the run learns. Raises UserError as :func:`load_data`."""
-    return [load_data(split_of(each, "train"), config.dataset) for each in config.dataset.sets]
+    return [load_data(split_of(each, "train"), config) for each in config.dataset.sets]
 
 
 def training_clips(config: Config, sets: list[DataSet]) -> ClipDataset:

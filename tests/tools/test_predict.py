@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from src.config import LoraConfig, load_config
-from src.data.coco import load_coco
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.video import VideoWriter, open_footage
@@ -112,7 +111,7 @@ class TestOutputs:
             assert np.array_equal(numbers > 0, np.any(list(here.values()), axis=0))
             assert all(mask[numbers == i].all() for i, mask in here.items())
 
-    def test_the_json_is_read_back_by_our_own_reader(self, tracker, folder, tmp_path):
+    def test_the_json_is_read_back_by_our_own_reader(self, tracker, folder, tmp_path, load_coco):
         write_prediction(tracker, open_footage(folder), parse_prompts([BOX]), tmp_path, "none")
         data = load_coco(folder, tmp_path / "walk.json")
         masks = annotated(tmp_path / "walk.json")
