@@ -152,17 +152,6 @@ class SetConfig(Section):
     test_ann_file: str | None = None
     test_videos: str | list[str] | None = None
 
-    def split(self, split: Split) -> DomainConfig | None:
-        """Where a split lies; None if the config does not say."""
-        folder, annotations, videos = {
-            "train": (self.train_img_folder, self.train_ann_file, self.train_videos),
-            "valid": (self.val_img_folder, self.val_ann_file, self.val_videos),
-            "test": (self.test_img_folder, self.test_ann_file, self.test_videos),
-        }[split]
-        if folder is None:
-            return None
-        return DomainConfig(name=self.name, img_folder=folder, ann_file=annotations, format=self.format, videos=videos)
-
 
 class DatasetConfig(SetConfig):
     """The new domain, or several of them in one run, and how clips are made of them."""

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
 from src.config import Config, DomainConfig, Split, load_config
-from src.data.formats import open_source
+from src.data.formats import open_source, place_of
 from src.data.records import Finding
 from src.data.validate import SKIPPED_FILE, Report, cache_file, check, data_set, list_skipped
 from src.errors import UserError
@@ -56,7 +56,7 @@ def places(config: Config, split: str) -> list[tuple[str, DomainConfig]]:
         (f"{data.name}, {one}", place)
         for data in config.dataset.sets
         for one in SPLITS
-        if split in ("all", one) and (place := data.split(one)) is not None
+        if split in ("all", one) and (place := place_of(data, one)) is not None
     ]
     return found + [(domain.name, domain) for domain in config.evaluation.domains if split == "all"]
 

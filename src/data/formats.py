@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from src.config import Config, DomainConfig, Format
+from src.config import Config, DomainConfig, Format, SetConfig, Split
 from src.data.coco import open_coco
 from src.data.davis import MASKS, find_roots, folders_of_images, holds_images, open_davis
 from src.data.folder import has_masks_beside, open_folder
@@ -28,6 +28,31 @@ from src.data.ytvis import TRACK_KEYS, open_ytvis
 from src.errors import UserError
 
 ROBOFLOW = "_annotations.coco.json"
+
+
+def place_of(data: SetConfig, split: Split) -> DomainConfig | None:
+    """Where a split of a domain to learn lies; None if the config does not say."""
+    folder, annotations, videos = {
+        "train": (data.train_img_folder, data.train_ann_file, data.train_videos),
+        "valid": (data.val_img_folder, data.val_ann_file, data.val_videos),
+        "test": (data.test_img_folder, data.test_ann_file, data.test_videos),
+    }[split]
+    if folder is None:
+        return None
+    return DomainConfig(name=data.name, img_folder=folder, ann_file=annotations, format=data.format, videos=videos)
+
+
+def load_split(data: SetConfig, split: Split, config: Config) -> DataSet:
+    """A split of a domain to learn, checked.
+
+    Raises:
+        UserError: as :func:`load_data`, or the config has no such split.
+    """
+    place = place_of(data, split)
+    if place is None:
+        prefix = {"train": "train", "valid": "val", "test": "test"}[split]
+        raise UserError(f"domain '{data.name}' has no {split} split: set its {prefix}_img_folder under dataset")
+    return load_data(place, config)
 
 
 def load_data(place: DomainConfig, config: Config) -> DataSet:

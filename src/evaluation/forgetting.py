@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli import progress_bar
-from src.config import Config, DomainConfig, MotionConfig, Prompt, SetConfig, Split
+from src.config import Config, MotionConfig, Prompt, SetConfig, Split
 from src.data.clips import evaluation_video
-from src.data.formats import load_data
+from src.data.formats import load_data, load_split
 from src.data.records import RLE, DataSet, VideoRecord
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
 from src.errors import UserError
@@ -61,22 +61,13 @@ class DomainResult:
         return sum(len(video.predicted) for video in self.videos)
 
 
-def split_of(data: SetConfig, split: Split) -> DomainConfig:
-    """Where a split of a domain to learn lies. Raises UserError, naming the key, if the config does not say."""
-    place = data.split(split)
-    if place is None:
-        prefix = {"train": "train", "valid": "val", "test": "test"}[split]
-        raise UserError(f"domain '{data.name}' has no {split} split: set its {prefix}_img_folder under dataset")
-    return place
-
-
 def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     """A split of one of the domains that the run learns.
 
     Raises:
         UserError: the split is not in the config, or its files are missing or damaged.
     """
-    return _loaded_domain(config, split_of(data, split))
+    return _domain(config, data.name, load_split(data, split, config))
 
 
 def kept_domains(config: Config) -> list[Domain]:
@@ -85,18 +76,13 @@ def kept_domains(config: Config) -> list[Domain]:
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
         domains.append(_domain(config, SOURCE_DOMAIN, videos))
-    return domains + [_loaded_domain(config, domain) for domain in config.evaluation.domains]
-
-
-def _loaded_domain(config: Config, domain: DomainConfig) -> Domain:
-    data = load_data(domain, config)
-    if config.evaluation.max_images is not None:
-        data = DataSet(data.name, data.videos[: config.evaluation.max_images], data.notes)
-    return _domain(config, domain.name, data)
+    return domains + [_domain(config, domain.name, load_data(domain, config)) for domain in config.evaluation.domains]
 
 
 def _domain(config: Config, name: str, data: DataSet) -> Domain:
     settings = config.evaluation
+    if settings.max_images is not None:
+        data = DataSet(data.name, data.videos[: settings.max_images], data.notes)
     return Domain(name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion)
 
 

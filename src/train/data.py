@@ -8,18 +8,17 @@ import numpy as np
 
 from src.config import Config
 from src.data.clips import ClipDataset
-from src.data.formats import load_data
+from src.data.formats import load_split
 from src.data.preview import contact_sheet
 from src.data.records import DataSet
-from src.evaluation.forgetting import split_of
 from src.model.build import image_size_of
 
 CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
 
 
 def load_training_sets(config: Config) -> list[DataSet]:
-    """The training split of every domain that the run learns. Raises UserError as :func:`load_data`."""
-    return [load_data(split_of(each, "train"), config) for each in config.dataset.sets]
+    """The training split of every domain that the run learns. Raises UserError as :func:`load_split`."""
+    return [load_split(each, "train", config) for each in config.dataset.sets]
 
 
 def training_clips(config: Config, sets: list[DataSet]) -> ClipDataset:

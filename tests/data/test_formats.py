@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from src.config import DatasetConfig, DomainConfig
-from src.data.formats import load_data, open_source, recognise, wanted_videos
+from src.config import DomainConfig
+from src.data.formats import open_source, recognise, wanted_videos
 from src.data.records import DataSet
 from src.data.synthetic import SOURCE, make_videos
+from src.data.validate import check, data_set
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
 from src.errors import UserError
 
@@ -17,6 +18,11 @@ from src.errors import UserError
 @pytest.fixture(scope="module")
 def videos() -> DataSet:
     return make_videos(SOURCE, 2, 0, frames=2, side=32)
+
+
+def load(where: DomainConfig) -> DataSet:
+    source = open_source(where, 200)
+    return data_set(source, check(source, workers=0))
 
 
 def place(folder: Path, ann_file: Path | None = None, **more) -> DomainConfig:
@@ -32,7 +38,7 @@ WRITERS = {
 @pytest.mark.parametrize("named", [True, False], ids=["named", "auto"])
 def test_every_format_is_recognised_and_may_be_named(kind, named, videos, tmp_path):
     WRITERS[kind](tmp_path, videos)
-    data = load_data(place(tmp_path, format=kind if named else "auto"), DatasetConfig())
+    data = load(place(tmp_path, format=kind if named else "auto"))
     assert [video.video_id for video in data.videos] == [video.video_id for video in videos.videos]
     assert recognise(place(tmp_path))[0] == kind
 
@@ -134,19 +140,19 @@ class TestLoading:
         for mask in (tmp_path / "Annotations").rglob("*.png"):
             mask.write_bytes(b"")
         with pytest.raises(UserError) as caught:
-            load_data(place(tmp_path), DatasetConfig())
+            load(place(tmp_path))
         assert str(caught.value).count("the file is empty") == 4
 
     def test_what_is_left_out_is_counted(self, videos, tmp_path):
         write_davis(tmp_path, videos)
         for mask in (tmp_path / "Annotations" / videos.videos[0].video_id).iterdir():
             mask.unlink()
-        data = load_data(place(tmp_path), DatasetConfig())
-        assert data.notes == {"videos without masks left out": 1}
+        data = load(place(tmp_path))
+        assert data.notes == {"videos without masks, left out": 1}
         for mask in (tmp_path / "Annotations").rglob("*.png"):
             mask.unlink()
-        with pytest.raises(UserError, match="nothing with a usable annotation: 2 videos without masks left out"):
-            load_data(place(tmp_path, format="davis"), DatasetConfig())
+        with pytest.raises(UserError, match="nothing in it is usable: 2 videos without masks, left out"):
+            load(place(tmp_path, format="davis"))
 
 
 class TestListsOfVideos:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import DatasetConfig, DomainConfig, MotionConfig
-from src.data.formats import load_data, recognise
+from src.config import DomainConfig, MotionConfig
+from src.data.formats import open_source, recognise
 from src.data.labels import davis_palette
 from src.data.records import DataSet, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
+from src.data.validate import check, data_set
 from src.data.writers import (
     write_coco,
     write_davis,
@@ -74,7 +75,8 @@ def originals() -> DataSet:
 
 
 def load(folder, ann_file=None, **place) -> DataSet:
-    return load_data(DomainConfig(name="ten", img_folder=str(folder), ann_file=ann_file, **place), DatasetConfig())
+    source = open_source(DomainConfig(name="ten", img_folder=str(folder), ann_file=ann_file, **place), 200)
+    return data_set(source, check(source, workers=0))
 
 
 def assert_same_labels(video: VideoRecord, expected: VideoRecord, frames: range) -> None:
