@@ -19,13 +19,12 @@ from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.video import VideoWriter, open_footage
 from src.errors import UserError
 from src.evaluation.predict import predicting, track
-from src.evaluation.report import COLOURS
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.lora_utils import apply_method
 from src.model.build import build_model
 from src.model.streaming import Prediction, StreamingTracker
-from tools.predict import frame_rate, load_tracker, predict, write_palette_image, write_prediction
+from tools.predict import frame_rate, label_frame, load_tracker, predict, write_prediction
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
 HEIGHT, WIDTH, FRAMES = 48, 80, 5
@@ -106,7 +105,7 @@ class TestOutputs:
         for t, stem in enumerate(stems):
             with Image.open(tmp_path / "out" / "Annotations" / "walk" / f"{stem}.png") as image:
                 assert image.mode == "P"
-                assert image.getpalette()[3:6] == COLOURS[1].tolist()
+                assert image.getpalette()[3:6] == [128, 0, 0], "the first colour of DAVIS"
                 numbers = np.array(image)
             here = {i: mask for (frame, i), mask in masks.items() if frame == t}
             assert numbers.shape == (HEIGHT, WIDTH)
@@ -153,14 +152,12 @@ class TestOutputs:
         overlay = open_footage(tmp_path / "out" / "walk.mp4")
         assert (overlay.count, overlay.rate) == (FRAMES, 5)
 
-    def test_where_objects_overlap_the_higher_logit_is_shown(self, tmp_path):
+    def test_where_objects_overlap_the_higher_logit_is_shown(self):
         logits = {
             4: torch.tensor([[1.0, 3.0, -1.0, 2.0]]),
             200: torch.tensor([[2.0, 1.0, -2.0, -5.0]]),
         }
-        write_palette_image(tmp_path / "x.png", Prediction(0, logits, {4: 1.0, 200: 1.0}), (1, 4))
-        with Image.open(tmp_path / "x.png") as image:
-            assert np.array(image).tolist() == [[200, 4, 0, 4]]
+        assert label_frame(Prediction(0, logits, {4: 1.0, 200: 1.0}), (1, 4)).tolist() == [[200, 4, 0, 4]]
 
 
 class TestPredictions:
