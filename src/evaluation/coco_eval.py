@@ -214,11 +214,12 @@ def average_precision(objects: Sequence[ImageObject], prompt: str) -> dict[str, 
 
     All objects of an image are counted: COCO stops at 100, but here every one was asked for.
     """
-    images = {name: i for i, name in enumerate(dict.fromkeys(o.image for o in objects), 1)}
+    sizes = {o.image: o.truth.rle["size"] for o in objects}
+    images = {name: i for i, name in enumerate(sizes, 1)}
     categories = {name: i for i, name in enumerate(sorted({o.category for o in objects}), 1)}
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i} for i in images.values()],
+        "images": [{"id": images[name], "height": size[0], "width": size[1]} for name, size in sizes.items()],
         "categories": [{"id": i, "name": name} for name, i in categories.items()],
         "annotations": [
             {
