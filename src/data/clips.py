@@ -298,13 +298,14 @@ def evaluation_video(
         resize(picture, height, width), resize(soft_OHW, height, width), frames, video.width / video.height, motion, rng
     )
     tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
-    names = {o.object_id: o.category for o in video.objects}
+    known = {o.object_id: o for o in video.objects}
     objects = [
-        ObjectTrack(i, [RLE.encode(mask) if mask.any() else None for mask in track_THW], names[i])
+        replace(known[i], segmentations=[RLE.encode(mask) if mask.any() else None for mask in track_THW])
         for i, track_THW in tracks.items()
         if track_THW[0].any()
     ]
-    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}") for t, frame in enumerate(to_pixels(frames_T3HW))]
+    pictures = enumerate(to_pixels(frames_T3HW))
+    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in pictures]
     return VideoRecord(video.video_id, height, width, list(sources), objects)
 
 
