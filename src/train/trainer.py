@@ -76,7 +76,8 @@ class Trainer:
         resume: a checkpoint of an earlier run to go on from.
 
     Raises:
-        UserError: data, checkpoint, targets or settings do not fit; before anything is written.
+        UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
+            the data.
     """
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
