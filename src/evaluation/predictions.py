@@ -31,9 +31,11 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
             ``VIDEO/NUMBER/FRAME.png``, as in SA-V.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or the video's name leads out of the folder.
     """
     place = folder / video.video_id
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"masks of video '{video.video_id}' would be written outside {folder}; rename the video")
     together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
     for t, source in enumerate(video.frames):
         ids_HW = np.zeros((video.height, video.width), np.int64)
@@ -49,10 +51,10 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
 
 def refuse_overlap(video: VideoRecord) -> None:
     """Raise UserError if true masks of a video overlap, which a protocol of one object per pixel cannot score."""
-    for t in range(len(video)):
-        areas = {o.object_id: RLE.encode(s.decode()) for o in video.objects if (s := o.segmentations[t]) is not None}
-        union = coco_mask.area(coco_mask.merge([area.rle for area in areas.values()]))
-        if union < sum(area.area() for area in areas.values()):
+    for t in filter(video.is_annotated, range(len(video))):
+        found = [s for o in video.objects if (s := o.segmentations[t]) is not None]
+        masks = [s if isinstance(s, RLE) else RLE.encode(s.decode()) for s in found]
+        if coco_mask.area(coco_mask.merge([mask.rle for mask in masks])) < sum(mask.area() for mask in masks):
             raise UserError(
                 f"{video.video_id}: true masks overlap on frame {t}, and evaluation.protocol davis gives a pixel to "
                 "one object; take sav or after_prompt"

@@ -124,8 +124,18 @@ def test_numbers_without_room_in_a_palette_have_a_folder_each(number, exclusive,
         assert np.array_equal(np.asarray(written), mask)
 
 
+@pytest.mark.parametrize("name", ["../v", "/tmp/v"])
+def test_no_video_is_written_outside_the_folder(name, tmp_path):
+    video = replace(record(LEFT, ids=(1,)), video_id=name)
+    with pytest.raises(UserError, match="would be written outside"):
+        write_masks(tmp_path / "masks", video, {1: [RLE.encode(LEFT)]}, False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_davis_cannot_score_true_masks_that_overlap():
     refuse_overlap(record(LEFT, ~LEFT, ids=(1, 2)))
     refuse_overlap(record(LEFT, ids=(1,)))
+    refuse_overlap(replace(record(LEFT, ids=(1,)), objects=[ObjectTrack(1, [None])]))
+    refuse_overlap(replace(record(LEFT, MIDDLE, ids=(1, 2)), annotated=frozenset()))
     with pytest.raises(UserError, match=r"v: true masks overlap on frame 0.*take sav or after_prompt"):
         refuse_overlap(record(LEFT, MIDDLE, ids=(1, 2)))
