@@ -21,6 +21,7 @@ ModelName = Literal[
 ]
 Method = Literal["mope", "lora", "full", "none"]
 Prompt = Literal["mask", "box", "point"]
+Protocol = Literal["after_prompt", "davis", "sav"]
 Split = Literal["train", "valid", "test"]
 Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
 
@@ -225,6 +226,8 @@ class EvaluationConfig(Section):
     """What the table says."""
 
     prompt: Prompt = "mask"
+    protocol: Protocol = Field("after_prompt", description="which frames are scored; davis, sav: as their own tools")
+    clicks: int = Field(0, ge=0, description="correction clicks of the table of single images; 0: no such table")
     frames: int = Field(8, ge=2, description="frames of the clips that still images become")
     max_images: int | None = Field(None, gt=0, description="images per domain; null: all")
     max_objects: int = Field(5, gt=0, description="objects per image, largest first")

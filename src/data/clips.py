@@ -6,7 +6,7 @@ Every draw comes from (seed, epoch, clip): data are the same with any number of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -176,13 +176,13 @@ def evaluation_video(
     stack_OHW = np.stack([masks[object_id] for object_id in largest])
     still = motion.model_copy(update={"flip": 0.0})
     frames_THWC, masks_TOHW = simulate_motion(video.frames[0].read(), stack_OHW, frames, height, width, still, rng)
-    names = {o.object_id: o.category for o in video.objects}
+    known = {o.object_id: o for o in video.objects}
     objects = [
-        ObjectTrack(i, [RLE.encode(mask) if mask.any() else None for mask in masks_TOHW[:, row]], names[i])
+        replace(known[i], segmentations=[RLE.encode(mask) if mask.any() else None for mask in masks_TOHW[:, row]])
         for row, i in enumerate(largest)
         if masks_TOHW[0, row].any()
     ]
-    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}") for t, frame in enumerate(frames_THWC)]
+    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in enumerate(frames_THWC)]
     return VideoRecord(video.video_id, height, width, list(sources), objects)
 
 

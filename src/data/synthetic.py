@@ -231,7 +231,7 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
         image *= (shade * (1 + flicker * time))[..., None]
         image += rng.normal(0, noise, image.shape)
         pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
-        sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}"))
+        sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}", f"{t:05d}"))
         for object_id, track in masks.items():
             mask = owner == object_id
             track.append(RLE.encode(mask) if mask.sum() > 4 else None)

@@ -14,9 +14,10 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 
 from src.config import Config, LoraConfig, ModelConfig
+from src.data.masks import bounding_box, centre_point
 from src.data.synthetic import SOURCE, make_video
 from src.errors import UserError
-from src.evaluation.predict import bounding_box, centre_point, init_state
+from src.evaluation.predict import init_state
 from src.lora.adapter import adapters_disabled, iter_adapters
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
 from src.lora.lora_utils import count_parameters
