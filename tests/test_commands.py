@@ -159,8 +159,8 @@ class TestARun:
         results = json.loads((folder / "results.json").read_text())
         assert results["domains"].keys() == {"target", "source"}
         for scores in results["domains"].values():
-            assert scores.keys() == {"base", "adapted", "videos", "objects"}
-            assert scores["base"].keys() == scores["adapted"].keys() == {"J", "F", "J&F", "mIoU", "Dice"}
+            assert {"base", "adapted", "videos", "objects", "intervals", "per_video"} <= scores.keys()
+            assert {"J", "F", "J&F", "mIoU", "Dice"} <= scores["base"].keys() == scores["adapted"].keys()
         assert results["domains"]["target"]["videos"] == 2
         assert results["checkpoint"] == str(folder / "checkpoints/best.pt")
         # the table's base is the one that validation began with
@@ -174,12 +174,25 @@ class TestARun:
         assert json.loads((folder / "results.json").read_text()) == before
 
     def test_evaluate_an_adapter_folder_by_another_prompt_on_another_split(self, command, settings, folder, tmp_path):
-        arguments = ["--checkpoint", folder / "adapter", "--prompt", "box", "--split", "test"]
+        arguments = ["--checkpoint", folder / "adapter", "--prompt", "box", "--split", "test", "--clicks", "2"]
+        arguments += ["--save-masks"]
         status, output, errors = command("evaluate.py", *settings, "--set", f"output_dir={tmp_path}", *arguments)
         assert status == 0, errors
         assert "prompted once by its true box" in output
         results = json.loads((tmp_path / "results.json").read_text())
         assert (results["prompt"], results["split"]) == ("box", "test")
+        assert "2 clicks" in output
+        assert all("images" in domain for domain in results["domains"].values())
+        assert (tmp_path / "clicks.png").exists()
+        assert {path.name for path in (tmp_path / "predictions").iterdir()} == {"base", "adapted"}
+        assert {path.name for path in (tmp_path / "predictions" / "adapted").iterdir()} == {"target", "source"}
+
+    def test_evaluate_by_another_protocol(self, command, settings, tmp_path):
+        more = [f"output_dir={tmp_path}", "lora.method=none", "evaluation.protocol=davis", "evaluation.source_clips=0"]
+        status, output, errors = command("evaluate.py", *settings, *(x for s in more for x in ("--set", s)))
+        assert status == 0, errors
+        assert "DAVIS' semi-supervised" in output
+        assert json.loads((tmp_path / "results.json").read_text())["domains"]["target"]["protocol"] == "davis"
 
     def test_evaluate_the_base_alone_beside_a_further_domain(self, command, settings, tiny_data, tmp_path):
         train = tiny_data / "train"

@@ -6,6 +6,7 @@ or with adapters switched off (:func:`src.lora.adapter.adapters_disabled`), thei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -103,7 +104,9 @@ def image_predictor(model: SAM2Base, **options: Any) -> SAM2ImagePredictor:
         model: with or without adapters.
         options: further arguments of SAM2ImagePredictor.
     """
-    return _at_image_size(SAM2ImagePredictor(model, **options))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # how SAM 2 resizes
+        return _at_image_size(SAM2ImagePredictor(model, **options))
 
 
 def automatic_mask_generator(model: SAM2Base, **options: Any) -> SAM2AutomaticMaskGenerator:
