@@ -52,7 +52,10 @@ CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still m
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
 # what one run leaves in its folder, and a new run moves aside
-RUN_FILES = ("checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays")
+RUN_FILES = (
+    "checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays", "clicks.png",
+    "predictions",
+)  # fmt: skip
 
 
 @dataclass
