@@ -241,7 +241,7 @@ def test_a_missing_file_is_refused(saved, name):
     [
         ("{", "cannot be read as JSON"),
         ("[]", "format_version"),
-        ({"format_version": 99}, "format_version 1"),
+        ({"format_version": 99}, "format_version 1 or 2"),
         ({"base_fingerprint": None}, "base_fingerprint is missing"),
         ({"lora": {"rank": 0, "alhpa": 1}}, "lora.alhpa: "),
         ({"lora": None}, "lora"),
