@@ -218,7 +218,7 @@ def _near_names(entry: str, names: list[str]) -> str:
     for name in names:
         parts = _starred(name).split(".")
         suffixes = [".".join(parts[i:]) for i in range(len(parts)) if parts[i] != "*"]
-        known.update(dict.fromkeys([*suffixes, f"{parts[0]}.*.{parts[-1]}" if len(parts) > 2 else suffixes[0]]))
+        known.update(dict.fromkeys([*suffixes, *([f"{parts[0]}.*.{parts[-1]}"] if len(parts) > 2 else [])]))
     near = difflib.get_close_matches(entry, list(known), n=3, cutoff=0.5)
     if near:
         return f"near names: {', '.join(near)}"
