@@ -1,11 +1,18 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.data.clips import ClipBatch, draw_clip
+from src.data.prompts import Prompt
+from src.data.synthetic import CELLS, SOURCE, make_videos
+from src.errors import UserError
+from src.lora.lora_utils import apply_method, routed_layers
 from src.lora.moe_layer import MoELoRALinear
 from src.lora.routing import (
     GateCall,
@@ -17,6 +24,9 @@ from src.lora.routing import (
     update_balance_bias,
     watch_memory,
 )
+from src.model.build import build_model, checkpoint_activations
+from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.model.streaming import StreamingTracker
 
 
 def gate_with_logits(logits_E, **options):
@@ -427,3 +437,72 @@ def test_without_options_no_further_state_is_kept():
     assert "balance_bias" in TopKGatingNetwork(3, 4, top_k=2, balance_bias=True).state_dict()
     with pytest.raises(ValueError, match="noise"):
         TopKGatingNetwork(3, 4, top_k=2, noise=-0.1)
+
+
+def adapted(model, level):
+    """Routed layers in memory attention that are far from zero."""
+    torch.manual_seed(1)
+    apply_method(model, LoraConfig(experts=3, router={"level": level}))
+    for layer in routed_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.1)
+        nn.init.normal_(layer.gate.weight)
+    return model
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_levels_in_sam2_training_with_and_without_activation_checkpointing(level):
+    video = make_videos(CELLS, 2, 0, frames=1, side=64)
+    clips = [draw_clip(v, ClipConfig(frames=4, max_objects=2), 64, 0, np.random.default_rng(0)) for v in video.videos]
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = adapted(build_trainable(ModelConfig(image_size=64), PromptConfig(), 4).train(), level)
+        if checkpointed:
+            checkpoint_activations(model)
+        with record_routing(model) as routing:
+            losses = segmentation_losses(model, build_loss(LossConfig()), ClipBatch.collate(clips))
+        losses["total"].backward()
+        objects = sum(clip.masks_TOHW.shape[1] for clip in clips)
+        for calls in routing.calls.values():
+            assert len(calls) >= 2
+            assert {call.logits_NE.shape[0] for call in calls} == {objects}
+            same = all(torch.equal(call.logits_NE, calls[0].logits_NE) for call in calls)
+            assert same == (level == "video")
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(g is not None and g.any() for name, g in found[0].items() if name.endswith("gate.weight"))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_at_video_level_objects_and_streams_do_not_touch_each_other():
+    torch.manual_seed(0)
+    model = adapted(build_model(ModelConfig(image_size=64)).eval(), "video")
+    tracker = StreamingTracker(model)
+    clip = make_videos(SOURCE, 1, 0, frames=4, side=64).videos[0]
+    frames = [source.read() for source in clip.frames]
+    prompts = [Prompt(object_id=i, box=box) for i, box in enumerate([(5.0, 5.0, 30.0, 30.0), (20.0, 30.0, 60.0, 60.0)])]
+
+    def logits(*streams):
+        """Each stream's logits; the streams take turns, frame by frame."""
+        banks = [tracker.start(len(frames)) for _ in streams]
+        out = [[] for _ in streams]
+        for t, frame in enumerate(frames):
+            for i, prompted in enumerate(streams):
+                prediction, banks[i] = tracker.step(frame, banks[i], prompted if t == 0 else ())
+                out[i].append(prediction.logits)
+        return out
+
+    alone = logits(prompts[:1])[0]
+    together, again = logits(prompts, prompts[:1])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, together, strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, again, strict=True))
+
+
+def test_at_video_level_layers_outside_memory_attention_are_refused():
+    model = build_model(ModelConfig(image_size=64))
+    before = list(model.state_dict())
+    with pytest.raises(UserError, match=r"lora\.router\.level is video.*obj_ptr_proj"):
+        apply_method(
+            model, LoraConfig(target_modules=["memory_attention.*.q_proj", "obj_ptr_proj"], router={"level": "video"})
+        )
+    assert list(model.state_dict()) == before
