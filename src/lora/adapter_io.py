@@ -212,15 +212,17 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
         )
     injected = not any(iter_adapted(model))
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    if injected:
-        _put_in(model, config.lora)
-    mistakes = _setting_mistakes(model, config.lora) + _key_mistakes(adapter_state_dict(model), weights)
-    if mistakes:
+    try:
+        if injected:
+            _put_in(model, config.lora)
+        if mistakes := _setting_mistakes(model, config.lora) + _key_mistakes(adapter_state_dict(model), weights):
+            raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
+    except UserError:
         if injected:
             remove_adapters(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
-        raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise
     for _, adapter in iter_adapters(model):
         if isinstance(adapter, LoRALinear):
             adapter.unmerge()
