@@ -315,11 +315,11 @@ class TestMethods:
         assert ("balance" in trainer.losses[0]) == (method == "mope")
 
     def test_the_balance_bias_follows_the_use_of_experts_and_is_saved(self, make_config):
-        settings = ("lora.router.bias_rate=0.1", "lora.router.balance_weight=0", "lora.router.level=frame")
+        settings = ("lora.router.bias_rate=0.1", "lora.router.balance_weight=0", "training.max_steps=1")
         trainer, _ = self.trained(make_config, *settings)
         biases = {name: b for name, b in trainer.model.named_buffers() if name.endswith("gate.balance_bias")}
         assert len(biases) == len(routed_layers(trainer.model))
-        assert all(b.any() and b.abs().max() <= 0.4 and b.sum().abs() < 1e-6 for b in biases.values())
+        assert all(b.any() and b.abs().max() < 0.2 and b.sum().abs() < 1e-6 for b in biases.values())
         assert all(torch.equal(checkpoint(trainer)["weights"][name], b) for name, b in biases.items())
         resumed = Trainer(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
         assert all(torch.equal(resumed.model.get_buffer(name), b) for name, b in biases.items())
