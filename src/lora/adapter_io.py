@@ -244,26 +244,32 @@ def _put_in(model: nn.Module, lora: Configs) -> None:
 
 
 def groups_of(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
-    """The expert groups in an adapter folder's content; adapters without groups are one, of this name."""
+    """The expert groups in an adapter folder's content; adapters without groups are one, of this name.
+
+    Raises:
+        UserError: ``name`` is needed and cannot name a group, or weights belong to no adapter of a group.
+    """
+    groups = {}
     if isinstance(file.config.lora, LoraConfig):
         check_name(name)
-        return {name: ExpertGroup(file.config.lora, file.weights)}
-    groups = {}
-    for group, config in file.config.lora.items():
-        part = f".groups.{group}."
-        weights = {key.replace(part, ".", 1): tensor for key, tensor in file.weights.items() if part in key}
-        groups[group] = ExpertGroup(config, weights)
+        groups[name] = ExpertGroup(file.config.lora, file.weights)
+    else:
+        for group, config in file.config.lora.items():
+            part = f".groups.{group}."
+            weights = {key.replace(part, ".", 1): tensor for key, tensor in file.weights.items() if part in key}
+            groups[group] = ExpertGroup(config, weights)
+    placed = sum(len(group.of_layers()) for group in groups.values())
+    if placed < len(file.weights):
+        raise UserError(f"{len(file.weights) - placed} of {len(file.weights)} weights belong to no adapter of a group")
     return groups
 
 
 def file_of(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra: dict[str, Any]) -> AdapterFile:
     """An adapter folder's content with these groups."""
     weights = {
-        f"{layer}.groups.{name}.{key.removeprefix(f'{layer}.')}": tensor
+        f"{layer}.groups.{name}.{key}": tensor
         for name, group in groups.items()
-        for layer in group.layers()
-        for key, tensor in group.weights.items()
-        if key.startswith(f"{layer}.")
+        for (layer, key), tensor in group.of_layers().items()
     }
     config = AdapterConfig({name: group.config for name, group in groups.items()}, base_fingerprint, extra)
     return AdapterFile(config, weights)

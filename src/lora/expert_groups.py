@@ -159,6 +159,15 @@ class ExpertGroup:
         own = ".lora_A" if self.config.method == "mope" else ".adapter.lora_A"
         return [name.removesuffix(own) for name in self.weights if name.endswith(own)]
 
+    def of_layers(self) -> dict[tuple[str, str], Tensor]:
+        """The weights by layer and by the name inside the layer's adapter."""
+        return {
+            (layer, name.removeprefix(f"{layer}.")): tensor
+            for layer in self.layers()
+            for name, tensor in self.weights.items()
+            if name.startswith(f"{layer}.")
+        }
+
 
 def prune_experts(
     model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
@@ -203,13 +212,11 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
     scores = expert_sizes(group) if scores is None else scores
     if missing := [layer for layer in group.layers() if layer not in scores]:
         raise UserError(f"no scores for {', '.join(missing[:3])}")
+    kept = {layer: scores[layer][:experts].topk(keep).indices.sort().values.cpu() for layer in group.layers()}
     weights = {}
-    for layer in group.layers():
-        kept = scores[layer][:experts].topk(keep).indices.sort().values.cpu()
-        for name, tensor in group.weights.items():
-            if name.startswith(f"{layer}."):
-                null_rows = torch.arange(experts, len(tensor))
-                weights[name] = tensor[torch.cat([kept, null_rows]).to(tensor.device)]
+    for (layer, name), tensor in group.of_layers().items():
+        null_rows = torch.arange(experts, len(tensor))
+        weights[f"{layer}.{name}"] = tensor[torch.cat([kept[layer], null_rows]).to(tensor.device)]
     choices = keep + config.router.null_expert
     return ExpertGroup(config.model_copy(update={"experts": keep, "top_k": min(config.top_k, choices)}), weights)
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from src.config import LoraConfig
 from src.lora.adapter import iter_adapters, list_groups
-from src.lora.adapter_io import load_adapter, read_adapter_config, save_adapter
+from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config, save_adapter
 from src.lora.expert_groups import activate, add_group
 from src.lora.lora_utils import apply_method
 
@@ -112,6 +113,16 @@ def test_pruning_and_merging(folders, command):
     assert status == 0
     assert "a: mope, 6 experts" in text
     assert groups_in(folders / "merged") == ["a"]
+
+
+@pytest.mark.parametrize("folder", ["ab", "plain"])
+def test_weights_that_belong_nowhere_are_not_left_out_silently(folders, command, folder):
+    weights = load_file(folders / folder / WEIGHTS_FILE)
+    save_file({**weights, "nowhere.scale": torch.zeros(1)}, folders / folder / WEIGHTS_FILE)
+    status, _, errors = command("join", folders / folder, "--output", folders / "out")
+    assert status == 2
+    assert f"1 of {len(weights) + 1} weights belong to no adapter" in errors
+    assert not (folders / "out").exists()
 
 
 @pytest.mark.parametrize(
