@@ -501,8 +501,7 @@ def test_at_video_level_objects_and_streams_do_not_touch_each_other():
 def test_at_video_level_layers_outside_memory_attention_are_refused():
     model = build_model(ModelConfig(image_size=64))
     before = list(model.state_dict())
+    config = LoraConfig(target_modules=["memory_attention.*.q_proj", "obj_ptr_tpos_proj"], router={"level": "video"})
     with pytest.raises(UserError, match=r"lora\.router\.level is video.*obj_ptr_tpos_proj"):
-        apply_method(
-            model, LoraConfig(target_modules=["memory_attention.*.q_proj", "obj_ptr_tpos_proj"], router={"level": "video"})
-        )
+        apply_method(model, config)
     assert list(model.state_dict()) == before
