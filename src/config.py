@@ -55,6 +55,11 @@ class RouterConfig(Section):
     null_expert: bool = Field(False, description="one more expert to choose, which adds nothing")
     jitter: float = Field(0.0, ge=0, lt=1, description="multiplicative noise on the gate's input, training only")
     bias: bool = Field(True, description="whether the gate has a bias")
+    level: Literal["token", "frame", "video"] = Field("token", description="what one decision of the gate holds for")
+    noise: float = Field(0.0, ge=0, description="standard deviation of noise on the gate's logits, training only")
+    bias_rate: float = Field(
+        0.0, ge=0, description="balance without a loss: how far an expert's selection bias moves per step; 0: off"
+    )
 
 
 class LoraConfig(Section):

@@ -22,8 +22,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from src.config import LoraConfig, load_config
 from src.errors import UserError
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_state_dict
+from src.lora.expert_groups import active_group
 from src.lora.lora_utils import apply_method, freeze_base
 from src.model.build import MODEL_ZOO, config_overrides, load_base, pick_device
 from src.model.checkpoint import load_trained
@@ -180,7 +181,9 @@ def _what_was_loaded(model: SAM2Base, ckpt_path: str | Path | None, adapter: str
     )
     if adapter is None:
         return f"{base}; {adapter_keys} adapter keys are new"
-    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}"
+    groups = list_groups(model)
+    active = f", expert groups {', '.join(groups)} (active: {active_group(model) or 'none'})" if groups else ""
+    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
 
 
 def _stock_configs() -> str:

@@ -32,7 +32,7 @@ from src.files import write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
-from src.lora.routing import load_balancing_loss, record_routing, router_z_loss
+from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
     Checkpoint,
@@ -250,6 +250,7 @@ class Trainer:
         """One optimizer step over a window of batches, each with the same weight; returns the mean losses."""
         router, first = self.config.lora.router, self.progress.step == 0
         sums: dict[str, float] = {}
+        used: dict[str, Tensor] = {}
         for batch in window:
             with self.autocast(), record_routing(self.model) as routing:
                 losses = segmentation_losses(self.model, self.loss, batch)
@@ -258,7 +259,7 @@ class Trainer:
                 auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
                 losses["total"] = losses["total"] + auxiliary
                 for layer, share_E in routing.usage().items():
-                    usage[layer] = usage.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
+                    used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
             total = losses["total"]
             if not torch.isfinite(total):
                 raise UserError(
@@ -280,6 +281,9 @@ class Trainer:
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        update_balance_bias(self.model, used, router.bias_rate)
+        for layer, use_E in used.items():
+            usage[layer] = usage.get(layer, torch.zeros(use_E.shape)) + use_E
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums

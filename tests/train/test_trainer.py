@@ -18,6 +18,7 @@ from src.data.clips import ClipBatch
 from src.errors import UserError
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import read_adapter_config
+from src.lora.lora_utils import routed_layers
 from src.model.build import build_model, pick_device
 from src.train.trainer import Trainer
 
@@ -317,6 +318,16 @@ class TestMethods:
         assert checkpoint(trainer)["weights"].keys() == own
         assert read_adapter_config(trainer.folder / "adapter").lora == trainer.config.lora
         assert ("balance" in trainer.losses[0]) == (method == "mope")
+
+    def test_the_balance_bias_follows_the_use_of_experts_and_is_saved(self, make_config):
+        settings = ("lora.router.bias_rate=0.1", "lora.router.balance_weight=0", "training.max_steps=1")
+        trainer, _ = self.trained(make_config, *settings)
+        biases = {name: b for name, b in trainer.model.named_buffers() if name.endswith("gate.balance_bias")}
+        assert len(biases) == len(routed_layers(trainer.model))
+        assert all(b.any() and b.abs().max() < 0.2 and b.sum().abs() < 1e-6 for b in biases.values())
+        assert all(torch.equal(checkpoint(trainer)["weights"][name], b) for name, b in biases.items())
+        resumed = Trainer(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
+        assert all(torch.equal(resumed.model.get_buffer(name), b) for name, b in biases.items())
 
     def test_full_trains_the_whole_model(self, make_config):
         trainer, changed = self.trained(make_config, "lora.method=full")
