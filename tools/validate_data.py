@@ -16,13 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from PIL import Image
+
 from src import cli
 from src.config import Config, DomainConfig, Split, load_config
 from src.data.formats import open_source, place_of
 from src.data.records import Finding
 from src.data.validate import SKIPPED_FILE, Report, cache_file, check, data_set, list_skipped
 from src.errors import UserError
-from src.files import write_text
+from src.files import write_atomically, write_text
 
 SHOWN = 20
 """Errors of a data set that are printed."""
@@ -117,6 +119,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.config}: it names no data for --split {arguments.split}")
     if arguments.workers < 0:
         raise UserError(f"--workers {arguments.workers}: must be 0 or more")
+    if arguments.clips < 1:
+        raise UserError(f"--clips {arguments.clips}: must be 1 or more")
     results = []
     for label, place in chosen:
         result = check_place(label, place, config, arguments.workers, not arguments.headers_only)
@@ -127,8 +131,19 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.report:
         write_text(Path(arguments.report), json.dumps([result.to_json() for result in results], indent=2) + "\n")
     line, status = conclude(results, config)
+    if arguments.preview and status == 0:
+        save_preview(Path(arguments.preview), config, arguments.clips)
     print(line)
     return status
+
+
+def save_preview(path: Path, config: Config, clips: int) -> None:
+    """Draw training clips as the trainer will see them, masks drawn in, into a picture."""
+    from src.train.data import preview  # only here: it imports SAM 2, which takes seconds
+
+    picture = Image.fromarray(preview(config, clips))
+    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+    print(f"preview: {path}: {clips} clips as training will see them, a row each")
 
 
 if __name__ == "__main__":
@@ -147,4 +162,6 @@ if __name__ == "__main__":
         "--headers-only", action="store_true", help="do not decode the frames: quick, but blind to broken-off files"
     )
     parser.add_argument("--report", metavar="JSON", help="write everything that was found into a file")
+    parser.add_argument("--preview", metavar="PNG", help="draw clips as training will see them, masks drawn in")
+    parser.add_argument("--clips", type=int, default=8, help="clips in the preview (default: 8)")
     cli.run(main, parser)

@@ -5,6 +5,7 @@ A still image is a video of one frame. Nothing outside the parsers knows a file 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,12 +182,20 @@ class Source(Protocol):
         """
 
 
+AT_HAND = 32
+"""Parsed videos that are kept: parsing one may mean reading all of its masks."""
+
+
 @dataclass(frozen=True, eq=False)
 class SourceVideos(Sequence[VideoRecord]):
-    """Some videos of a source, each parsed when it is asked for. ``kept``: their indices there, int64."""
+    """Some videos of a source, each parsed when it is asked for; the last few parsed are at hand.
+
+    ``kept``: their indices there, int64.
+    """
 
     source: Source
     kept: np.ndarray
+    _recent: OrderedDict[int, VideoRecord] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -199,9 +208,16 @@ class SourceVideos(Sequence[VideoRecord]):
         """A video, or a part of the list, unparsed. Raises UserError where files changed since they were checked."""
         if isinstance(index, slice):
             return SourceVideos(self.source, self.kept[index])
-        record, findings = self.source.read(int(self.kept[index]))
+        number = int(self.kept[index])
+        if number in self._recent:
+            self._recent.move_to_end(number)
+            return self._recent[number]
+        record, findings = self.source.read(number)
         if record is None:
             raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, findings[:1]))}")
+        self._recent[number] = record
+        if len(self._recent) > AT_HAND:
+            self._recent.popitem(last=False)
         return record
 
 

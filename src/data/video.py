@@ -391,6 +391,7 @@ class VideoWriter:
     Args:
         path: of the file; an earlier one is replaced.
         rate: frames per second.
+        lossless: keep every pixel as it is, in a file that is larger and that not every player shows.
 
     H.264 wants even sides: an odd one grows by a repeated row or column. Without frames no file is made.
 
@@ -398,9 +399,8 @@ class VideoWriter:
         UserError: from any of its methods, if the file cannot be written.
     """
 
-    def __init__(self, path: Path, rate: Fraction = DEFAULT_RATE) -> None:
-        self.path = path
-        self.rate = rate
+    def __init__(self, path: Path, rate: Fraction = DEFAULT_RATE, lossless: bool = False) -> None:
+        self.path, self.rate, self.lossless = path, rate, lossless
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._stream: av.video.stream.VideoStream | None = None
 
@@ -417,9 +417,13 @@ class VideoWriter:
         if self._stream is None:
             self._stream = self._add_stream(*frame.shape[:2])
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        self._mux(picture.reformat(format="yuv420p", dst_colorspace="ITU709"))
+        self._mux(picture if self.lossless else picture.reformat(format="yuv420p", dst_colorspace="ITU709"))
 
     def _add_stream(self, height: int, width: int) -> av.video.stream.VideoStream:
+        if self.lossless:
+            stream = self._container.add_stream("libx264rgb", rate=self.rate, options={"qp": "0"})
+            stream.height, stream.width, stream.pix_fmt = height, width, "rgb24"
+            return stream
         stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         # players guess the colours of untagged video from its size

@@ -153,14 +153,14 @@ def write_tracked_coco(folder: str | Path, data: DataSet) -> None:
     _write_json(Path(folder) / "instances.json", content)
 
 
-def write_sav(folder: str | Path, data: DataSet) -> None:
+def write_sav(folder: str | Path, data: DataSet, lossless: bool = False) -> None:
     """Write videos as in SA-V's training set: ``<video>.mp4``, and ``<video>_manual.json`` with every fourth frame.
 
-    Frames must have even sides, as H.264 wants it, and lose a little in it.
+    Frames must have even sides, as H.264 wants it, and lose a little in it unless it is ``lossless``.
     """
     folder = Path(folder)
     for video in data.videos:
-        with VideoWriter(folder / f"{video.video_id}{VIDEO_SUFFIX}") as writer:
+        with VideoWriter(folder / f"{video.video_id}{VIDEO_SUFFIX}", lossless=lossless) as writer:
             for frame in video.frames:
                 writer.write(frame.read())
         labelled = range(0, len(video), STEP)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "validate_data.py"
 
@@ -133,3 +134,17 @@ def test_help_ends_with_an_example(command):
     status, output, _ = command("--help")
     assert status == 0
     assert "example:\n  python tools/validate_data.py --config " in output
+
+
+def test_a_preview_is_drawn(command, tmp_path):
+    status, output, _ = command("--preview", tmp_path / "sheet.png", "--clips", "2")
+    assert status == 0
+    assert "2 clips as training will see them" in output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 3 * 64, "a column for each of three frames"
+        assert len(sheet.getcolors(10**6) or []) > 100
+
+
+def test_no_preview_of_damaged_data(command, damaged, tmp_path):
+    assert command(*damaged, "--preview", tmp_path / "sheet.png")[0] == 2
+    assert not (tmp_path / "sheet.png").exists()
