@@ -160,7 +160,7 @@ def line(name: str, seed: int, row: dict[str, Any], base: dict[str, Any], cost: 
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/target_modules.py --sets encoder_mlp all --seeds 0 1")
+    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/target_modules.py --sets q+v all --seeds 0 1")
     parser.add_argument(
         "--method", choices=["mope", "lora"], default="mope", help="its YAML in src/configs (default: mope)"
     )
