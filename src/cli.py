@@ -34,6 +34,11 @@ def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--config", required=True, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
     )
+    add_override_argument(arguments)
+
+
+def add_override_argument(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--set``, on its own for commands that choose the YAML themselves."""
     arguments.add_argument(
         "--set",
         dest="overrides",
