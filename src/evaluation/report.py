@@ -183,13 +183,14 @@ def overlay_sheet(
     Args:
         video: where the frames come from.
         rows: label → object id → masks, one a frame (RLE or None).
-        frames: how many frames, spread over the video.
+        frames: how many frames, spread over those that somebody annotated.
         cell: width of a frame in the sheet, in pixels.
 
     Returns:
         RGB uint8 (rows × height, frames × width, 3).
     """
-    shown = np.unique(np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int))
+    annotated = [t for t in range(len(video)) if video.is_annotated(t)]
+    shown = [annotated[i] for i in np.linspace(0, len(annotated) - 1, min(frames, len(annotated))).round().astype(int)]
     height = max(1, round(cell * video.height / video.width))
     sheet = []
     for label, masks in rows.items():

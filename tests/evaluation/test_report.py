@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,3 +189,11 @@ def test_a_sheet_shows_frames_from_first_to_last():
     below = slice(20, 48)  # beneath the label
     for column, t in enumerate((0, 2, 5, 7)):
         assert np.array_equal(sheet[below, 48 * column : 48 * (column + 1)], video.frames[t].read()[below])
+
+
+def test_a_sheet_shows_frames_that_were_annotated():
+    video = replace(make_videos(CELLS, 1, 0, frames=8, side=48).videos[0], annotated=frozenset({0, 4, 7}))
+    sheet = overlay_sheet(video, {"a": {}}, frames=4, cell=48)
+    assert sheet.shape == (48, 3 * 48, 3)
+    for column, t in enumerate((0, 4, 7)):
+        assert np.array_equal(sheet[20:, 48 * column : 48 * (column + 1)], video.frames[t].read()[20:])
