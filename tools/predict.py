@@ -46,6 +46,7 @@ from src.errors import UserError
 from src.files import write_atomically
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
+from src.model.gating import install_saved_gate
 from src.model.streaming import Prediction, StreamingTracker
 
 Overlay = Literal["video", "images", "none"]
@@ -68,7 +69,7 @@ def predict(
             check_prompts(prompts, *frame.shape[:2])
         new = [p for p in prompts.get(t, []) if p.object_id not in bank.objects]
         known = [p for p in prompts.get(t, []) if p.object_id in bank.objects]
-        seen = tracker.encode(frame) if known else frame
+        seen = tracker.encode(frame, bank) if known else frame
         prediction, bank = tracker.step(seen, bank, new)
         if known:
             prediction, bank = tracker.correct(seen, bank, known)
@@ -185,12 +186,13 @@ def _beyond_the_end(frame: int, count: int) -> UserError:
     return UserError(f"a prompt is for frame {frame}, but {frames}")
 
 
-def load_tracker(config: Config, checkpoint: str | None) -> StreamingTracker:
-    """The run's base model, with the adapters of a checkpoint or adapter folder if there is one."""
+def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> StreamingTracker:
+    """The run's base model, with the adapters (and domain gate) of a checkpoint or adapter folder if there is one."""
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     if checkpoint is not None:
         load_trained(model, checkpoint)
+    install_saved_gate(model, checkpoint, gate)
     return StreamingTracker(model.to(pick_device(config.training.device)), keep_corrections=True)
 
 
@@ -213,7 +215,8 @@ def main(arguments: argparse.Namespace) -> None:
     overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
     if arguments.fps is not None:
         footage = replace(footage, rate=arguments.fps)
-    count, found = write_prediction(load_tracker(config, arguments.checkpoint), footage, prompts, output, overlay)
+    tracker = load_tracker(config, arguments.checkpoint, arguments.gate)
+    count, found = write_prediction(tracker, footage, prompts, output, overlay)
     for object_id, frames in sorted(found.items()):
         print(f"object {object_id}: found on {frames} of {count} frames")
     print(f"written to {output}")
@@ -231,6 +234,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--checkpoint", "--adapter", metavar="PATH", help="a run's checkpoint or an adapter folder (default: the base)"
     )
+    parser.add_argument(
+        "--gate", default="auto", metavar="MODE",
+        help="whether adapters are on: auto (the adapter folder's domain gate decides, if it has one), on, off, or the "
+        "name of one of its domains",
+    )  # fmt: skip
     parser.add_argument("--box", action="append", default=[], metavar="[N[@T]:]X0,Y0,X1,Y1", help="in pixels")
     parser.add_argument(
         "--point", action="append", default=[], metavar="[N[@T]:]X,Y[,LABEL]", help="label 1: on it (default), 0: not"

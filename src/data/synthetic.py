@@ -8,6 +8,12 @@ edges; the mask of an object is what is left visible of it.
   ``WILD_SOURCE`` is the same, harder.
 - ``CELLS``: a crowd of nearly transparent grey cells with a thin rim on a noisy, unevenly lit field, as phase-contrast
   microscopy shows them; unlike the source in colour, texture, contrast and crowding.
+- ``TISSUE``: swellings of the colour of the red, wet, folded wall they grow on, as an endoscope sees them.
+- ``THERMAL``: small warm bodies over cold ground, in grey and dark, as a drone's thermal camera sees them at night.
+- ``FLAKES``: thin flat crystals, each of one tint, on a smooth chip, as a light microscope shows them.
+
+:func:`shifted` gives the same videos of a domain in another light, noisier, blurred or with other textures, and
+:func:`mixed` puts one domain's objects before another's background: what a study of forgetting asks about.
 """
 
 from __future__ import annotations
@@ -15,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, Segmentation, VideoRecord
 from src.data.writers import write_coco
@@ -24,10 +32,18 @@ from src.data.writers import write_coco
 ANGLES = 180  # samples of an outline's radius over the full turn
 TEXTURE = 64  # side of a texture tile in pixels; tiles repeat
 
+Look = Callable[[np.ndarray], np.ndarray]  # float RGB (H, W, 3) in 0–1 → the same, before the camera's noise
+ShiftKind = Literal["grey", "dark", "bright", "noise", "blur", "textures"]
+SHIFTS: tuple[ShiftKind, ...] = get_args(ShiftKind)
+
 
 @dataclass(frozen=True)
 class Domain:
-    """What a synthetic world looks like. Ranges are (low, high); lengths are shares of the image side."""
+    """What a synthetic world looks like. Ranges are (low, high); lengths are shares of the image side.
+
+    ``look`` draws how the camera renders a whole video, None as it is. ``drawn_as`` names the domain whose random
+    numbers are used, so that a shifted domain shows the same things moving the same way.
+    """
 
     name: str
     objects: tuple[int, int]
@@ -43,6 +59,8 @@ class Domain:
     occluder: float = 0.0
     twin: float = 0.0
     overlap: float = 1.0
+    look: Callable[[np.random.Generator], Look] | None = None
+    drawn_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,7 +217,8 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
         A record of ArrayFrames (uint8 RGB) with RLE masks; objects that are hidden or out of the picture on a frame
         have None there.
     """
-    rng = np.random.default_rng((seed, *domain.name.encode()))
+    rng = np.random.default_rng((seed, *(domain.drawn_as or domain.name).encode()))
+    look = domain.look(np.random.default_rng((seed, *domain.name.encode()))) if domain.look else None
     bodies = _make_bodies(domain, rng)
     background = domain.background(rng)
     pan = rng.normal(0, domain.camera, 2)
@@ -225,6 +244,8 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
             window += alpha * (colour[..., :3] - window)
             owner[rows, columns][coverage > 0.5] = body.object_id or 0
         image *= (shade * (1 + flicker * time))[..., None]
+        if look is not None:
+            image = look(image)
         image += rng.normal(0, noise, image.shape)
         pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
         sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}", f"{t:05d}"))
@@ -339,6 +360,71 @@ def _cell_background(rng: np.random.Generator) -> np.ndarray:
     return np.repeat((0.38 + 0.2 * field)[..., None], 3, axis=2)
 
 
+def _tissue_fill(rng: np.random.Generator) -> Fill:
+    pink = np.array([rng.uniform(0.7, 0.9), rng.uniform(0.3, 0.5), rng.uniform(0.28, 0.42)])
+    tile = texture(rng, np.stack([pink, pink * rng.uniform(0.7, 0.85)]), "cloud")
+    tile = np.maximum(tile, _highlights(rng, TEXTURE, count=3, size=(0.03, 0.07)))
+    return Fill(tile, rng.uniform(0.6, 0.9), (rng.uniform(0.1, 0.2), rng.uniform(0.3, 0.6), tuple(pink * 0.55)))
+
+
+def _tissue_background(rng: np.random.Generator) -> np.ndarray:
+    side = 256
+    y, x = np.mgrid[0:side, 0:side] / side - 0.5
+    # folds: dark rings around the way ahead, bent by a smooth field
+    bend = _smooth_noise(rng, 4, side)
+    depth = np.hypot(x - rng.uniform(-0.3, 0.3), y - rng.uniform(-0.3, 0.3)) + 0.25 * bend
+    folds = 0.5 + 0.5 * np.cos(2 * np.pi * (depth * rng.uniform(2, 4) + rng.random()))
+    wall = np.array([rng.uniform(0.6, 0.8), rng.uniform(0.2, 0.33), rng.uniform(0.18, 0.3)])
+    image = wall * (0.55 + 0.3 * folds + 0.3 * _smooth_noise(rng, 12, side))[..., None]
+    vessels = np.abs(_smooth_noise(rng, 7, side) - 0.5) < 0.018
+    image[vessels] *= (0.8, 0.6, 0.65)
+    corners = 1 - rng.uniform(0.8, 1.6) * (x * x + y * y)
+    return np.maximum(image * corners[..., None], _highlights(rng, side, count=14, size=(0.006, 0.025)))
+
+
+def _highlights(rng: np.random.Generator, side: int, count: int, size: tuple[float, float]) -> np.ndarray:
+    """Wet spots that mirror the lamp: soft white ellipses on black, (side, side, 3)."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    light = np.zeros((side, side))
+    for _ in range(count):
+        (cx, cy), (a, b) = rng.random(2), rng.uniform(*size, 2)
+        light = np.maximum(light, np.exp(-(((x - cx) / a) ** 2) - ((y - cy) / b) ** 2))
+    return np.repeat(light[..., None], 3, axis=2)
+
+
+def _thermal_fill(rng: np.random.Generator) -> Fill:
+    warmth = rng.uniform(0.45, 0.85)
+    tile = texture(rng, np.array([[warmth] * 3, [warmth * rng.uniform(0.75, 0.95)] * 3]), "cloud")
+    return Fill(tile, rng.uniform(0.7, 0.95), (0.25, 0.5, (warmth * 0.6,) * 3))
+
+
+def _thermal_background(rng: np.random.Generator) -> np.ndarray:
+    side = 256
+    y, x = np.mgrid[0:side, 0:side] / side - 0.5
+    ground = 0.5 * _smooth_noise(rng, 5, side) + 0.3 * _smooth_noise(rng, 24, side)
+    ground = 0.07 + 0.16 * ground
+    for _ in range(rng.integers(0, 3)):  # a road keeps some of the day's warmth
+        angle, offset = rng.uniform(0, np.pi), rng.uniform(-0.3, 0.3)
+        across = np.abs(x * np.cos(angle) + y * np.sin(angle) - offset)
+        ground = ground + 0.08 / (1 + np.exp((across - rng.uniform(0.02, 0.05)) * 150))
+    return np.repeat(gaussian_filter(ground, 2)[..., None], 3, axis=2)
+
+
+def _flake_fill(rng: np.random.Generator) -> Fill:
+    tint = np.array([rng.uniform(0.3, 0.7), rng.uniform(0.45, 0.75), rng.uniform(0.6, 0.95)])
+    tile = texture(rng, np.stack([tint, tint + rng.uniform(-0.04, 0.04)]), "gradient")
+    edge = tuple(np.clip(tint * rng.choice([0.6, 1.3]), 0, 1))
+    return Fill(tile, rng.uniform(0.35, 0.9), (0.05, rng.uniform(0.3, 0.8), edge))
+
+
+def _flake_background(rng: np.random.Generator) -> np.ndarray:
+    side = 160
+    chip = np.array([rng.uniform(0.5, 0.62), rng.uniform(0.38, 0.46), rng.uniform(0.52, 0.64)])
+    dust = (rng.random((side, side)) < 0.0015).astype(float)
+    specks = np.clip(gaussian_filter(dust, 0.8) * 3, 0, 0.5)
+    return chip * (0.96 + 0.08 * _smooth_noise(rng, 2, side) - specks)[..., None]
+
+
 SOURCE = Domain(
     name="source",
     objects=(1, 3),
@@ -374,6 +460,150 @@ CELLS = Domain(
     shapes=("blob", "ellipse", "blob"),
     overlap=0.3,
 )
+
+TISSUE = Domain(
+    name="tissue",
+    objects=(1, 4),
+    distractors=(0, 0),
+    radius=(0.12, 0.26),
+    speed=0.1,
+    camera=0.08,
+    noise=(0.005, 0.02),
+    fill=_tissue_fill,
+    background=_tissue_background,
+    light=(0.2, 0.8),
+    shapes=("blob", "ellipse"),
+    overlap=0.3,
+)
+
+THERMAL = Domain(
+    name="thermal",
+    objects=(3, 7),
+    distractors=(0, 0),
+    radius=(0.05, 0.12),
+    speed=0.12,
+    camera=0.06,
+    noise=(0.02, 0.04),
+    fill=_thermal_fill,
+    background=_thermal_background,
+    light=(0.0, 0.3),
+    shapes=("ellipse", "blob"),
+    overlap=0.2,
+)
+
+FLAKES = Domain(
+    name="flakes",
+    objects=(3, 7),
+    distractors=(0, 0),
+    radius=(0.08, 0.2),
+    speed=0.06,
+    camera=0.06,
+    noise=(0.005, 0.015),
+    fill=_flake_fill,
+    background=_flake_background,
+    light=(0.0, 0.2),
+    shapes=("polygon", "polygon", "rectangle"),
+    overlap=0.3,
+)
+
+
+def shifted(domain: Domain, kind: ShiftKind) -> Domain:
+    """The same videos, seen otherwise; how much is drawn for each video.
+
+    Args:
+        domain: any domain, shifted or not.
+        kind: ``grey`` without colour; ``dark`` and ``bright`` exposed otherwise; ``noise`` from a poor sensor; ``blur``
+            out of focus; ``textures`` with rings, bricks or weave, which no domain has by itself, in the things' own
+            colours.
+    """
+    changes: dict[str, Any] = {"name": f"{domain.name}_{kind}", "drawn_as": domain.drawn_as or domain.name}
+    if kind == "noise":
+        changes["noise"] = (0.08, 0.15)
+    elif kind == "textures":
+        changes["fill"], changes["background"] = _retextured_fill(domain), _retextured_background(domain)
+    elif kind in _LOOKS:
+        changes["look"] = _then(domain.look, _LOOKS[kind])
+    else:
+        raise ValueError(f"unknown shift {kind!r}, not one of {', '.join(SHIFTS)}")
+    return replace(domain, **changes)
+
+
+def mixed(objects: Domain, background: Domain) -> Domain:
+    """The objects of one domain before the background, in the light and under the camera of another."""
+    return replace(
+        objects, name=f"{objects.name}_on_{background.name}", background=background.background, light=background.light,
+        noise=background.noise, camera=background.camera, look=background.look,
+    )  # fmt: skip
+
+
+def _grey_look(rng: np.random.Generator) -> Look:
+    return lambda image: np.repeat(image @ np.array([[0.299], [0.587], [0.114]]), 3, axis=2)
+
+
+def _dark_look(rng: np.random.Generator) -> Look:
+    gain = rng.uniform(0.3, 0.55)
+    return lambda image: image * gain
+
+
+def _bright_look(rng: np.random.Generator) -> Look:
+    gain, veil = rng.uniform(1.2, 1.5), rng.uniform(0.05, 0.15)
+    return lambda image: image * gain + veil
+
+
+def _blur_look(rng: np.random.Generator) -> Look:
+    share = rng.uniform(0.008, 0.016)
+    return lambda image: gaussian_filter(image, (share * image.shape[0], share * image.shape[0], 0))
+
+
+_LOOKS = {"grey": _grey_look, "dark": _dark_look, "bright": _bright_look, "blur": _blur_look}
+
+
+def _then(
+    first: Callable[[np.random.Generator], Look] | None, second: Callable[[np.random.Generator], Look]
+) -> Callable[[np.random.Generator], Look]:
+    """One look seen through another."""
+    if first is None:
+        return second
+
+    def both(rng: np.random.Generator) -> Look:
+        inner, outer = first(rng), second(rng)
+        return lambda image: outer(inner(image))
+
+    return both
+
+
+def _odd_texture(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    """A tile of a kind that :func:`texture` does not draw, from the darkest to the brightest colour of an image."""
+    y, x = np.mgrid[0:TEXTURE, 0:TEXTURE] / TEXTURE
+    n = rng.integers(2, 6)
+    kind = rng.choice(["rings", "bricks", "weave"])
+    if kind == "rings":
+        field = 0.5 + 0.5 * np.cos(4 * np.pi * n * np.hypot(x - 0.5, y - 0.5))
+    elif kind == "bricks":
+        row = np.floor(y * 2 * n)
+        field = ((y * 2 * n % 1 > 0.2) & ((x * n + 0.5 * (row % 2)) % 1 > 0.1)).astype(float)
+    else:
+        over = (np.floor(x * 2 * n) + np.floor(y * 2 * n)) % 2
+        field = np.where(over, np.abs(np.sin(2 * np.pi * n * x)), np.abs(np.sin(2 * np.pi * n * y)))
+    low, high = np.percentile(like.reshape(-1, 3), (5, 95), axis=0)
+    return low + field[..., None] * (high - low)
+
+
+def _retextured_fill(domain: Domain) -> Callable[[np.random.Generator], Fill]:
+    def fill(rng: np.random.Generator) -> Fill:
+        before = domain.fill(rng)
+        return replace(before, tile=_odd_texture(rng.spawn(1)[0], before.tile))
+
+    return fill
+
+
+def _retextured_background(domain: Domain) -> Callable[[np.random.Generator], np.ndarray]:
+    def background(rng: np.random.Generator) -> np.ndarray:
+        before = domain.background(rng)
+        at = np.arange(before.shape[0]) % TEXTURE
+        return _odd_texture(rng.spawn(1)[0], before)[at[:, None], at]
+
+    return background
 
 
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on

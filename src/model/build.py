@@ -22,6 +22,8 @@ from src.config import ModelConfig
 from src.errors import UserError
 from src.lora.adapter_io import base_state_dict
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
+PIXEL_STD = (0.229, 0.224, 0.225)
 STRIDE = 16  # pixels per token of the features that memory attention works on
 
 

@@ -28,6 +28,7 @@ from src.lora.expert_groups import active_group
 from src.lora.lora_utils import apply_method, freeze_base
 from src.model.build import MODEL_ZOO, config_overrides, load_base, pick_device
 from src.model.checkpoint import load_trained
+from src.model.gating import gate_image_predictor, install_saved_gate
 
 Mode = Literal["eval", "train"]
 Model = TypeVar("Model", bound=SAM2Base)
@@ -41,6 +42,7 @@ def build_sam2_moe(
     *,
     adapter: str | Path | None = None,
     lora: LoraConfig | None = None,
+    gate: str = "auto",
     hydra_overrides_extra: Sequence[str] = (),
     apply_postprocessing: bool = True,
 ) -> SAM2Base:
@@ -61,6 +63,8 @@ def build_sam2_moe(
             adapters.
         lora: which adapters, in place of the YAML's or the default ones; not together with ``adapter``. None with a
             SAM 2 config that has adapters in it (:class:`~src.model.moe_attention.MoERoPEAttention`) keeps those.
+        gate: whether adapters are on: ``auto``, the domain gate in the adapter folder decides for each video or image
+            (:mod:`src.model.gating`; without one they are on); ``on``; ``off``; or the name of one of its domains.
         hydra_overrides_extra: as for stock SAM 2, such as ``["model.image_size=512"]``.
         apply_postprocessing: as for stock SAM 2.
 
@@ -69,7 +73,7 @@ def build_sam2_moe(
         ValueError: another mode, adapters named twice, or injected where the config has some already.
     """
     return _build(
-        build_sam2, config_file, ckpt_path, device, mode, adapter, lora, hydra_overrides_extra,
+        build_sam2, config_file, ckpt_path, device, mode, adapter, lora, gate, hydra_overrides_extra,
         apply_postprocessing=apply_postprocessing,
     )  # fmt: skip
 
@@ -82,6 +86,7 @@ def build_sam2_video_predictor_moe(
     *,
     adapter: str | Path | None = None,
     lora: LoraConfig | None = None,
+    gate: str = "auto",
     hydra_overrides_extra: Sequence[str] = (),
     apply_postprocessing: bool = True,
     vos_optimized: bool = False,
@@ -93,13 +98,13 @@ def build_sam2_video_predictor_moe(
     when it first runs; a compiled model's routing cannot be recorded.
     """
     return _build(
-        build_sam2_video_predictor, config_file, ckpt_path, device, mode, adapter, lora, hydra_overrides_extra,
+        build_sam2_video_predictor, config_file, ckpt_path, device, mode, adapter, lora, gate, hydra_overrides_extra,
         apply_postprocessing=apply_postprocessing, vos_optimized=vos_optimized,
     )  # fmt: skip
 
 
 def image_predictor(model: SAM2Base, **options: Any) -> SAM2ImagePredictor:
-    """A stock SAM2ImagePredictor that works at the model's image size, whatever it is.
+    """A stock SAM2ImagePredictor that works at the model's image size, whatever it is, and follows its domain gate.
 
     Args:
         model: with or without adapters.
@@ -121,6 +126,7 @@ def _at_image_size(predictor: SAM2ImagePredictor) -> SAM2ImagePredictor:
     """Set the sides of the three feature maps, which SAM 2 writes down for 1024 px: image side / 4, / 8 and / 16."""
     side = predictor.model.image_size
     predictor._bb_feat_sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]
+    gate_image_predictor(predictor)
     return predictor
 
 
@@ -132,6 +138,7 @@ def _build(
     mode: Mode,
     adapter: str | Path | None,
     lora: LoraConfig | None,
+    gate: str,
     hydra_overrides_extra: Sequence[str],
     **options: Any,
 ) -> Model:
@@ -158,6 +165,7 @@ def _build(
     if ckpt_path is not None:
         load_base(model, ckpt_path, name)
     _put_adapters(model, adapter, lora)
+    install_saved_gate(model, adapter, gate)
     print(_what_was_loaded(model, ckpt_path, adapter))
     return model.to(pick_device(str(device))).train(mode == "train")
 

@@ -23,11 +23,8 @@ from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaDat
 
 from src.config import LossConfig, ModelConfig, PromptConfig
 from src.data.clips import ClipBatch
-from src.model.build import build_model
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
-PIXEL_STD = (0.229, 0.224, 0.225)
-
+from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
+from src.model.gating import gate_video_methods
 
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
@@ -181,8 +178,9 @@ def segmentation_losses(model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch)
 def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
     """The same modules and weights as a stock SAM2VideoPredictor, in eval mode; nothing is copied.
 
-    Submodules are shared, so later changes of weights or adapters show in both. ``eval()`` reaches the shared
-    submodules: call ``model.train()`` before training on.
+    Submodules are shared, so later changes of weights or adapters show in both, and a domain gate installed on the
+    model decides for the predictor too. ``eval()`` reaches the shared submodules: call ``model.train()`` before
+    training on.
     """
     predictor = copy.copy(model)
     predictor.__class__ = SAM2VideoPredictor
@@ -190,4 +188,5 @@ def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
     predictor.non_overlap_masks = False
     predictor.clear_non_cond_mem_around_input = False
     predictor.add_all_frames_to_correct_as_cond = False
+    gate_video_methods(predictor)
     return predictor.eval()

@@ -13,6 +13,9 @@ reach: of each object the memories of its prompted frames, those of the frame ju
 with frames; and where the model limits the prompted memories that it attends to (``max_cond_frames_in_attn``; SAM 2
 does not), older ones are dropped too.
 
+A domain gate installed on the model (:func:`~src.model.gating.install_gate`) decides on the first prompted frame, and
+the bank keeps its decision.
+
 Each frame runs through ``SAM2VideoPredictor``'s own methods, so the masks are its masks. They equal those of a video
 predictor that is prompted as one watches: at the latest when tracking comes to the frame. Prompts that it is given
 ahead of time it also looks at before it comes to them, which a stream cannot.
@@ -38,10 +41,12 @@ from torch import Tensor
 from src.data.prompts import Prompt
 from src.errors import UserError
 from src.files import write_atomically
+from src.lora.domain_gate import Decision
 from src.model.build import read_pt
+from src.model.gating import DECISION, gate_video_methods, gating_of
 from src.model.segmenter import as_video_predictor, normalise
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class MemoryBank:
         objects: object id → its memories, in the order in which objects were added.
         position: the memories' positional encoding, (1, C, h, w), the same for all; None before the first memory.
         num_frames: see :meth:`StreamingTracker.start`.
+        decision: the domain gate's, None until it has decided (or where there is no gate).
     """
 
     frame: int = -1
@@ -95,6 +101,7 @@ class MemoryBank:
     objects: dict[int, ObjectMemory] = field(default_factory=dict)
     position: Tensor | None = None
     num_frames: int | None = None
+    decision: Decision | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the bank whole or not at all, as tensors and numbers only. Raises UserError if it cannot be written."""
@@ -106,7 +113,9 @@ class MemoryBank:
             }
             for object_id, o in self.objects.items()
         }
-        content = {"format_version": FORMAT_VERSION, "bank": {**vars(self), "objects": objects}}
+        decision = None if self.decision is None else vars(self.decision)
+        bank = {**vars(self), "objects": objects, "decision": decision}
+        content = {"format_version": FORMAT_VERSION, "bank": bank}
         write_atomically(Path(path), lambda temporary: torch.save(content, temporary))
 
     @classmethod
@@ -130,7 +139,8 @@ class MemoryBank:
             )
             for object_id, o in fields["objects"].items()
         }
-        return cls(**{**fields, "objects": objects})
+        decision = None if fields["decision"] is None else Decision(**fields["decision"])
+        return cls(**{**fields, "objects": objects, "decision": decision})
 
 
 @dataclass(frozen=True)
@@ -141,11 +151,13 @@ class EncodedFrame:
         size: (H, W) of the frame.
         image: normalised, (1, 3, S, S).
         features: what ``SAM2Base.forward_image`` returns for it.
+        domain: whose adapters were on in the encoder, where a domain gate decides.
     """
 
     size: tuple[int, int]
     image: Tensor
     features: dict[str, Any]
+    domain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +195,7 @@ class StreamingTracker:
     def __init__(self, model: SAM2Base, keep_corrections: bool = False) -> None:
         is_predictor = isinstance(model, SAM2VideoPredictor)
         self.predictor = copy.copy(model).eval() if is_predictor else as_video_predictor(model)
+        gate_video_methods(self.predictor)
         self.predictor.add_all_frames_to_correct_as_cond = keep_corrections
 
     def start(self, num_frames: int | None = None) -> MemoryBank:
@@ -196,15 +209,23 @@ class StreamingTracker:
         return MemoryBank(num_frames=num_frames)
 
     @torch.inference_mode()
-    def encode(self, frame: np.ndarray) -> EncodedFrame:
-        """Run the image encoder on a frame, RGB, uint8, (H, W, 3), for use in its place below."""
+    def encode(self, frame: np.ndarray, bank: MemoryBank) -> EncodedFrame:
+        """Run the image encoder on a frame, RGB, uint8, (H, W, 3), for use in its place below.
+
+        The bank is the one the frame will be used with: a domain gate's decision in it says which adapters are on.
+        """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is RGB, uint8, (H, W, 3), not {frame.dtype} {frame.shape}")
         resized = Image.fromarray(frame).resize((self.predictor.image_size, self.predictor.image_size))
         pixels = torch.from_numpy(np.array(resized)).to(self.predictor.device)
         image = normalise(pixels)[None]
         height, width = frame.shape[:2]
-        return EncodedFrame((height, width), image, self.predictor.forward_image(image))
+        gating = gating_of(self.predictor)
+        if gating is None:
+            return EncodedFrame((height, width), image, self.predictor.forward_image(image))
+        domain = None if bank.decision is None else bank.decision.domain
+        with gating.active(domain):
+            return EncodedFrame((height, width), image, self.predictor.forward_image(image), domain)
 
     def step(
         self, frame: np.ndarray | EncodedFrame, bank: MemoryBank, prompts: Iterable[Prompt] = ()
@@ -246,7 +267,7 @@ class StreamingTracker:
     ) -> tuple[Prediction, MemoryBank]:
         """Prompt and track on frame ``bank.frame``, where objects may have been tracked before."""
         t, predictor = bank.frame, self.predictor
-        encoded = frame if isinstance(frame, EncodedFrame) else self.encode(frame)
+        encoded = frame if isinstance(frame, EncodedFrame) else self.encode(frame, bank)
         self._check(bank, encoded, prompts)
         state = self._inference_state(bank, encoded)
         for prompt in prompts:
@@ -300,13 +321,16 @@ class StreamingTracker:
                 "object_score_logits": memory.score,
             }
 
+        decided = {} if bank.decision is None else {DECISION: bank.decision}
         return {
+            **decided,
+            "images": {t: encoded.image[0]},
             "num_frames": max(bank.num_frames or self.predictor.max_obj_ptrs_in_encoder, t + 1),
             "video_height": encoded.size[0],
             "video_width": encoded.size[1],
             "device": device,
             "storage_device": device,
-            "cached_features": {t: (encoded.image, encoded.features)},
+            "cached_features": {t: (encoded.image, encoded.features)} if self._is_fresh(encoded, bank) else {},
             "constants": {} if position is None else {"maskmem_pos_enc": position},
             "obj_id_to_idx": OrderedDict((object_id, i) for i, object_id in enumerate(bank.objects)),
             "obj_idx_to_id": OrderedDict(enumerate(bank.objects)),
@@ -339,6 +363,7 @@ class StreamingTracker:
         return replace(
             bank,
             size=size,
+            decision=state.get(DECISION),
             position=None if position is None else position[0],
             objects={
                 object_id: self._reachable(
@@ -390,6 +415,13 @@ class StreamingTracker:
             },
             tracked,
         )
+
+    def _is_fresh(self, encoded: EncodedFrame, bank: MemoryBank) -> bool:
+        """Whether the features were made with the adapters that the gate has decided on meanwhile."""
+        gating = gating_of(self.predictor)
+        if gating is None or not gating.in_encoder or bank.decision is None:
+            return True
+        return encoded.domain == bank.decision.domain
 
     def _check(self, bank: MemoryBank, encoded: EncodedFrame, prompts: list[Prompt]) -> None:
         """Raise ValueError where the bank, a frame or prompts do not fit together."""

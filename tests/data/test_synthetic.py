@@ -11,19 +11,25 @@ from scipy.ndimage import label
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import (
     CELLS,
+    FLAKES,
     HELD_OUT_SEED,
+    SHIFTS,
     SOURCE,
     TEXTURE,
+    THERMAL,
+    TISSUE,
     Domain,
     Fill,
     make_video,
     make_videos,
+    mixed,
     outline,
+    shifted,
     texture,
     write_coco,
 )
 
-DOMAINS = pytest.mark.parametrize("domain", [SOURCE, CELLS], ids=["source", "cells"])
+DOMAINS = pytest.mark.parametrize("domain", [SOURCE, CELLS, TISSUE, THERMAL, FLAKES], ids=lambda domain: domain.name)
 
 
 def pixels(video: VideoRecord) -> np.ndarray:
@@ -45,7 +51,47 @@ def test_seeds_differ_and_held_out_ones_too(domain):
 
 
 def test_domains_differ_for_the_same_seed():
-    assert not np.array_equal(pixels(make_video(SOURCE, 0, 1, 48)), pixels(make_video(CELLS, 0, 1, 48)))
+    drawn = [pixels(make_video(domain, 0, 1, 48)) for domain in (SOURCE, CELLS, TISSUE, THERMAL, FLAKES)]
+    assert not any(np.array_equal(drawn[i], drawn[j]) for i in range(5) for j in range(i))
+
+
+@DOMAINS
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_a_shift_changes_the_look_and_not_the_things(domain, kind):
+    as_is, seen = make_video(domain, 3, 2, 48), make_video(shifted(domain, kind), 3, 2, 48)
+    assert [o.segmentations for o in seen.objects] == [o.segmentations for o in as_is.objects]
+    already_so = kind == "grey" and domain in (CELLS, THERMAL)
+    assert np.array_equal(pixels(seen), pixels(as_is)) == already_so
+    assert np.array_equal(pixels(seen), pixels(make_video(shifted(domain, kind), 3, 2, 48)))
+
+
+def test_shifts_are_what_they_are_called():
+    def shift(kind, domain=SOURCE):
+        return np.stack([pixels(make_video(shifted(domain, kind), seed, 1, 48)) for seed in range(4)]).astype(float)
+
+    as_is = np.stack([pixels(make_video(SOURCE, seed, 1, 48)) for seed in range(4)]).astype(float)
+    assert shift("dark").mean() < 0.7 * as_is.mean() < as_is.mean() * 1.1 < shift("bright").mean()
+
+    def roughness(images):
+        return np.abs(np.diff(images, axis=3)).mean()
+
+    assert shift("blur").max() > 100
+    assert roughness(shift("blur")) < roughness(as_is) < roughness(shift("noise"))
+    assert np.ptp(shift("grey"), axis=-1).mean() < 0.3 * np.ptp(as_is, axis=-1).mean(), (
+        "only the camera's noise has colour"
+    )
+    both = shift("grey", shifted(SOURCE, "dark"))
+    assert both.mean() < 0.7 * as_is.mean()
+    assert np.ptp(both, axis=-1).mean() < 0.3 * np.ptp(as_is, axis=-1).mean()
+    with pytest.raises(ValueError, match="unknown shift 'old'"):
+        shifted(SOURCE, "old")
+
+
+def test_mixed_is_one_domains_things_before_anothers_ground():
+    video = make_video(mixed(SOURCE, CELLS), 3, 1, 96)
+    image, things = video.frames[0].read().astype(float), np.any([*video.masks(0).values()], axis=0)
+    colour = np.ptp(image, axis=-1)
+    assert np.median(colour) < 30 < colour[things].mean()
 
 
 @DOMAINS

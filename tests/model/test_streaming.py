@@ -249,7 +249,7 @@ class TestCalls:
     def test_an_encoded_frame_stands_for_the_frame(self, model):
         frame = frames_of(1)[0]
         tracker = StreamingTracker(model)
-        encoded = tracker.encode(frame)
+        encoded = tracker.encode(frame, tracker.start())
         a, _ = tracker.step(frame, tracker.start(), [Prompt(1, box=BOX)])
         b, _ = tracker.step(encoded, tracker.start(), [Prompt(1, box=BOX)])
         assert torch.equal(a.logits[1], b.logits[1])

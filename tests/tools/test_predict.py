@@ -22,6 +22,7 @@ from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.lora_utils import apply_method
 from src.model.build import build_model
+from src.model.gate_fitting import fit_gate
 from src.model.streaming import Prediction, StreamingTracker
 from tools.predict import frame_rate, label_frame, load_tracker, predict, write_prediction
 
@@ -199,6 +200,17 @@ class TestPredictions:
         other = [p.logits[1] for _, p in predict(adapted, open_footage(folder), prompts)]
         assert [torch.equal(a, b) for a, b in zip(base, other, strict=True)] == [True] + [False] * (FRAMES - 1)
 
+        def decided(mode: str) -> list[torch.Tensor]:
+            gated = load_tracker(config, str(tmp_path / "adapter"), mode)
+            return [p.logits[1] for _, p in predict(gated, open_footage(folder), prompts)]
+
+        off = decided("off")
+        assert all(torch.equal(a, b) for a, b in zip(base, off, strict=True))
+        gate = fit_gate(model, "noise", np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8))
+        gate.save(tmp_path / "adapter")
+        for mode, expected in (("auto", base), ("on", other), ("noise", other)):
+            assert all(torch.equal(a, b) for a, b in zip(expected, decided(mode), strict=True))
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -208,6 +220,7 @@ class TestRefusals:
             (["--box", "10,8,90,30"], "object 1 on frame 0: the box 10,8,90,30 is outside the frame, which is 80×48"),
             (["--box", f"1@5:{BOX}"], "a prompt is for frame 5, but there are 5 frames, 0 to 4"),
             (["--box", BOX, "--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
+            (["--box", BOX, "--gate", "cells"], "gate 'cells': the model has no domain_gate.safetensors"),
             (["--box", BOX, "--input", "none.mp4"], "none.mp4: no such file or folder"),
         ],
     )
