@@ -33,7 +33,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
 from src.errors import UserError
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import GroupedLinear, adapters_disabled, iter_adapted, iter_adapters, list_groups
 from src.lora.adapter_io import base_fingerprint
 from src.lora.domain_gate import GATE_FILE, RESERVED_NAMES, Decision, DomainGate
 from src.model.build import PIXEL_MEAN, PIXEL_STD
@@ -61,6 +61,13 @@ class Gating:
         if mode not in RESERVED_NAMES:
             gate.check_name(mode)
         self.gate, self.mode = gate, mode
+        groups = list_groups(model)
+        if groups and (strangers := [domain for domain in gate.domains if domain not in groups]):
+            raise UserError(
+                f"the domain gate knows {', '.join(strangers)}, but the expert groups are {', '.join(groups)}; "
+                "a group must be called after its domain"
+            )
+        self._grouped = [layer for _, layer in iter_adapted(model) if isinstance(layer, GroupedLinear)]
         adapters = dict(iter_adapters(model))
         self.in_encoder = any(name.startswith("image_encoder.") for name in adapters)
         self.in_images = any(not name.startswith("memory_") for name in adapters)
@@ -79,17 +86,20 @@ class Gating:
 
     @contextmanager
     def active(self, domain: str | None) -> Iterator[None]:
-        """Compute with this domain's adapters, or with none of them."""
-        if domain is not None:
-            yield
-            return
-        before = [adapter.enabled for adapter in self._adapters]
-        for adapter in self._adapters:
-            adapter.enabled = False
+        """Compute with this domain's adapters, its expert group where there are groups, or with none of them."""
+        groups = [layer.active for layer in self._grouped]
+        switches = [adapter.enabled for adapter in self._adapters]
+        for layer in self._grouped:
+            layer.active = domain
+        if domain is None:
+            for adapter in self._adapters:
+                adapter.enabled = False
         try:
             yield
         finally:
-            for adapter, enabled in zip(self._adapters, before, strict=True):
+            for layer, active in zip(self._grouped, groups, strict=True):
+                layer.active = active
+            for adapter, enabled in zip(self._adapters, switches, strict=True):
                 adapter.enabled = enabled
 
 

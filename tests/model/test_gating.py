@@ -21,6 +21,7 @@ from src.evaluation.predict import init_state, predicting, track
 from src.lora.adapter import adapters_disabled, iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.domain_gate import Decision, DomainGate
+from src.lora.expert_groups import activate, activated, active_group, add_group
 from src.lora.lora_utils import apply_method
 from src.model import build_sam2_moe, build_sam2_video_predictor_moe, image_predictor
 from src.model.build import build_model, config_overrides
@@ -221,6 +222,44 @@ def fitted_distances(model: SAM2Base, gate: DomainGate, frame: np.ndarray) -> di
     """Distances of a frame as ``decide_for_frame`` says, through a model whose adapters are on."""
     decision = decide_for_frame(model, gate, frame)
     return {name: pytest.approx(distance, rel=1e-4) for name, distance in decision.distances.items()}
+
+
+class TestGroups:
+    """With an expert group for every domain, a decision chooses the group."""
+
+    @staticmethod
+    def grouped() -> SAM2Base:
+        model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
+        torch.manual_seed(1)
+        for name, config in (("cells", MEMORY), ("source", EVERYWHERE)):
+            for adapter in add_group(model, name, config).values():
+                torch.nn.init.normal_(adapter.lora_B, std=0.3)
+        activate(model, None)
+        return model
+
+    def test_each_video_gets_the_group_of_its_domain(self, fitted):
+        model = self.grouped()
+        gate = copy.deepcopy(fitted)
+        fit_gate(model, "source", frames_of(make_videos(SOURCE, 24, 0, frames=1).videos), gate)
+        expected = {}
+        for name in ("cells", "source", None):
+            with activated(model, name):
+                expected[name] = [tracked(model, video) for video in (CELLS_VIDEO, SOURCE_VIDEO)]
+        assert not torch.equal(expected["cells"][0], expected["source"][0])
+        with gated(model, gate):
+            assert torch.equal(tracked(model, CELLS_VIDEO), expected["cells"][0])
+            assert torch.equal(tracked(model, SOURCE_VIDEO), expected["source"][1])
+        with gated(model, gate, "off"):
+            assert torch.equal(tracked(model, CELLS_VIDEO), expected[None][0])
+        with gated(model, gate, "source"):
+            assert torch.equal(tracked(model, CELLS_VIDEO), expected["source"][0])
+        assert active_group(model) is None
+
+    def test_a_domain_without_a_group_is_refused(self, fitted):
+        model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
+        add_group(model, "other", MEMORY)
+        with pytest.raises(UserError, match="knows cells, but the expert groups are other"):
+            install_gate(model, fitted)
 
 
 class TestStreaming:
