@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,11 +13,14 @@ from src import cli
 from src.config import Config, Prompt, Split, load_config
 from src.errors import UserError
 from src.evaluation.coco_eval import evaluate_images
-from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain
+from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain, with_gate
 from src.evaluation.report import write_report
-from src.evaluation.tables import IMAGES_TITLE, Comparison, image_table, legend, table
+from src.evaluation.tables import GATE_TITLE, IMAGES_TITLE, Comparison, gate_table, image_table, legend, table
+from src.lora.adapter_io import base_fingerprint
+from src.lora.domain_gate import GATE_FILE, DomainGate
 from src.model.build import build_model, pick_device
-from src.model.checkpoint import load_trained
+from src.model.checkpoint import ADAPTER_FOLDER, load_trained
+from src.model.gating import decide_for_frame
 
 
 def evaluate(
@@ -40,6 +44,7 @@ def evaluate(
     domains = [*learned, *kept_domains(config)]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
+    gate = _find_gate(models["base"], checkpoint)
     comparisons = []
     for domain in domains:
         tracked, images = {}, {}
@@ -49,12 +54,12 @@ def evaluate(
             tracked[name] = evaluate_domain(model, domain, prompt, label, masks)
             if config.evaluation.clicks:
                 images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
-        comparisons.append(
-            Comparison(
-                domain, tracked["base"], tracked.get("adapted"),
-                (images["base"], images.get("adapted")) if images else None,
-            )
-        )  # fmt: skip
+        both = (images["base"], images.get("adapted")) if images else None
+        gated = None
+        if gate is not None:
+            decide = partial(decide_for_frame, models["base"], gate)
+            gated = with_gate(domain, tracked["base"], tracked["adapted"], decide)
+        comparisons.append(Comparison(domain, tracked["base"], tracked.get("adapted"), both, gated))
     about = {
         "about": describe(config, prompt),
         "prompt": prompt,
@@ -63,6 +68,8 @@ def evaluate(
     }
     write_report(folder, comparisons, about, "What was gained, and what was forgotten", config.evaluation.overlays)
     print("\n".join(["", describe(config, prompt), "", table(comparisons), "", *legend(comparisons), ""]))
+    if gate is not None:
+        print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n")
     if config.evaluation.clicks:
         print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
     print(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
@@ -80,6 +87,15 @@ def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, SA
         load_trained(adapted, checkpoint)
         models["adapted"] = adapted.to(device)
     return models
+
+
+def _find_gate(base: SAM2Base, checkpoint: str | Path | None) -> DomainGate | None:
+    """The domain gate of an adapter folder, or of the one beside a run's checkpoints; None if there is none."""
+    if checkpoint is None:
+        return None
+    place = Path(checkpoint)
+    folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
+    return DomainGate.load(folder, base_fingerprint(base)) if (folder / GATE_FILE).exists() else None
 
 
 def _build_base(config: Config) -> SAM2Base:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +23,15 @@ Method = Literal["mope", "lora", "full", "none"]
 Prompt = Literal["mask", "box", "point"]
 Protocol = Literal["after_prompt", "davis", "sav"]
 Split = Literal["train", "valid", "test"]
+DomainName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]*[^/\\. ]$")]
+"""A name for files and tables: without slashes, and not ending in a dot or a space."""
+
+GATE_MODES = ("auto", "on", "off")
+"""Of the domain gate; beside them it takes a domain's name."""
+
+TAKEN_NAMES = ("source", *GATE_MODES)
+"""That no domain may have; ``source`` is the bundled base's own."""
+
 Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
 
 
@@ -133,7 +142,7 @@ class AugmentationConfig(Section):
 class DomainConfig(Section):
     """One data set, all of it: where it lies, and the name it is reported under."""
 
-    name: str = Field(min_length=1)
+    name: DomainName
     img_folder: str = Field(description="images, frames or videos; what the annotations' file names are relative to")
     ann_file: str | None = Field(None, description="annotation file or folder; null: looked for in img_folder")
     format: Format = Field("auto", description="auto: recognised by the files")
@@ -145,7 +154,7 @@ class DomainConfig(Section):
 class SetConfig(Section):
     """A domain to learn: its splits, each an image folder and annotations."""
 
-    name: str = Field("target", min_length=1)
+    name: DomainName = "target"
     weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
     format: Format = Field("auto", description="auto: recognised by the files")
     train_img_folder: str
@@ -232,6 +241,7 @@ class TrainingConfig(Section):
     )
     prompts: PromptConfig = Field(default_factory=PromptConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
+    domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
     save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
     early_stopping_patience: int | None = Field(None, gt=0, description="validations without a better J")
@@ -271,11 +281,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _unique_domains(self) -> Config:
         names = [data.name for data in self.dataset.sets] + [domain.name for domain in self.evaluation.domains]
-        taken = {name for name in names if names.count(name) > 1 or name == "source"}
+        taken = {name for name in names if names.count(name) > 1 or name in TAKEN_NAMES}
         if taken:
             raise ValueError(
-                "names under dataset, dataset.more and evaluation.domains must be unique and not 'source': "
-                + ", ".join(sorted(taken))
+                "names under dataset, dataset.more and evaluation.domains must be unique and none of "
+                f"{', '.join(TAKEN_NAMES)}: {', '.join(sorted(taken))}"
             )
         return self
 

@@ -114,6 +114,10 @@ class TestMistakes:
             *settings, script="evaluate.py", arguments=("--split", "test")
         )
 
+    def test_domains_to_keep_are_looked_at_before_training(self, refused, tmp_path):
+        message = refused(f"evaluation.domains=[{{name: old, img_folder: {tmp_path / 'none'}}}]")
+        assert message == f"error: {tmp_path / 'none'}: no such image folder\n"
+
     def test_no_config(self, command):
         status, _, errors = command("train.py")
         assert status == 2
@@ -173,6 +177,8 @@ class TestARun:
         for scores in results["domains"].values():
             assert {"base", "adapted", "videos", "objects", "intervals", "per_video"} <= scores.keys()
             assert {"J", "F", "J&F", "mIoU", "Dice"} <= scores["base"].keys() == scores["adapted"].keys()
+            assert 0 <= scores["gated"]["known"] <= scores["videos"]
+        assert "With the domain gate deciding" in output
         assert results["domains"]["target"]["videos"] == 2
         assert results["checkpoint"] == str(folder / "checkpoints/best.pt")
         # the table's base is the one that validation began with

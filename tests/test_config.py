@@ -100,10 +100,15 @@ def test_a_key_given_twice_is_refused(tmp_path):
 def test_domain_names_are_unique_and_free(tmp_path):
     domain = "{{name: {}, img_folder: a, ann_file: b}}"
     twice = mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('x')}, {domain.format('x')}]}}")
-    assert "must be unique and not 'source': x" in twice
-    assert "'source': target" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('target')}]}}")
-    assert "'source': source" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('source')}]}}")
+    assert "must be unique and none of source, auto, on, off: x" in twice
+    assert "off: target" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('target')}]}}")
+    assert "off: source" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('source')}]}}")
     assert len(load(tmp_path, f"evaluation: {{domains: [{domain.format('x')}]}}").evaluation.domains) == 1
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "a\\b", "", "..", "x."])
+def test_domain_names_are_file_names(tmp_path, name):
+    assert "dataset.name" in mistakes_in(tmp_path, f"dataset: {{name: '{name}'}}")
 
 
 def test_the_null_expert_can_be_chosen_too():
@@ -193,7 +198,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path):
     config = load(
         tmp_path,
         "{model: {checkpoint: ä.pt}, training: {learning_rate: 1e-4, use_amp: true, min_learning_rate: 1e-9}, "
-        "evaluation: {domains: [{name: 'on', img_folder: '1e5', ann_file: 'null'}]}}",
+        "evaluation: {domains: [{name: 'yes', img_folder: '1e5', ann_file: 'null'}]}}",
     )
     assert load(tmp_path, config.to_yaml()) == config
     assert load(tmp_path, Config().to_yaml()) == Config()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from src.errors import UserError
 from src.evaluation.metrics import ObjectScores, pooled, score_object
 from src.evaluation.predict import predicting, track
 from src.evaluation.predictions import refuse_overlap, write_masks
-from src.evaluation.protocol import MEANING, one_object_per_pixel, scored_frames
+from src.evaluation.protocol import MEANING, first_frame, one_object_per_pixel, scored_frames
+from src.lora.domain_gate import Decision
 from src.model.build import image_size_of
 
 SOURCE_DOMAIN = "source"
@@ -144,6 +145,36 @@ def evaluate_domain(
             f"{domain.protocol}"
         )
     return DomainResult(pooled(counted), results)
+
+
+@dataclass(frozen=True)
+class GatedResult:
+    """What becomes of a domain with a gate deciding; ``known``: of how many videos it knew the domain."""
+
+    result: DomainResult
+    known: int
+
+
+def with_gate(
+    domain: Domain, base: DomainResult, adapted: DomainResult, decide: Callable[[np.ndarray], Decision]
+) -> GatedResult:
+    """The results with a domain gate: the adapted model's on videos that it knows, the base's on all others.
+
+    These are the masks that the gate, installed, would have given: it decides once a video, between the two.
+
+    Args:
+        domain: what both results are of.
+        base, adapted: without a gate.
+        decide: the gate's word on a frame, RGB uint8 (H, W, 3); it is asked about the first prompted one.
+    """
+    videos, known = [], 0
+    for video, unchanged, changed in zip(domain.videos(), base.videos, adapted.videos, strict=True):
+        prompted = min(first_frame(video, obj.object_id) for obj in video.objects)
+        knows = decide(video.frames[prompted].read()).domain is not None
+        videos.append(changed if knows else unchanged)
+        known += knows
+    counted = [scores for video in videos for scores in video.scores.values()]
+    return GatedResult(DomainResult(pooled(counted), videos), known)
 
 
 def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:

@@ -16,8 +16,10 @@ from src.evaluation.coco_eval import ImageResult, shown_prompts
 from src.evaluation.forgetting import VideoResult
 from src.evaluation.metrics import ObjectScores, pooled
 from src.evaluation.tables import (
+    GATE_TITLE,
     IMAGES_TITLE,
     Comparison,
+    gate_table,
     image_table,
     intervals_table,
     legend,
@@ -32,7 +34,7 @@ def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[s
 
     A domain has ``base`` and ``adapted`` (the base's again where there is only the base), each score → value;
     ``videos``, ``objects`` and ``objects_not_scored``, counts; ``protocol``; ``intervals``, of ``base``, ``adapted``
-    and ``change``: score → [low, high]; ``per_video``; and with clicks ``images``.
+    and ``change``: score → [low, high]; ``per_video``; with a domain gate ``gated``; and with clicks ``images``.
     """
     return {"domains": {c.domain.name: _domain_json(c) for c in comparisons}, **about}
 
@@ -54,6 +56,7 @@ def _domain_json(c: Comparison) -> dict[str, Any]:
         "per_video": [
             _video_json(base, other) for base, other in zip(c.base.videos, adapted.videos, strict=True) if base.scores
         ],
+        **({} if c.gated is None else {"gated": {**c.gated.result.scores, "known": c.gated.known}}),
         **({} if c.images is None else {"images": _images_json(*c.images)}),
     }
 
@@ -115,6 +118,8 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
         pictures += _write_overlays(folder / "overlays", comparison, overlays)
     write_text(folder / "results.json", json.dumps(results_json(comparisons, about), indent=2) + "\n")
     lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), "", *legend(comparisons), ""]
+    if any(c.gated for c in comparisons):
+        lines += [GATE_TITLE, "", gate_table(comparisons, markdown=True), ""]
     lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
     lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
     lines += [statistics_table(comparisons), ""]

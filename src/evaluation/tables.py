@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.evaluation.coco_eval import ImageResult, shown_prompts
-from src.evaluation.forgetting import Domain, DomainResult
+from src.evaluation.forgetting import Domain, DomainResult, GatedResult
 from src.evaluation.intervals import DRAWS, bootstrap, change, intervals
 from src.evaluation.metrics import ObjectScores
 
@@ -14,6 +14,7 @@ Scores = dict[str, float]
 Intervals = dict[str, tuple[float, float]] | None
 
 SCORES = ("J", "F", "J&F", "mIoU", "Dice")
+GATE_TITLE = "With the domain gate deciding: adapters on for videos of a domain it knows, the base for all others:"
 IMAGES_TITLE = "Single images, prompted by ground truth (a box, or clicks on what is still wrong), nothing tracked:"
 
 
@@ -21,13 +22,15 @@ IMAGES_TITLE = "Single images, prompted by ground truth (a box, or clicks on wha
 class Comparison:
     """The base and the adapted model on one domain; ``adapted`` is None where there is only the base.
 
-    ``images`` are the same two on its single images, None where they were not asked for.
+    ``images`` are the same two on its single images, None where they were not asked for; ``gated`` is the adapted model
+    with its domain gate deciding, None without a gate.
     """
 
     domain: Domain
     base: DomainResult
     adapted: DomainResult | None
     images: tuple[ImageResult, ImageResult | None] | None = None
+    gated: GatedResult | None = None
 
     def intervals(self) -> dict[str, Intervals]:
         """The 95 % intervals of base, adapted and change; None for those that there are none of."""
@@ -76,6 +79,19 @@ def statistics_table(comparisons: list[Comparison]) -> str:
         for model, values in _base_adapted_change(c.base.scores, c.adapted.scores if c.adapted else None).items():
             rows.append([c.domain.name if model == "base" else "", model, *_cells(model, values, names)])
     return aligned(["domain", "model", *(name.replace("_", " ") for name in names)], rows, {0, 1}, markdown=True)
+
+
+def gate_table(comparisons: list[Comparison], markdown: bool = False) -> str:
+    """The scores with the domain gate deciding, and their distance from the base's."""
+    rows = []
+    for c in comparisons:
+        if c.gated is not None:
+            scores, base = c.gated.result.scores, c.base.scores
+            pairs = ((f"{scores[name]:.3f}", f"{scores[name] - base[name]:+.3f}") for name in ("J", "F", "J&F"))
+            counts = [c.domain.name, str(len(c.base.videos)), str(c.gated.known)]
+            rows.append([*counts, *(cell for pair in pairs for cell in pair)])
+    header = ["domain", "videos", "known", "J", "change", "F", "change", "J&F", "change"]
+    return aligned(header, rows, {0}, markdown)
 
 
 def image_table(comparisons: list[Comparison], markdown: bool = False) -> str:

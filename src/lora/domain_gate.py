@@ -24,12 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from src.config import GATE_MODES
 from src.errors import UserError
 from src.files import write_atomically
 
 GATE_FILE = "domain_gate.safetensors"
 FORMAT_VERSION = 1
-RESERVED_NAMES = ("auto", "on", "off")  # the gate's modes
 _FOLDS = 4
 
 
@@ -103,7 +103,7 @@ class DomainGate:
             UserError: the name is a mode's, there are fewer than 2 images, or features are not finite.
             ValueError: D is not that of the other domains.
         """
-        if name in RESERVED_NAMES or not name:
+        if name in GATE_MODES or not name:
             raise UserError(f"domain gate: a domain cannot be called '{name}'; give it another name")
         if len(features_NVD) < 2:
             raise UserError(f"domain gate: domain '{name}' has {len(features_NVD)} images, but 2 are the least to fit")

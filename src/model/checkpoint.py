@@ -19,6 +19,7 @@ from src.lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_
 from src.lora.lora_utils import apply_method
 from src.model.build import read_pt
 
+ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
 FORMAT_VERSION = 1
 
 

@@ -32,10 +32,11 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
+from src.config import GATE_MODES
 from src.errors import UserError
 from src.lora.adapter import GroupedLinear, adapters_disabled, iter_adapted, iter_adapters, list_groups
 from src.lora.adapter_io import base_fingerprint
-from src.lora.domain_gate import GATE_FILE, RESERVED_NAMES, Decision, DomainGate
+from src.lora.domain_gate import GATE_FILE, Decision, DomainGate
 from src.model.build import PIXEL_MEAN, PIXEL_STD
 
 EVEN_MEAN, EVEN_STD = 0.45, 0.2  # exposure of the frames that the gate sees
@@ -58,7 +59,7 @@ class Gating:
     """
 
     def __init__(self, model: SAM2Base, gate: DomainGate, mode: str) -> None:
-        if mode not in RESERVED_NAMES:
+        if mode not in GATE_MODES:
             gate.check_name(mode)
         self.gate, self.mode = gate, mode
         groups = list_groups(model)
@@ -195,7 +196,7 @@ def install_saved_gate(model: SAM2Base, adapter: str | Path | None, mode: str = 
         install_gate(model, DomainGate.load(adapter, base_fingerprint(model)), mode)
     elif mode == "off":
         install_gate(model, DomainGate(base_fingerprint(model)), mode)
-    elif mode not in RESERVED_NAMES:
+    elif mode not in GATE_MODES:
         raise UserError(
             f"gate '{mode}': {adapter or 'the model'} has no {GATE_FILE}, so there are no domains to choose"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from src.config import Config
 from src.data.clips import ClipDataset
 from src.data.formats import load_split
 from src.data.preview import contact_sheet
-from src.data.records import DataSet
+from src.data.records import DataSet, FrameSource
 from src.model.build import image_size_of
 
 CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
@@ -27,6 +28,17 @@ def training_clips(config: Config, sets: list[DataSet]) -> ClipDataset:
     clips_per_image = config.training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / images)
     length = images * clips_per_image
     return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed)
+
+
+def labelled_frames(data: DataSet, count: int) -> Iterator[FrameSource]:
+    """Frames that show objects, spread over a data set: one a video, or several where there are few videos."""
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+    for index in chosen:
+        video = data.videos[index]
+        shown = [t for t in range(len(video)) if any(obj.segmentations[t] is not None for obj in video.objects)]
+        share = min(len(shown), max(1, count // len(chosen)))
+        for place in np.linspace(0, len(shown) - 1, share).round().astype(int):
+            yield video.frames[shown[place]]
 
 
 def preview(config: Config, count: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from src.cli import progress_bar
 from src.config import Config
 from src.data.clips import ClipBatch, EpochSampler, collate
+from src.data.formats import load_data
 from src.data.records import DataSet
 from src.errors import UserError
 from src.evaluation.forgetting import evaluate_domain, target_domain
@@ -35,6 +36,7 @@ from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
 from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
+    ADAPTER_FOLDER,
     Checkpoint,
     check_fits,
     load_weights,
@@ -43,16 +45,20 @@ from src.model.checkpoint import (
     set_random_state,
     trained_weights,
 )
+from src.model.gate_fitting import fit_gate
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
-from src.train.data import load_training_sets, training_clips
+from src.train.data import labelled_frames, load_training_sets, training_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
+
+GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = (
-    "checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays", "clicks.png",
+    "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
+    "clicks.png",
     "predictions",
 )  # fmt: skip
 
@@ -98,8 +104,10 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        train_sets = load_training_sets(config)
+        self.train_sets = train_sets = load_training_sets(config)
         self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
+        for place in config.evaluation.domains:
+            load_data(place, config)  # its mistakes are told now, not when training is over
 
         random.seed(training.seed)
         np.random.seed(training.seed)
@@ -200,8 +208,23 @@ class Trainer:
         )
         if self.progress.best_J <= self.progress.base_J:
             self.log.say("warning: training did not get better than the base on the validation set")
+        if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
+            self.fit_domain_gate()
         self.log.close()
         return self.best if self.best.exists() else self.resume
+
+    def fit_domain_gate(self) -> None:
+        """Put a domain gate that knows the learned domains beside the adapter."""
+        gate = None
+        for data in self.train_sets:
+            frames = [frame.read() for frame in labelled_frames(data, GATE_FRAMES)]
+            if len(frames) < 2:
+                self.log.say(f"no domain gate: {data.name} has one labelled frame only")
+                return
+            gate = fit_gate(self.model, data.name, frames, gate, limit=GATE_FRAMES)
+        if gate is not None:
+            gate.save(self.folder / ADAPTER_FOLDER)
+            self.log.say(f"domain gate: knows {', '.join(gate.domains)}")
 
     def train_epoch(self, bar: tqdm) -> None:
         """Train to the end of the epoch, or of the run if that comes first."""
@@ -326,7 +349,7 @@ class Trainer:
             self.save(self.best.name)
             if any(iter_adapters(self.model)):
                 about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
-                save_adapter(self.model, self.folder / "adapter", self.config.lora, about)
+                save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.config.lora, about)
         metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 

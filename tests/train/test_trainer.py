@@ -18,6 +18,7 @@ from src.data.clips import ClipBatch
 from src.errors import UserError
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import read_adapter_config
+from src.lora.domain_gate import DomainGate
 from src.lora.lora_utils import routed_layers
 from src.model.build import build_model, pick_device
 from src.train.trainer import Trainer
@@ -415,6 +416,11 @@ class TestOneRun:
         trainer, _ = finished
         assert load_config(trainer.folder / "config.yaml") == trainer.config
 
+    def test_a_domain_gate_lies_beside_the_adapter(self, finished):
+        trainer, _ = finished
+        gate = DomainGate.load(trainer.folder / "adapter", trainer.base_fingerprint)
+        assert list(gate.domains) == ["target"]
+
     def test_metrics(self, finished):
         trainer, _ = finished
         metrics = json.loads((trainer.folder / "metrics.json").read_text())
@@ -422,6 +428,7 @@ class TestOneRun:
         assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2]
         names = {"total", "mask", "dice", "iou", "occlusion", "balance", "router_z", "grad_norm"}
         scores = {"val_J", "val_F", "val_J&F", "val_mIoU", "val_Dice"}
+        scores |= {f"val_{measure}_{statistic}" for measure in "JF" for statistic in ("recall", "decay")}
         assert all(entry.keys() == {"epoch", "step"} | names | scores for entry in metrics["epochs"])
         mean = sum(losses["total"] for losses in trainer.losses[3:]) / 3
         assert metrics["epochs"][1]["total"] == pytest.approx(mean)
