@@ -99,7 +99,9 @@ class TestMistakes:
 
     def test_a_test_split_that_is_not_there(self, refused):
         settings = ("dataset.test_img_folder=null", "lora.method=none")
-        assert "set its test_img_folder under dataset" in refused(*settings, script="evaluate.py", arguments=("--split", "test"))
+        assert "set its test_img_folder under dataset" in refused(
+            *settings, script="evaluate.py", arguments=("--split", "test")
+        )
 
     def test_no_config(self, command):
         status, _, errors = command("train.py")

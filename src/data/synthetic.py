@@ -434,6 +434,7 @@ def _uncompressed(mask_HW: np.ndarray) -> dict:
 
 
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on
+GENERAL_SEED = 500_000  # of clips to distil on
 
 
 def write_sample(folder: str | Path) -> None:

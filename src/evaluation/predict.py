@@ -13,9 +13,9 @@ from PIL import Image
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from scipy.ndimage import distance_transform_edt
 
 from src.config import Prompt
+from src.data.masks import bounding_box, centre_point
 from src.data.records import RLE, ObjectTrack, VideoRecord
 from src.model.segmenter import as_video_predictor, normalise
 
@@ -65,19 +65,6 @@ def init_state(predictor: SAM2VideoPredictor, frames: list[np.ndarray]) -> dict[
         state[name] = {}
     predictor._get_image_feature(state, frame_idx=0, batch_size=1)
     return state
-
-
-def centre_point(mask_HW: np.ndarray) -> tuple[float, float]:
-    """The (x, y) of the pixel deepest inside a mask: the largest distance to its border, as SAM's evaluation clicks."""
-    depth = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
-    y, x = np.unravel_index(np.argmax(depth), depth.shape)
-    return float(x), float(y)
-
-
-def bounding_box(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
-    """The tight box (x0, y0, x1, y1) of a mask, in pixels."""
-    ys, xs = np.nonzero(mask_HW)
-    return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())
 
 
 def first_frame(video: VideoRecord, object_id: int) -> int:
