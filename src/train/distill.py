@@ -172,7 +172,7 @@ def draw_frames(
     """Frames of a video, uint8 (T, H, W, 3), at the model's size: consecutive ones, or simulated motion of one."""
     if len(video) < frames:
         picture = video.frames[int(rng.integers(len(video)))].read()
-        nothing = np.zeros((0, *picture.shape[:2]), bool)
+        nothing = np.zeros((1, *picture.shape[:2]), bool)
         return simulate_motion(picture, nothing, frames, size, size, motion, rng)[0]
     start = int(rng.integers(len(video) - frames + 1))
     pictures = [video.frames[t].read() for t in range(start, start + frames)]
