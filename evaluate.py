@@ -11,41 +11,50 @@ from sam2.modeling.sam2_base import SAM2Base
 from src import cli
 from src.config import Config, Prompt, Split, load_config
 from src.errors import UserError
+from src.evaluation.coco_eval import evaluate_images
 from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain
-from src.evaluation.report import Comparison, table, write_report
+from src.evaluation.report import write_report
+from src.evaluation.tables import IMAGES_TITLE, Comparison, image_table, legend, table
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
 
 
 def evaluate(
-    config: Config, checkpoint: str | Path | None, split: Split = "valid", prompt: Prompt | None = None
+    config: Config,
+    checkpoint: str | Path | None,
+    split: Split = "valid",
+    prompt: Prompt | None = None,
+    save_masks: bool = False,
 ) -> list[Comparison]:
-    """Evaluate, print the table, and write results.json, results.md and overlays into the output folder.
+    """Evaluate, print the tables, and write results.json, results.md and pictures into the output folder.
 
     Args:
         config: the run.
         checkpoint: a checkpoint or adapter folder of the run; None evaluates the base alone.
         split: which split of the domains that the run learned.
         prompt: None takes ``evaluation.prompt``.
+        save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
     """
     prompt = prompt or config.evaluation.prompt
     learned = [target_domain(config, data, split) for data in config.dataset.sets]
     domains = [*learned, *kept_domains(config)]
-    device = pick_device(config.training.device)
-    base, adapted = _build_base(config).to(device), None
-    if checkpoint is not None:
-        adapted = _build_base(config)
-        load_trained(adapted, checkpoint)
-        adapted.to(device)
-    comparisons = [
-        Comparison(
-            domain,
-            evaluate_domain(base, domain, prompt, f"{domain.name}: base"),
-            evaluate_domain(adapted, domain, prompt, f"{domain.name}: adapted") if adapted is not None else None,
-        )
-        for domain in domains
-    ]
     folder = Path(config.output_dir)
+    models = _build_models(config, checkpoint)
+    comparisons = []
+    for domain in domains:
+        tracked, images = {}, {}
+        for name, model in models.items():
+            label = f"{domain.name}: {name}"
+            masks = folder / "predictions" / name / domain.name if save_masks else None
+            tracked[name] = evaluate_domain(model, domain, prompt, label, masks)
+            if config.evaluation.clicks:
+                images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
+        comparisons.append(
+            Comparison(
+                domain, tracked["base"], tracked.get("adapted"),
+                (images["base"], images.get("adapted")) if images else None,
+            )
+        )  # fmt: skip
     about = {
         "about": describe(config, prompt),
         "prompt": prompt,
@@ -53,9 +62,24 @@ def evaluate(
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
     write_report(folder, comparisons, about, "What was gained, and what was forgotten", config.evaluation.overlays)
-    print(f"\n{about['about']}\n\n{table(comparisons)}\n")
+    print("\n".join(["", describe(config, prompt), "", table(comparisons), "", *legend(comparisons), ""]))
+    if config.evaluation.clicks:
+        print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
     print(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
+    if save_masks:
+        print(f"masks in {folder / 'predictions'}")
     return comparisons
+
+
+def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, SAM2Base]:
+    """``base``, and with a checkpoint ``adapted``, on the run's device."""
+    device = pick_device(config.training.device)
+    models = {"base": _build_base(config).to(device)}
+    if checkpoint is not None:
+        adapted = _build_base(config)
+        load_trained(adapted, checkpoint)
+        models["adapted"] = adapted.to(device)
+    return models
 
 
 def _build_base(config: Config) -> SAM2Base:
@@ -65,19 +89,27 @@ def _build_base(config: Config) -> SAM2Base:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments.config, arguments.overrides)
+    clicks = [] if arguments.clicks is None else [f"evaluation.clicks={arguments.clicks}"]
+    config = load_config(arguments.config, arguments.overrides + clicks)
     checkpoint = arguments.checkpoint
     if checkpoint is None and config.lora.method != "none":
         checkpoint = Path(config.output_dir) / "checkpoints" / "best.pt"
         if not checkpoint.exists():
             raise UserError(f"{checkpoint} does not exist: train first, or name a checkpoint with --checkpoint")
-    evaluate(config, checkpoint, arguments.split, arguments.prompt)
+    evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python evaluate.py --config src/configs/mope.yaml --split test --prompt box")
+    parser = cli.parser(
+        __doc__, "python evaluate.py --config src/configs/mope.yaml --split test --prompt box --clicks 8"
+    )
     cli.add_config_arguments(parser)
+    cli.add_skip_bad(parser)
     parser.add_argument("--checkpoint", metavar="PT", help="checkpoint or adapter folder (default: the run's best.pt)")
     parser.add_argument("--split", choices=["valid", "test"], default="valid", help="of the run's own domain")
     parser.add_argument("--prompt", choices=["mask", "box", "point"], help="default: evaluation.prompt")
+    parser.add_argument(
+        "--clicks", metavar="N", help="also segment single images, from a box and up to N clicks (evaluation.clicks)"
+    )
+    parser.add_argument("--save-masks", action="store_true", help="write the tracked masks as PNG, for official tools")
     cli.run(main, parser)

@@ -22,6 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "python train.py --config src/configs/mope.yaml --set training.learning_rate=5e-4")
     cli.add_config_arguments(parser)
+    cli.add_skip_bad(parser)
     parser.add_argument(
         "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"
     )

@@ -31,7 +31,7 @@ def measure(case: dict) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig, TrainingConfig
+    from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig, TrainingConfig
     from src.data.clips import ClipBatch, draw_clip
     from src.data.synthetic import SOURCE, make_videos
     from src.lora.lora_utils import apply_method
@@ -50,7 +50,7 @@ def measure(case: dict) -> dict[str, float]:
     model.to(device).train()
     optimizer = build_optimizer(model, TrainingConfig())
     loss = build_loss(LossConfig())
-    config = ClipConfig(frames=case["frames"], max_objects=1, motion=MotionConfig(flip=0.0))
+    config = ClipConfig(frames=case["frames"], max_objects=1)
     data = make_videos(SOURCE, 1, 0, frames=case["frames"], side=128)
     batch = ClipBatch.collate([draw_clip(data.videos[0], config, case["size"], 0.0, np.random.default_rng(0))])
     model.eval()  # without dropout, so that losses can be compared

@@ -34,6 +34,11 @@ def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument(
         "--config", required=True, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
     )
+    add_override_argument(arguments)
+
+
+def add_override_argument(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--set``, on its own for commands that choose the YAML themselves."""
     arguments.add_argument(
         "--set",
         dest="overrides",
@@ -41,6 +46,17 @@ def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="set any value of the YAML, such as training.learning_rate=5e-4 (may be repeated)",
+    )
+
+
+def add_skip_bad(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--skip-bad``, short for ``--set dataset.skip_bad=true``, for commands that read data sets."""
+    arguments.add_argument(
+        "--skip-bad",
+        dest="overrides",
+        action="append_const",
+        const="dataset.skip_bad=true",
+        help="leave damaged entries of the data out, listed in the run's skipped.json, instead of stopping",
     )
 
 

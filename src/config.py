@@ -21,6 +21,7 @@ ModelName = Literal[
 ]
 Method = Literal["mope", "lora", "full", "none"]
 Prompt = Literal["mask", "box", "point"]
+Protocol = Literal["after_prompt", "davis", "sav"]
 Split = Literal["train", "valid", "test"]
 Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
 
@@ -54,6 +55,11 @@ class RouterConfig(Section):
     null_expert: bool = Field(False, description="one more expert to choose, which adds nothing")
     jitter: float = Field(0.0, ge=0, lt=1, description="multiplicative noise on the gate's input, training only")
     bias: bool = Field(True, description="whether the gate has a bias")
+    level: Literal["token", "frame", "video"] = Field("token", description="what one decision of the gate holds for")
+    noise: float = Field(0.0, ge=0, description="standard deviation of noise on the gate's logits, training only")
+    bias_rate: float = Field(
+        0.0, ge=0, description="balance without a loss: how far an expert's selection bias moves per step; 0: off"
+    )
 
 
 class LoraConfig(Section):
@@ -93,7 +99,6 @@ class MotionConfig(Section):
         0.02, ge=0, le=0.2, description="smooth warp: its deviation, as a share of half the image side"
     )
     occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
-    flip: float = Field(0.5, ge=0, le=1, description="chance of a horizontal flip of the whole clip (training)")
 
 
 class ClipConfig(Section):
@@ -101,7 +106,28 @@ class ClipConfig(Section):
 
     frames: int = Field(4, ge=1)
     max_objects: int = Field(3, ge=1, description="objects drawn per clip")
+    max_stride: int = Field(1, ge=1, description="frames of a video are taken in steps of 1 to this many, drawn a clip")
+    reverse: float = Field(0.0, ge=0, le=1, description="chance that a video is played backwards")
     motion: MotionConfig = Field(default_factory=MotionConfig)
+
+
+class AugmentationConfig(Section):
+    """What is drawn for a whole training clip, and for each frame (``frame_*``); the defaults are SAM 2's recipe."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="chance that the clip is mirrored")
+    degrees: float = Field(25.0, ge=0, le=180, description="rotation, up to ±")
+    shear: float = Field(20.0, ge=0, le=45, description="degrees, up to ±")
+    scale: float = Field(0.0, ge=0, lt=1, description="growth or shrinking, up to ±")
+    translate: float = Field(0.0, ge=0, le=1, description="shift, as a share of the image side, up to ±")
+    brightness: float = Field(0.1, ge=0, le=1, description="times a number within 1 ± this; so are the next two")
+    contrast: float = Field(0.03, ge=0, le=1)
+    saturation: float = Field(0.03, ge=0, le=1)
+    grey: float = Field(0.05, ge=0, le=1, description="chance that the clip loses its colours")
+    frame_brightness: float = Field(
+        0.1, ge=0, le=1, description="as brightness, drawn for each frame; so are the next two"
+    )
+    frame_contrast: float = Field(0.05, ge=0, le=1)
+    frame_saturation: float = Field(0.05, ge=0, le=1)
 
 
 class DomainConfig(Section):
@@ -132,17 +158,6 @@ class SetConfig(Section):
     test_ann_file: str | None = None
     test_videos: str | list[str] | None = None
 
-    def split(self, split: Split) -> DomainConfig | None:
-        """Where a split lies; None if the config does not say."""
-        folder, annotations, videos = {
-            "train": (self.train_img_folder, self.train_ann_file, self.train_videos),
-            "valid": (self.val_img_folder, self.val_ann_file, self.val_videos),
-            "test": (self.test_img_folder, self.test_ann_file, self.test_videos),
-        }[split]
-        if folder is None:
-            return None
-        return DomainConfig(name=self.name, img_folder=folder, ann_file=annotations, format=self.format, videos=videos)
-
 
 class DatasetConfig(SetConfig):
     """The new domain, or several of them in one run, and how clips are made of them."""
@@ -157,6 +172,9 @@ class DatasetConfig(SetConfig):
         1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
     )
     clip: ClipConfig = Field(default_factory=ClipConfig)
+    augmentation: AugmentationConfig | None = Field(
+        default_factory=AugmentationConfig, description="of training clips; null: none"
+    )
 
     @property
     def sets(self) -> list[SetConfig]:
@@ -210,7 +228,9 @@ class TrainingConfig(Section):
     batch_size: int = Field(4, gt=0, description="clips per forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
     clips_per_image: int | None = Field(
-        None, gt=0, description="clips drawn from each image or video per epoch; null: so many that an epoch has 256"
+        None,
+        gt=0,
+        description="clips per epoch for each image or video of all sets together; null: so many that it has 256",
     )
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
@@ -239,6 +259,8 @@ class EvaluationConfig(Section):
     """What the table says."""
 
     prompt: Prompt = "mask"
+    protocol: Protocol = Field("after_prompt", description="which frames are scored; davis, sav: as their own tools")
+    clicks: int = Field(0, ge=0, description="correction clicks of the table of single images; 0: no such table")
     frames: int = Field(8, ge=2, description="frames of the clips that still images become")
     max_images: int | None = Field(None, gt=0, description="images per domain; null: all")
     max_objects: int = Field(5, gt=0, description="objects per image, largest first")

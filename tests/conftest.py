@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from src.config import Config, load_config
+from src.data.coco import open_coco
+from src.data.records import DataSet
 from src.data.synthetic import CELLS, make_videos, write_coco
+from src.data.validate import check, data_set
 
 SIDE = 64
+
+SHARED_DATA = Path(os.environ.get("SAM2_MOPE_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+"""Real data sets, no part of the repository; tests that read them are skipped where they are absent."""
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """``shared_data("sav")``: the folder of a real data set; skips the test if it is absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED_DATA / name).exists():
+            pytest.skip(f"needs the data set {name} in {SHARED_DATA}")
+        return SHARED_DATA / name
+
+    return find
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +86,14 @@ def make_config(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Config]:
         return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *settings])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def load_coco() -> Callable[..., DataSet]:
+    """``load_coco(img_folder, ann_file, …)``: a COCO set, checked; a UserError where it is damaged."""
+
+    def load(*arguments: Any, **options: Any) -> DataSet:
+        source = open_coco(*arguments, **options)
+        return data_set(source, check(source, workers=0))
+
+    return load

@@ -32,7 +32,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def refused(command, tiny_yaml, tmp_path):
-    """What a command says to a mistake: status 2, ``error: …`` without a traceback, and nothing written."""
+    """What a command says to a mistake: status 2, ``error: …`` without a traceback, and no run begun."""
 
     def run(*settings: str, script: str = "train.py", arguments: tuple[str | Path, ...] = ()) -> str:
         output = tmp_path / "run"
@@ -41,7 +41,7 @@ def refused(command, tiny_yaml, tmp_path):
         assert status == 2
         (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert "Traceback" not in errors
-        assert not output.exists()
+        assert not output.exists() or [path.name for path in output.iterdir()] == ["data_checks"]
         return errors[errors.index(line) :]
 
     return run
@@ -75,6 +75,17 @@ class TestMistakes:
         message = refused(*settings)
         assert lost.name in message
         assert len(message.splitlines()) == 1
+
+    def test_a_missing_image_that_is_left_out(self, command, tiny_yaml, train_copy, tmp_path):
+        folder, settings = train_copy
+        lost = next(folder.glob("*.jpg"))
+        lost.unlink()
+        settings = [f"output_dir={tmp_path / 'run'}", "lora.method=none", *settings]
+        overrides = [part for setting in settings for part in ("--set", setting)]
+        status, _, errors = command("train.py", "--config", tiny_yaml, "--skip-bad", *overrides)
+        assert status == 0, errors
+        ((finding,),) = json.loads((tmp_path / "run" / "skipped.json").read_text()).values()
+        assert finding["file"] == str(lost)
 
     def test_a_broken_annotation_file(self, refused, train_copy):
         folder, settings = train_copy
@@ -120,7 +131,7 @@ def test_help_ends_with_an_example(command, script):
     status, output, _ = command(script, "--help")
     assert status == 0
     assert f"python {script} --config src/configs/mope.yaml" in output
-    for option in ("--config", "--set", "--debug"):
+    for option in ("--config", "--set", "--skip-bad", "--debug"):
         assert option in output
 
 
@@ -154,13 +165,14 @@ class TestARun:
         status, output, errors = command("train.py", *settings, "--set", "training.max_epochs=1")
         assert status == 0, errors
         assert {p.name for p in folder.iterdir()} == {
-            "adapter", "checkpoints", "config.yaml", "logs", "metrics.json", "overlays", "results.json", "results.md",
+            "adapter", "checkpoints", "config.yaml", "data_checks", "logs", "metrics.json", "overlays", "results.json",
+            "results.md",
         }  # fmt: skip
         results = json.loads((folder / "results.json").read_text())
         assert results["domains"].keys() == {"target", "source"}
         for scores in results["domains"].values():
-            assert scores.keys() == {"base", "adapted", "videos", "objects"}
-            assert scores["base"].keys() == scores["adapted"].keys() == {"J", "F", "J&F", "mIoU", "Dice"}
+            assert {"base", "adapted", "videos", "objects", "intervals", "per_video"} <= scores.keys()
+            assert {"J", "F", "J&F", "mIoU", "Dice"} <= scores["base"].keys() == scores["adapted"].keys()
         assert results["domains"]["target"]["videos"] == 2
         assert results["checkpoint"] == str(folder / "checkpoints/best.pt")
         # the table's base is the one that validation began with
@@ -174,12 +186,25 @@ class TestARun:
         assert json.loads((folder / "results.json").read_text()) == before
 
     def test_evaluate_an_adapter_folder_by_another_prompt_on_another_split(self, command, settings, folder, tmp_path):
-        arguments = ["--checkpoint", folder / "adapter", "--prompt", "box", "--split", "test"]
+        arguments = ["--checkpoint", folder / "adapter", "--prompt", "box", "--split", "test", "--clicks", "2"]
+        arguments += ["--save-masks"]
         status, output, errors = command("evaluate.py", *settings, "--set", f"output_dir={tmp_path}", *arguments)
         assert status == 0, errors
         assert "prompted once by its true box" in output
         results = json.loads((tmp_path / "results.json").read_text())
         assert (results["prompt"], results["split"]) == ("box", "test")
+        assert "2 clicks" in output
+        assert all("images" in domain for domain in results["domains"].values())
+        assert (tmp_path / "clicks.png").exists()
+        assert {path.name for path in (tmp_path / "predictions").iterdir()} == {"base", "adapted"}
+        assert {path.name for path in (tmp_path / "predictions" / "adapted").iterdir()} == {"target", "source"}
+
+    def test_evaluate_by_another_protocol(self, command, settings, tmp_path):
+        more = [f"output_dir={tmp_path}", "lora.method=none", "evaluation.protocol=davis", "evaluation.source_clips=0"]
+        status, output, errors = command("evaluate.py", *settings, *(x for s in more for x in ("--set", s)))
+        assert status == 0, errors
+        assert "DAVIS' semi-supervised" in output
+        assert json.loads((tmp_path / "results.json").read_text())["domains"]["target"]["protocol"] == "davis"
 
     def test_evaluate_the_base_alone_beside_a_further_domain(self, command, settings, tiny_data, tmp_path):
         train = tiny_data / "train"

@@ -208,14 +208,22 @@ def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from _keys(candidate, f"{prefix}{name}.")
 
 
+def _attributes_read(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+def _properties(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "property" for d in node.decorator_list):
+            yield node
+
+
 def test_every_key_is_read_by_code():
-    files = [*ROOT.glob("src/**/*.py"), ROOT / "train.py", ROOT / "evaluate.py"]
-    read = {
-        node.attr
-        for file in files
-        if file.name != "config.py"
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    }
+    """In the schema itself only what its properties read counts: its validators read keys that nothing may use."""
+    read: set[str] = set()
+    for file in [*ROOT.glob("src/**/*.py"), ROOT / "train.py", ROOT / "evaluate.py"]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for part in [tree] if file.name != "config.py" else _properties(tree):
+            read |= _attributes_read(part)
     unread = [key for key in _keys(Config) if key.rpartition(".")[2] not in read]
     assert unread == []

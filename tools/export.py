@@ -56,6 +56,8 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
             not compute what the adapted model computes.
     """
     lora = (read_adapter_config(trained) if trained.is_dir() else read_checkpoint(trained).config).lora
+    if not isinstance(lora, LoraConfig):
+        raise UserError(f"{trained}: holds expert groups, {', '.join(lora)}: take one out with tools/groups.py extract")
     if lora.method == "none":
         raise UserError(f"{trained}: method none trains nothing, so there is nothing to export")
     if form not in ("auto", *FORMATS[lora.method]):

@@ -37,19 +37,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
 from src.config import Config, load_config
+from src.data.drawing import draw_masks
 from src.data.prompts import PromptsByFrame, check_prompts, parse_prompts
 from src.data.records import RLE
 from src.data.video import Footage, VideoFile, VideoWriter, open_footage
+from src.data.writers import write_palette_png
 from src.errors import UserError
-from src.evaluation.report import COLOURS, draw_masks
 from src.files import write_atomically
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
 from src.model.streaming import Prediction, StreamingTracker
 
 Overlay = Literal["video", "images", "none"]
-
-PALETTE = [0, 0, 0, *(int(value) for i in range(1, 256) for value in COLOURS[i % len(COLOURS)])]
 
 
 def predict(
@@ -97,7 +96,7 @@ def write_prediction(
             predict(tracker, footage, prompts), total=footage.count, desc=footage.name, unit="frame"
         ):
             stem = Path(footage.frame_file(prediction.frame)).stem
-            write_palette_image(masks / f"{stem}.png", prediction, frame.shape[:2])
+            write_palette_png(masks / f"{stem}.png", label_frame(prediction, frame.shape[:2]))
             coco.add(prediction, frame.shape[:2])
             for object_id, mask in prediction.masks.items():
                 found[object_id] = found.get(object_id, 0) + bool(mask.any())
@@ -106,26 +105,23 @@ def write_prediction(
                 if video is not None:
                     video.write(picture)
                 else:
-                    write_image(pictures / f"{stem}.jpg", Image.fromarray(picture))
+                    write_picture(pictures / f"{stem}.jpg", picture)
     return coco.images, found
 
 
-def write_palette_image(path: Path, prediction: Prediction, size: tuple[int, int]) -> None:
-    """Write object numbers, (H, W), as a PNG with a palette."""
-    numbers_HW = np.zeros(size, dtype=np.uint8)
-    if prediction.logits:
-        ids = np.array(list(prediction.logits), dtype=np.uint8)
-        highest, winner = torch.stack(list(prediction.logits.values())).max(dim=0)
-        numbers_HW = np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
-    image = Image.fromarray(numbers_HW)
-    image.putpalette(PALETTE)
-    write_image(path, image)
+def label_frame(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
+    """Object numbers, uint8, (H, W); where objects overlap, the one with the highest logit."""
+    if not prediction.logits:
+        return np.zeros(size, dtype=np.uint8)
+    ids = np.array(list(prediction.logits), dtype=np.uint8)
+    highest, winner = torch.stack(list(prediction.logits.values())).max(dim=0)
+    return np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
 
 
-def write_image(path: Path, image: Image.Image) -> None:
-    """Write a PNG or JPEG, as the name says, whole or not at all."""
-    kind = "PNG" if path.suffix == ".png" else "JPEG"
-    write_atomically(path, lambda temporary: image.save(temporary, format=kind, quality=92))
+def write_picture(path: Path, picture_HWC: np.ndarray) -> None:
+    """Write a JPEG whole or not at all."""
+    image = Image.fromarray(picture_HWC)
+    write_atomically(path, lambda temporary: image.save(temporary, format="JPEG", quality=92))
 
 
 class CocoWriter:

@@ -23,7 +23,16 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 
 from src import cli
-from src.config import ClipConfig, LossConfig, ModelConfig, MotionConfig, Prompt, PromptConfig, TrainingConfig
+from src.config import (
+    AugmentationConfig,
+    ClipConfig,
+    LossConfig,
+    ModelConfig,
+    MotionConfig,
+    Prompt,
+    PromptConfig,
+    TrainingConfig,
+)
 from src.data.clips import Clip, ClipBatch, draw_clip
 from src.data.records import DataSet
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
@@ -55,6 +64,10 @@ PHASES = (
     Phase(8, 3, 800, 4e-4, PromptConfig(mask=0.4, box=0.3, point=0.3, correction_clicks=1), 8, SOURCE),
 )
 CONFIG = ModelConfig(name="sam2_nano")
+FLIP_ONLY = AugmentationConfig(
+    degrees=0, shear=0, brightness=0, contrast=0, saturation=0, grey=0,
+    frame_brightness=0, frame_contrast=0, frame_saturation=0,
+)  # fmt: skip
 
 
 class FreshClips(IterableDataset):
@@ -70,7 +83,7 @@ class FreshClips(IterableDataset):
         while seed < HELD_OUT_SEED:
             video = make_video(self.domain, seed, self.frames, self.side)
             if video.objects:
-                yield draw_clip(video, config, self.side, 0.0, np.random.default_rng(seed))
+                yield draw_clip(video, config, self.side, 0.0, np.random.default_rng(seed), FLIP_ONLY)
             seed += step
 
 

@@ -5,17 +5,17 @@ Every draw comes from (seed, epoch, clip): data are the same with any number of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from src.config import ClipConfig, MotionConfig
+from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.transforms import resize, simulate_motion
+from src.data.transforms import apply_view, augment_colours, draw_view, resize, simulate_motion, to_pixels
 from src.errors import UserError
 
 
@@ -23,40 +23,50 @@ from src.errors import UserError
 class Clip:
     """T frames and the masks of O objects, at the model's resolution.
 
-    ``frames_THWC``: uint8 RGB; ``masks_TOHW``: bool. Every object is visible on the first frame.
+    ``frames_THWC``: uint8 RGB; ``masks_TOHW``: bool; ``annotated_T``: bool, False where nothing is known of a frame's
+    objects, so that its empty masks say nothing. The first frame is annotated, and every object is visible on it.
     """
 
     name: str
     frames_THWC: np.ndarray
     masks_TOHW: np.ndarray
+    annotated_T: np.ndarray
 
 
 @dataclass(frozen=True)
 class ClipBatch:
     """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
 
-    ``frames_BTHWC``: uint8; ``masks_TOHW``: bool; ``video_of_object``: int64 (O,).
+    ``frames_BTHWC``: uint8; ``masks_TOHW``: bool; ``annotated_TO``: bool, what :class:`Clip` says of each object's
+    clip; ``video_of_object``: int64 (O,).
     """
 
     names: tuple[str, ...]
     frames_BTHWC: Tensor
     masks_TOHW: Tensor
+    annotated_TO: Tensor
     video_of_object: Tensor
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
         """Put clips of equal length and size together."""
         counts = torch.tensor([clip.masks_TOHW.shape[1] for clip in clips])
+        video_of_object = torch.repeat_interleave(torch.arange(len(clips)), counts)
         return cls(
             names=tuple(clip.name for clip in clips),
             frames_BTHWC=torch.from_numpy(np.stack([clip.frames_THWC for clip in clips])),
             masks_TOHW=torch.from_numpy(np.concatenate([clip.masks_TOHW for clip in clips], axis=1)),
-            video_of_object=torch.repeat_interleave(torch.arange(len(clips)), counts),
+            annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
+            video_of_object=video_of_object,
         )
 
     def pin_memory(self) -> ClipBatch:
-        return ClipBatch(
-            self.names, self.frames_BTHWC.pin_memory(), self.masks_TOHW.pin_memory(), self.video_of_object.pin_memory()
+        """The same, with all that goes to the device in pinned memory."""
+        return replace(
+            self,
+            frames_BTHWC=self.frames_BTHWC.pin_memory(),
+            masks_TOHW=self.masks_TOHW.pin_memory(),
+            video_of_object=self.video_of_object.pin_memory(),
         )
 
 
@@ -68,89 +78,218 @@ def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
 
 
 class ClipDataset(Dataset):
-    """Training clips of a data set: ``dataset[epoch, index]`` draws a clip, always the same one for the same numbers.
+    """Training clips of one or several data sets: ``dataset[epoch, index]`` draws a clip, the same one every time.
+
+    Each set gets its share of an epoch's clips. They go round the set's videos in an order drawn once, and every epoch
+    begins where the one before ended: a small share shows other videos in every epoch, a large one shows videos again,
+    drawn afresh, and no video comes twice more often than another.
 
     Args:
-        data: the videos and stills.
-        config: frames per clip, objects per clip, simulated motion.
+        sets: the videos and stills, set by set.
+        config: says the sets' weights, and how clips are made (``clip``, ``augmentation``, ``min_object_side``).
+        length: clips per epoch. A set's share is its weight / sum of weights, and never less than one clip.
         size: side of the square frames in pixels.
         seed: of all draws.
-        clips_per_video: clips drawn from each video per epoch.
-        min_object_side: objects whose area is below this side squared, in pixels at ``size``, are not drawn, unless a
-            video has no other.
     """
 
-    def __init__(
-        self,
-        data: DataSet,
-        config: ClipConfig,
-        size: int,
-        seed: int,
-        clips_per_video: int = 1,
-        min_object_side: float = 0,
-    ) -> None:
-        self.data, self.config, self.size, self.seed = data, config, size, seed
-        self.clips_per_video, self.min_object_side = clips_per_video, min_object_side
+    def __init__(self, sets: Sequence[DataSet], config: DatasetConfig, length: int, size: int, seed: int) -> None:
+        self.sets, self.config, self.size, self.seed = sets, config, size, seed
+        self.shares = split_by_weight(length, [each.weight for each in config.sets])
+        self._ends = np.cumsum(self.shares)
+        generators = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(len(sets))]
+        self._orders = [rng.permutation(len(data)) for rng, data in zip(generators, sets, strict=True)]
 
     def __len__(self) -> int:
-        return len(self.data) * self.clips_per_video
+        return int(self._ends[-1])
+
+    def source(self, epoch: int, index: int) -> tuple[DataSet, VideoRecord]:
+        """What a clip is drawn from."""
+        chosen = int(np.searchsorted(self._ends, index, side="right"))
+        share, order = self.shares[chosen], self._orders[chosen]
+        place = epoch * share + index - (int(self._ends[chosen]) - share)
+        return self.sets[chosen], self.sets[chosen].videos[int(order[place % len(order)])]
 
     def __getitem__(self, key: tuple[int, int]) -> Clip | UserError:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
-        video = self.data.videos[index // self.clips_per_video]
+        config = self.config
         try:
-            return draw_clip(video, self.config, self.size, self.min_object_side, rng)
+            data, video = self.source(epoch, index)
+            clip = draw_clip(video, config.clip, self.size, config.min_object_side, rng, config.augmentation)
         except UserError as error:  # handed on as it is: a loader process would wrap its traceback around it
             return error
+        return clip if len(self.sets) == 1 else replace(clip, name=f"{data.name}/{clip.name}")
+
+
+def split_by_weight(count: int, weights: Sequence[float]) -> list[int]:
+    """Split a number into whole shares in proportion to weights, largest remainders first; none is less than 1."""
+    exact = count * np.array(weights) / sum(weights)
+    shares = np.maximum(1, np.floor(exact).astype(int))
+    for i in np.argsort(shares - exact, kind="stable")[: max(0, count - int(shares.sum()))]:
+        shares[i] += 1
+    return shares.tolist()
 
 
 def draw_clip(
-    video: VideoRecord, config: ClipConfig, size: int, min_object_side: float, rng: np.random.Generator
-) -> Clip:
-    """Draw a training clip: consecutive frames of a video that is long enough, else simulated motion of one frame."""
-    frames = config.frames
-    start = int(rng.integers(0, len(video) - frames + 1)) if len(video) >= frames else 0
-    if all(o.segmentations[start] is None for o in video.objects):  # nothing to prompt there: begin where there is
-        start = next(t for t in range(len(video)) if any(o.segmentations[t] is not None for o in video.objects))
-    seen = [o for o in video.objects if o.segmentations[start] is not None]
-    least = (min_object_side / size) ** 2 * video.height * video.width
-    order = rng.permutation(len(seen))
-    masks: list[tuple[ObjectTrack, np.ndarray]] = []
-    small: list[tuple[ObjectTrack, np.ndarray]] = []
-    for position in order:  # masks are decoded only until enough are found
-        segmentation = seen[position].segmentations[start]
-        assert segmentation is not None
-        mask = segmentation.decode()
-        (masks if mask.sum() >= least else small).append((seen[position], mask))
-        if len(masks) == config.max_objects:
-            break
-    chosen = masks or small[: config.max_objects]
-    if len(video) > 1 and len(video) - start >= frames:
-        return _cut_clip(video, start, frames, [o.object_id for o, _ in chosen], size, config.motion, rng)
-    picture = video.frames[start].read()
-    frames_THWC, masks_TOHW = simulate_motion(
-        picture, np.stack([mask for _, mask in chosen]), frames, size, size, config.motion, rng
-    )
-    return Clip(video.video_id, frames_THWC, masks_TOHW)
-
-
-def _cut_clip(
-    video: VideoRecord, start: int, frames: int, object_ids: list[int], size: int, motion: MotionConfig,
-    rng: np.random.Generator,
+    video: VideoRecord, config: ClipConfig, size: int, min_object_side: float, rng: np.random.Generator,
+    augmentation: AugmentationConfig | None = None,
 ) -> Clip:  # fmt: skip
-    pictures, masks = [], []
-    for t in range(start, start + frames):
-        picture = torch.from_numpy(np.array(video.frames[t].read())).permute(2, 0, 1).float()
-        pictures.append(resize(picture, size, size).round().byte().permute(1, 2, 0))
-        found = {o.object_id: o.segmentations[t] for o in video.objects if o.object_id in object_ids}
-        empty = np.zeros((video.height, video.width), bool)
-        stack = np.stack([empty if (s := found[i]) is None else s.decode() for i in object_ids])
-        masks.append(resize(torch.from_numpy(stack.astype(np.float32)), size, size) > 0.5)
-    frames_THWC, masks_TOHW = torch.stack(pictures), torch.stack(masks)
-    if rng.random() < motion.flip:
-        frames_THWC, masks_TOHW = frames_THWC.flip(2), masks_TOHW.flip(3)
-    return Clip(video.video_id, frames_THWC.numpy(), masks_TOHW.numpy())
+    """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
+
+    Objects are drawn among those seen on the clip's first frame; they may vanish and come back after it. Void areas
+    are background: SAM 2's loss knows nothing else.
+
+    Args:
+        video: a video or still with objects. Only the frames drawn are read, each once.
+        config: how many frames and objects, which frames, and how stills move.
+        size: side of the square frames in pixels.
+        min_object_side: objects whose area is below this side squared, in pixels at ``size``, are not drawn, unless
+            the first frame has no other.
+        rng: where all draws come from.
+        augmentation: of the clip; None for none.
+
+    Raises:
+        UserError: a frame cannot be read or is not of its video's size, or no annotated frame shows an object.
+    """
+    path_T = draw_path(video, config, rng)
+    annotated_N = _annotated(video)
+    simulated = annotated_N.sum() == 1
+    if simulated:
+        path_T = path_T[:1]
+    least = (min_object_side / size) ** 2 * video.height * video.width
+    objects = _draw_objects(video, int(path_T[0]), config.max_objects, least, rng)
+    frames_T3HW, soft_TOHW = _read_frames(video, objects, path_T, size)
+    soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
+    aspect = video.width / video.height
+    if augmentation is not None:
+        view = draw_view(soft_TOHW[0], aspect, augmentation, rng)
+        frames_T3HW, soft_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
+    if simulated:
+        frames_T3HW, masks_TOHW = simulate_motion(
+            frames_T3HW[0], soft_TOHW[0], config.frames, aspect, config.motion, rng
+        )
+    else:
+        masks_TOHW = soft_TOHW > 0.5
+    if augmentation is not None:
+        frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
+    annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
+    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T)
+
+
+def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw which frames of a video are a clip, in steps of 1 to ``max_stride`` frames, forwards or backwards.
+
+    The first frame is annotated and shows an object. Another annotated one follows if there is any, for a prompted
+    frame alone teaches memory nothing: where labels are sparser than the clip is long, steps grow until one is
+    reached. At the ends of the video the clip turns back, but only if it must.
+
+    Returns:
+        Frame numbers (T,).
+
+    Raises:
+        UserError: no annotated frame shows an object.
+    """
+    annotated_N, last = _annotated(video), len(video) - 1
+    time_T = np.arange(config.frames) * (-1 if rng.random() < config.reverse else 1)
+    stride = max(1, min(int(rng.integers(1, config.max_stride + 1)), last // max(1, config.frames - 1)))
+    starts_S = np.flatnonzero(annotated_N)
+    steps = range(stride, last + 1) if config.frames > 1 and len(starts_S) > 1 else [stride]
+    for step in steps:
+        straight_ST = starts_S[:, None] + step * time_T
+        paths_ST = _turned_back(straight_ST, last)
+        followed_S = (annotated_N[paths_ST] & (paths_ST != starts_S[:, None])).any(axis=1)
+        if followed_S.any():
+            break
+    straight_S = (paths_ST == straight_ST).all(axis=1)
+    order = rng.permutation(len(starts_S))
+    for i in order[np.lexsort((~straight_S[order], ~followed_S[order]))]:  # stable: what is equally good stays drawn
+        if any(o.segmentations[starts_S[i]] is not None for o in video.objects):
+            return paths_ST[i]
+    raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out")
+
+
+def draw_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a clip of a video or still whose objects nobody looks at: its frames alone, uint8 (T, H, W, 3).
+
+    Consecutive frames of a video, which turns back at its ends; of a still, simulated motion. Arguments and errors are
+    those of :func:`draw_clip`.
+    """
+    last = len(video) - 1
+    path_T = _turned_back(rng.integers(len(video)) + np.arange(config.frames if last else 1), last)
+    frames_T3HW = _read_pictures(video, path_T, size)
+    if not last:
+        nothing_1HW = torch.zeros(1, size, size)
+        aspect = video.width / video.height
+        frames_T3HW, _ = simulate_motion(frames_T3HW[0], nothing_1HW, config.frames, aspect, config.motion, rng)
+    return to_pixels(frames_T3HW)
+
+
+def _turned_back(places: np.ndarray, last: int) -> np.ndarray:
+    """Places on an endless line → frame numbers 0…last of a video that is played to and fro."""
+    there = places % max(1, 2 * last)
+    return np.minimum(there, 2 * last - there)
+
+
+def _annotated(video: VideoRecord) -> np.ndarray:
+    """Of every frame, whether it is known which objects are on it: bool (N,)."""
+    if video.annotated is None:
+        return np.ones(len(video), bool)
+    return np.isin(np.arange(len(video)), list(video.annotated))
+
+
+def _draw_objects(
+    video: VideoRecord, frame: int, count: int, least: float, rng: np.random.Generator
+) -> list[ObjectTrack]:
+    """Up to ``count`` objects seen on a frame, of at least ``least`` pixels unless all are smaller."""
+    seen = [o for o in video.objects if o.segmentations[frame] is not None]
+    drawn: list[ObjectTrack] = []
+    small: list[ObjectTrack] = []
+    for i in rng.permutation(len(seen)):  # areas may have to be decoded: no more of them than needed
+        segmentation = seen[i].segmentations[frame]
+        assert segmentation is not None
+        (drawn if segmentation.area() >= least else small).append(seen[i])
+        if len(drawn) == count:
+            break
+    return drawn or small[:count]
+
+
+def _read_frames(
+    video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarray, size: int
+) -> tuple[Tensor, Tensor]:
+    """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
+    frames_S, place_T = np.unique(path_T, return_inverse=True)
+    empty = np.zeros((video.height, video.width), bool)
+    masks = []
+    for t in frames_S.tolist():
+        found = (o.segmentations[t] for o in objects)
+        stack_OHW = np.stack([empty if s is None else s.decode() for s in found])
+        masks.append(resize(torch.from_numpy(stack_OHW.astype(np.float32)), size, size))
+    return _read_pictures(video, path_T, size), torch.stack(masks)[place_T]
+
+
+def _read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
+    """Frames (T, 3, size, size); none is read twice."""
+    frames_S, place_T = np.unique(path_T, return_inverse=True)
+    pixels = (torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float() for t in frames_S.tolist())
+    return torch.stack([resize(picture, size, size) for picture in pixels])[place_T]
+
+
+def _pixels(video: VideoRecord, frame: int) -> np.ndarray:
+    source = video.frames[frame]
+    pixels = source.read()
+    height, width = pixels.shape[:2]
+    if (height, width) != (video.height, video.width):
+        raise UserError(
+            f"{source.name}: the frame is {width}×{height} pixels, its annotations are for "
+            f"{video.width}×{video.height}; all frames of a video must have one size"
+        )
+    return np.array(pixels)
+
+
+def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
+    """Soft masks with those of objects too thin to fill half a pixel made stronger, so that they show somewhere."""
+    most_O11 = masks_OHW.amax((1, 2), keepdim=True)
+    return torch.where(most_O11 > 0.5, masks_OHW, masks_OHW / most_O11.clamp(min=1e-6))
 
 
 def evaluation_video(
@@ -164,7 +303,7 @@ def evaluation_video(
         frames: length of the clip that a still becomes.
         max_objects: objects kept, largest first.
         max_side: stills larger than this many pixels are scaled down to it.
-        motion: magnitudes of the simulated motion; nothing is flipped.
+        motion: magnitudes of the simulated motion; nothing is augmented.
     """
     if len(video) > 1:
         return video
@@ -173,16 +312,21 @@ def evaluation_video(
     scale = min(1.0, max_side / max(video.height, video.width))
     height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
     rng = np.random.default_rng((len(video.objects), index))
-    stack_OHW = np.stack([masks[object_id] for object_id in largest])
-    still = motion.model_copy(update={"flip": 0.0})
-    frames_THWC, masks_TOHW = simulate_motion(video.frames[0].read(), stack_OHW, frames, height, width, still, rng)
-    names = {o.object_id: o.category for o in video.objects}
+    rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
+    picture = torch.from_numpy(np.array(video.frames[0].read())).permute(2, 0, 1).float()
+    soft_OHW = torch.from_numpy(np.stack([masks[object_id] for object_id in largest]).astype(np.float32))
+    frames_T3HW, masks_TOHW = simulate_motion(
+        resize(picture, height, width), resize(soft_OHW, height, width), frames, video.width / video.height, motion, rng
+    )
+    tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
+    known = {o.object_id: o for o in video.objects}
     objects = [
-        ObjectTrack(i, [RLE.encode(mask) if mask.any() else None for mask in masks_TOHW[:, row]], names[i])
-        for row, i in enumerate(largest)
-        if masks_TOHW[0, row].any()
+        replace(known[i], segmentations=[RLE.encode(mask) if mask.any() else None for mask in track_THW])
+        for i, track_THW in tracks.items()
+        if track_THW[0].any()
     ]
-    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}") for t, frame in enumerate(frames_THWC)]
+    pictures = enumerate(to_pixels(frames_T3HW))
+    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in pictures]
     return VideoRecord(video.video_id, height, width, list(sources), objects)
 
 

@@ -56,7 +56,7 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
     Raises:
         UserError: the file is missing, empty, a Git LFS pointer, not an image, damaged, or has over ``MAX_PIXELS``.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         orientation = _orientation(image)
         pixels = _pixels(image)
     if image.format == "TIFF":
@@ -75,10 +75,23 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         stored = _stored_size(image)
         swapped = _orientation(image) >= 5
     return stored, (stored[::-1] if swapped else stored)
+
+
+def misnamed(path: str | Path) -> bool:
+    """Whether an image is of another type than its extension says, such as a PNG called ``.jpg``.
+
+    Raises:
+        UserError: as :func:`read_image`, as far as the header shows it.
+    """
+    with open_image(path) as image:
+        found = image.format
+    named = Image.registered_extensions().get(Path(path).suffix.lower())
+    as_jpeg = {"MPO": "JPEG"}  # JPEGs of several pictures, which cameras call .jpg
+    return named is not None and as_jpeg.get(named, named) != as_jpeg.get(found or "", found)
 
 
 def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
@@ -108,8 +121,8 @@ def refuse_placeholder(path: str | Path, head: bytes) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The image with its header read. Whatever Pillow raises until the block ends becomes a UserError."""
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image as Pillow has it, with its header read. Whatever Pillow raises until the block ends: a UserError."""
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -165,7 +178,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         # Not image.getexif(): for a PNG that decodes all pixels, in search of a block behind them.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-    except Exception:  # any, as in _opened; the pixels may be sound all the same
+    except Exception:  # any, as in open_image; the pixels may be sound all the same
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

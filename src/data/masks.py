@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 
-def centre_point(mask_HW: np.ndarray) -> tuple[float, float]:
-    """The (x, y) of the pixel deepest inside a mask: the largest distance to its border, as SAM's evaluation clicks."""
+class Deepest(NamedTuple):
+    """A pixel (x, y), and its distance to the nearest one outside the mask; 0 if the mask is empty."""
+
+    xy: tuple[float, float]
+    depth: float
+
+
+def deepest_pixel(mask_HW: np.ndarray) -> Deepest:
+    """The pixel deepest inside a mask, to which the border of the picture is a border."""
     depth = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(depth), depth.shape)
-    return float(x), float(y)
+    return Deepest((float(x), float(y)), float(depth[y, x]))
+
+
+def centre_point(mask_HW: np.ndarray) -> tuple[float, float]:
+    """The (x, y) of the pixel deepest inside a mask: the largest distance to its border, as SAM's evaluation clicks."""
+    return deepest_pixel(mask_HW).xy
 
 
 def bounding_box(mask_HW: np.ndarray) -> tuple[float, float, float, float]:

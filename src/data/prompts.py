@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from src.data.images import open_image
 from src.data.segmentation import check_segmentation, parse_segmentation
 from src.errors import UserError
 
@@ -149,15 +149,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     Raises:
         UserError: the file is missing, damaged or not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return np.array(image) if image.mode == "P" else np.array(image.convert("L").point(bool), np.uint8)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such mask file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        raise UserError(f"{path}: not an image that can be read as a mask") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
-        raise UserError(f"{path}: the mask cannot be read: {error}") from None
+    with open_image(path) as image:
+        return np.array(image) if image.mode == "P" else np.array(image.convert("L").point(bool), np.uint8)
 
 
 def _prefix(option: str, text: str) -> tuple[int | None, int, str]:

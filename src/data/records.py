@@ -5,12 +5,18 @@ A still image is a video of one frame. Nothing outside the parsers knows a file 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
+
+from src.errors import UserError
+
+_SAMPLED_VIDEOS = 500
+"""Videos that :meth:`DataSet.median_object_side` parses at most."""
 
 
 class FrameSource(Protocol):
@@ -144,21 +150,24 @@ class Finding:
 
     def __str__(self) -> str:
         place = f"{self.file}: {self.entry}" if self.entry else self.file
-        return f"{place}: {self.problem}; {self.action}"
+        text = f"{place}: {self.problem}; {self.action}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Source(Protocol):
-    """A data set as its parser has indexed it: cheap to hold and to hand to other processes; parsed video by video.
+    """A data set as its parser has indexed it: cheap to hold and to hand to other processes; parsed video by video."""
 
-    Attributes:
-        name: of the data set.
-        files: the annotation files and folders it was indexed from, whose content decides what ``read`` returns.
-        findings: what indexing met, about the files as a whole and about entries that belong to no video.
-    """
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
 
-    name: str
-    files: list[Path]
-    findings: list[Finding]
+    @property
+    def files(self) -> list[Path]:
+        """The annotation files and folders it was indexed from, whose content decides what ``read`` returns."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What indexing met, about the files as a whole and about entries that belong to no video."""
 
     def __len__(self) -> int:
         """The number of videos or images listed, with or without usable objects."""
@@ -173,12 +182,51 @@ class Source(Protocol):
         """
 
 
+AT_HAND = 32
+"""Parsed videos that are kept: parsing one may mean reading all of its masks."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceVideos(Sequence[VideoRecord]):
+    """Some videos of a source, each parsed when it is asked for; the last few parsed are at hand.
+
+    ``kept``: their indices there, int64.
+    """
+
+    source: Source
+    kept: np.ndarray
+    _recent: OrderedDict[int, VideoRecord] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> VideoRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> SourceVideos: ...
+    def __getitem__(self, index: int | slice) -> VideoRecord | SourceVideos:
+        """A video, or a part of the list, unparsed. Raises UserError where files changed since they were checked."""
+        if isinstance(index, slice):
+            return SourceVideos(self.source, self.kept[index])
+        number = int(self.kept[index])
+        if number in self._recent:
+            self._recent.move_to_end(number)
+            return self._recent[number]
+        record, findings = self.source.read(number)
+        if record is None:
+            raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, findings[:1]))}")
+        self._recent[number] = record
+        if len(self._recent) > AT_HAND:
+            self._recent.popitem(last=False)
+        return record
+
+
 @dataclass
 class DataSet:
     """The videos of one split, with what was left out or repaired on the way in.
 
-    ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations left
-    out") to how often it happened.
+    ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
+    left out") to how often it happened.
     """
 
     name: str
@@ -189,12 +237,16 @@ class DataSet:
         return len(self.videos)
 
     def median_object_side(self, size: int) -> float:
-        """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``."""
-        shares = [
-            segmentation.area() / (video.height * video.width)
-            for video in self.videos
-            for obj in video.objects
-            for segmentation in obj.segmentations
-            if segmentation is not None
-        ]
-        return float(np.median(np.sqrt(shares))) * size
+        """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``.
+
+        Of more than 500 videos, 500 are looked at, evenly spread over the list.
+        """
+        count = min(len(self.videos), _SAMPLED_VIDEOS)
+        sampled = (self.videos[i * len(self.videos) // count] for i in range(count))
+        return float(np.median(np.concatenate([object_sides(video) for video in sampled]))) * size
+
+
+def object_sides(video: VideoRecord) -> np.ndarray:
+    """The square root of each object's area on each frame that shows it, as a share of the frame's: float64, (N,)."""
+    areas = [s.area() for obj in video.objects for s in obj.segmentations if s is not None]
+    return np.sqrt(np.array(areas, dtype=np.float64) / (video.height * video.width))

@@ -5,12 +5,19 @@ Polygons, and run-length encodings in COCO's three forms. Everything is checked 
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from src.data.records import RLE
+
+_MAX_OUTLINE = 10_000_000
+"""Pixels of the outlines of one object's polygons; the rasteriser takes 80 bytes for each."""
+
+_FAR_TOO_MANY = 10**12
+"""Pixels from which on they are not counted out: the number may have thousands of digits."""
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> str | None:
@@ -56,7 +63,7 @@ def _check_polygons(parts: list[Any], height: int, width: int) -> str | None:
             return "polygons must be lists of numbers in a list: [[x1, y1, x2, y2, …], …]"
         odd_ones = [value for value in part if not isinstance(value, (int, float)) or isinstance(value, bool)]
         if odd_ones:
-            return f"polygon {number} holds something that is not a number: {odd_ones[0]!r:.40}"
+            return f"polygon {number} holds something that is not a number: {_quoted(odd_ones[0])}"
         if len(part) % 2:
             return f"polygon {number} has an odd number of coordinates ({len(part)})"
         if len(part) < 6:
@@ -64,9 +71,11 @@ def _check_polygons(parts: list[Any], height: int, width: int) -> str | None:
         # Written so that NaN is caught too.
         far = [value for value in part if not -side <= value <= 2 * side]
         if far:
-            return f"polygon {number} has the coordinate {far[0]!r:.40}, on an image of {width}×{height} pixels"
+            return f"polygon {number} has the coordinate {_quoted(far[0])}, on an image of {width}×{height} pixels"
     if side > 4 and all(0 <= value <= 1 for part in parts for value in part):
         return "the polygon looks normalised to 0–1; COCO wants pixels"
+    if 2 * side * sum(map(len, parts)) > _MAX_OUTLINE and sum(map(_outline, parts)) > _MAX_OUTLINE:
+        return f"the polygons go to and fro over more than {_MAX_OUTLINE} pixels"
     return None
 
 
@@ -80,16 +89,28 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
         return "the RLE needs 'size' and 'counts'"
     if rle["size"] != [height, width]:
         swapped = "; height comes first" if rle["size"] == [width, height] else ""
-        return f"the RLE's size is {rle['size']!r:.40}, the image's is [{height}, {width}]{swapped}"
+        return f"the RLE's size is {_quoted(rle['size'])}, the image's is [{height}, {width}]{swapped}"
     try:
         runs = _run_lengths(rle["counts"])
     except ValueError as error:
         return str(error)
     if any(run < 0 for run in runs):
         return "the RLE's counts hold a negative run"
-    if sum(runs) != height * width:
-        return f"the RLE's counts cover {sum(runs)} pixels, the image has {height * width}"
+    if (total := sum(runs)) != height * width:
+        found = f"{total}" if total < _FAR_TOO_MANY else f"over {_FAR_TOO_MANY}"
+        return f"the RLE's counts cover {found} pixels, the image has {height * width}"
     return None
+
+
+def _outline(part: list[float]) -> float:
+    """The length of a closed polygon, in steps of the rasteriser: along the longer axis of each side."""
+    points_N2 = np.array(part, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(points_N2 - np.roll(points_N2, 1, axis=0)).max(axis=1).sum())
+
+
+def _quoted(value: Any) -> str:
+    """A value from a file, in few characters, however long or deeply nested it is."""
+    return reprlib.repr(value)[:40]
 
 
 def _run_lengths(counts: Any) -> list[int]:

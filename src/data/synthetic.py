@@ -12,18 +12,14 @@ edges; the mask of an object is what is left visible of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from contourpy import contour_generator
-from PIL import Image
-from scipy.ndimage import label
 
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, Segmentation, VideoRecord
+from src.data.writers import write_coco
 
 ANGLES = 180  # samples of an outline's radius over the full turn
 TEXTURE = 64  # side of a texture tile in pixels; tiles repeat
@@ -231,12 +227,14 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
         image *= (shade * (1 + flicker * time))[..., None]
         image += rng.normal(0, noise, image.shape)
         pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
-        sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}"))
+        sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}", f"{t:05d}"))
         for object_id, track in masks.items():
             mask = owner == object_id
             track.append(RLE.encode(mask) if mask.sum() > 4 else None)
     # an object that starts hidden cannot be prompted on the first frame, nor can a still image hold it
-    objects = [ObjectTrack(i, track, domain.name) for i, track in masks.items() if track[0] is not None]
+    objects = [
+        ObjectTrack(i, track, domain.name.removesuffix("s")) for i, track in masks.items() if track[0] is not None
+    ]
     return VideoRecord(f"{domain.name}_{seed:05d}", side, side, list(sources), objects)
 
 
@@ -378,61 +376,6 @@ CELLS = Domain(
 )
 
 
-def write_coco(folder: str | Path, data: DataSet, quality: int = 80) -> None:
-    """Write the first frame of every video as a COCO data set: JPEG files with ``_annotations.coco.json`` beside them.
-
-    Outlines become polygons; a mask with a hole in it becomes uncompressed RLE, since polygons would fill it.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for image_id, video in enumerate(data.videos, 1):
-        file_name = f"{video.video_id}.jpg"
-        Image.fromarray(video.frames[0].read()).save(folder / file_name, quality=quality)
-        images.append({"id": image_id, "file_name": file_name, "height": video.height, "width": video.width})
-        for mask in video.masks(0).values():
-            ys, xs = np.nonzero(mask)
-            box = [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": image_id, "category_id": 1, "iscrowd": 0, "bbox": box,
-                    "area": int(mask.sum()), "segmentation": _outlines(mask) or _uncompressed(mask),
-                }
-            )  # fmt: skip
-    content = {
-        "info": {"description": f"{data.name}: synthetic, made by src/data/synthetic.py"},
-        "categories": [{"id": 1, "name": data.name.removesuffix("s")}],
-        "images": images,
-        "annotations": annotations,
-    }
-    (folder / "_annotations.coco.json").write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-
-
-def _outlines(mask_HW: np.ndarray) -> list[list[float]] | None:
-    """The mask's outlines as COCO polygons, or None where it has a hole."""
-    if label(np.pad(~mask_HW, 1, constant_values=True))[1] > 1:
-        return None
-    lines: Any = contour_generator(z=np.pad(mask_HW, 1).astype(float)).lines(0.5)
-    # pixel (x, y) covers x…x+1, so its centre, where contours are drawn through, lies at +0.5; the padding is taken out
-    return [(_corners(np.round(line, 1)) - 0.5).flatten().tolist() for line in lines if len(line) > 3]
-
-
-def _corners(closed_N2: np.ndarray) -> np.ndarray:
-    """The points of a closed line (its first point again at the end) at which it turns."""
-    points = closed_N2[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-
-
-def _uncompressed(mask_HW: np.ndarray) -> dict:
-    """Uncompressed COCO RLE: lengths of runs of 0 and 1 in turn, column by column."""
-    flat = mask_HW.flatten(order="F").astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return {"size": list(mask_HW.shape), "counts": [0, *runs] if flat[0] else runs}
-
-
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on
 GENERAL_SEED = 500_000  # of clips to distil on
 
@@ -440,7 +383,8 @@ GENERAL_SEED = 500_000  # of clips to distil on
 def write_sample(folder: str | Path) -> None:
     """Write the sample data set, ``data/sample``: stills of the CELLS domain as COCO, in train, valid and test."""
     for split, count, first_seed in (("train", 64, 0), ("valid", 16, 10_000), ("test", 16, 20_000)):
-        write_coco(Path(folder) / split, make_videos(CELLS, count, first_seed, frames=1, side=256))
+        data = make_videos(CELLS, count, first_seed, frames=1, side=256)
+        write_coco(Path(folder) / split, data, description="cells: synthetic, made by src/data/synthetic.py")
 
 
 if __name__ == "__main__":

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli import progress_bar
-from src.config import Config, DomainConfig, MotionConfig, Prompt, SetConfig, Split
+from src.config import Config, MotionConfig, Prompt, Protocol, SetConfig, Split
 from src.data.clips import evaluation_video
-from src.data.formats import load_data
-from src.data.records import RLE, DataSet, VideoRecord
+from src.data.formats import load_data, load_split
+from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
 from src.errors import UserError
-from src.evaluation.metrics import Scores
-from src.evaluation.predict import first_frame, predicting, track
+from src.evaluation.metrics import ObjectScores, pooled, score_object
+from src.evaluation.predict import predicting, track
+from src.evaluation.predictions import refuse_overlap, write_masks
+from src.evaluation.protocol import MEANING, one_object_per_pixel, scored_frames
 from src.model.build import image_size_of
 
 SOURCE_DOMAIN = "source"
@@ -23,7 +27,7 @@ SOURCE_DOMAIN = "source"
 
 @dataclass(frozen=True)
 class Domain:
-    """A data set to report on, and how its still images become clips."""
+    """A data set to report on, how its still images become clips, and which frames are scored."""
 
     name: str
     data: DataSet
@@ -31,6 +35,7 @@ class Domain:
     max_objects: int
     max_side: int
     motion: MotionConfig
+    protocol: Protocol = "after_prompt"
 
     def videos(self) -> Iterator[VideoRecord]:
         """The videos as they are evaluated, one at a time; those without an object are left out."""
@@ -42,11 +47,17 @@ class Domain:
 
 @dataclass(frozen=True)
 class VideoResult:
-    """One video's masks (object id → one a frame) and each object's J."""
+    """One video's masks (object id → one a frame), the scores of those objects that count, and what files call them."""
 
     video_id: str
     predicted: dict[int, list[RLE]]
-    J_per_object: dict[int, float]
+    scores: dict[int, ObjectScores]
+    original_ids: dict[int, int | str | None]
+
+    @property
+    def J(self) -> float:
+        """The mean over objects; NaN without any that counts."""
+        return pooled(list(self.scores.values()))["J"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +69,13 @@ class DomainResult:
 
     @property
     def objects(self) -> int:
-        return sum(len(video.predicted) for video in self.videos)
+        """How many objects are scored."""
+        return sum(len(video.scores) for video in self.videos)
 
-
-def split_of(data: SetConfig, split: Split) -> DomainConfig:
-    """Where a split of a domain to learn lies. Raises UserError, naming the key, if the config does not say."""
-    place = data.split(split)
-    if place is None:
-        prefix = {"train": "train", "valid": "val", "test": "test"}[split]
-        raise UserError(f"domain '{data.name}' has no {split} split: set its {prefix}_img_folder under dataset")
-    return place
+    @property
+    def not_scored(self) -> int:
+        """How many objects the protocol leaves out."""
+        return sum(len(video.predicted) - len(video.scores) for video in self.videos)
 
 
 def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
@@ -76,7 +84,7 @@ def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     Raises:
         UserError: the split is not in the config, or its files are missing or damaged.
     """
-    return _loaded_domain(config, split_of(data, split))
+    return _domain(config, data.name, load_split(data, split, config))
 
 
 def kept_domains(config: Config) -> list[Domain]:
@@ -85,45 +93,71 @@ def kept_domains(config: Config) -> list[Domain]:
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
         domains.append(_domain(config, SOURCE_DOMAIN, videos))
-    return domains + [_loaded_domain(config, domain) for domain in config.evaluation.domains]
-
-
-def _loaded_domain(config: Config, domain: DomainConfig) -> Domain:
-    data = load_data(domain, config.dataset)
-    if config.evaluation.max_images is not None:
-        data = DataSet(data.name, data.videos[: config.evaluation.max_images], data.notes)
-    return _domain(config, domain.name, data)
+    return domains + [_domain(config, domain.name, load_data(domain, config)) for domain in config.evaluation.domains]
 
 
 def _domain(config: Config, name: str, data: DataSet) -> Domain:
     settings = config.evaluation
-    return Domain(name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion)
+    if settings.max_images is not None:
+        data = DataSet(data.name, data.videos[: settings.max_images], data.notes)
+    return Domain(
+        name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion,
+        settings.protocol,
+    )  # fmt: skip
 
 
-def evaluate_domain(model: SAM2Base, domain: Domain, prompt: Prompt, label: str = "") -> DomainResult:
-    """Prompt every object of a domain where it first appears, track it, and score the frames after that one.
+def evaluate_domain(
+    model: SAM2Base, domain: Domain, prompt: Prompt, label: str = "", masks: Path | None = None
+) -> DomainResult:
+    """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
+
+    Args:
+        model: with or without adapters in it.
+        domain: what to score it on.
+        prompt: how objects are prompted.
+        label: of the progress bar; the domain's name if empty.
+        masks: the folder to save the predicted masks in; None: they are not saved.
 
     Raises:
-        UserError: there is nothing to score.
+        UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
     """
-    scores = Scores()
+    exclusive = one_object_per_pixel(domain.protocol)
     results: list[VideoResult] = []
     with predicting(model) as predictor:
-        bar = progress_bar(domain.videos(), total=len(domain.data), desc=label or domain.name, leave=False)
-        for video in bar:
-            predicted = track(predictor, video, prompt)
-            J_per_object = {}
-            for obj in video.objects:
-                after = first_frame(video, obj.object_id) + 1
-                if after == len(video):
-                    continue  # seen on the last frame only: nothing was tracked
-                true = [s if s is None else s.decode() for s in obj.segmentations[after:]]
-                masks = [mask.decode() for mask in predicted[obj.object_id][after:]]
-                J_per_object[obj.object_id] = scores.add_object(masks, true)
-            results.append(VideoResult(video.video_id, predicted, J_per_object))
-    if not scores.J_per_object:
-        raise UserError(f"{domain.name}: no object can be scored; none is seen on a frame that others follow")
-    return DomainResult(scores.summary(), results)
+        for video in progress_bar(domain.videos(), total=len(domain.data), desc=label or domain.name, leave=False):
+            if exclusive:
+                refuse_overlap(video)
+            predicted = track(predictor, video, prompt, exclusive)
+            if masks is not None:
+                write_masks(masks, video, predicted, exclusive)
+            scores = {
+                obj.object_id: score_track(video, obj, predicted[obj.object_id], frames)
+                for obj in video.objects
+                if (frames := scored_frames(domain.protocol, video, obj, predicted[obj.object_id]))
+            }
+            ids = {obj.object_id: obj.original_id for obj in video.objects}
+            results.append(VideoResult(video.video_id, predicted, scores, ids))
+    counted = [scores for video in results for scores in video.scores.values()]
+    if not counted:
+        raise UserError(
+            f"{domain.name}: no object can be scored: none is on a frame that counts by evaluation.protocol "
+            f"{domain.protocol}"
+        )
+    return DomainResult(pooled(counted), results)
+
+
+def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:
+    """Score an object's predicted masks, one a frame of the video, on some of its frames."""
+
+    def decoded(t: int) -> np.ndarray | None:
+        segmentation = obj.segmentations[t]
+        return None if segmentation is None else segmentation.decode()
+
+    return score_object(
+        [predicted[t].decode() for t in frames],
+        [decoded(t) for t in frames],
+        [video.void[t].decode() if t in video.void else None for t in frames],
+    )
 
 
 def describe(config: Config, prompt: Prompt) -> str:
@@ -131,5 +165,5 @@ def describe(config: Config, prompt: Prompt) -> str:
     size = image_size_of(config.model)
     return (
         f"{config.model.name} at {size} px; each object is prompted once by its true {prompt} on the first frame that "
-        "shows it and tracked; scores are of the frames after that one"
+        f"shows it and tracked; {MEANING[config.evaluation.protocol]}"
     )

@@ -1,17 +1,23 @@
-"""Region similarity J, boundary measure F, mean IoU and Dice of tracked masks.
+"""J and F of a tracked object frame by frame, and what a set of objects scores: DAVIS' measures, mean IoU and Dice.
 
-J and F are those of DAVIS (Perazzi et al., CVPR 2016, section 5; Pont-Tuset et al., 2017).
+J, F, recall and decay are those of DAVIS (Perazzi et al., CVPR 2016, section 5; Pont-Tuset et al., 2017,
+https://arxiv.org/abs/1704.00675), as https://github.com/davisvideochallenge/davis2017-evaluation computes them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-BOUNDARY_TOLERANCE = 0.008  # of the image diagonal, as DAVIS has it
+BOUNDARY_TOLERANCE = 0.008
+"""Of the image diagonal, as DAVIS has it."""
+
+RECALL_THRESHOLD = 0.5
+DECAY_BINS = 4
 
 
 def region_similarity(predicted_HW: np.ndarray, true_HW: np.ndarray) -> float:
@@ -27,7 +33,11 @@ def dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> float:
 
 
 def boundary_measure(predicted_HW: np.ndarray, true_HW: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
-    """F-measure between the outlines of two bool masks; outline pixels match within ``tolerance`` × image diagonal."""
+    """F-measure between the outlines of two bool masks; outline pixels match within ``tolerance`` × image diagonal.
+
+    DAVIS dilates each outline by a disk and counts what it covers of the other: a pixel is covered if its distance to
+    the outline is at most the disk's radius, which a distance transform says at any radius for the same price.
+    """
     reach = math.ceil(tolerance * math.hypot(*true_HW.shape))
     predicted, true = _outline(predicted_HW), _outline(true_HW)
     if not predicted.any() or not true.any():
@@ -51,45 +61,83 @@ def _outline(mask_HW: np.ndarray) -> np.ndarray:
     return outline
 
 
-@dataclass
-class Scores:
-    """Scores of a set of objects, gathered object by object; every score is from 0 to 1."""
+def recall(values_T: np.ndarray) -> float:
+    """The share of frames that score above 0.5."""
+    return float(np.mean(values_T > RECALL_THRESHOLD))
 
-    J_per_object: list[float] = field(default_factory=list)
-    F_per_object: list[float] = field(default_factory=list)
-    iou_visible: list[float] = field(default_factory=list)
-    dice_visible: list[float] = field(default_factory=list)
 
-    def add_object(self, predicted: list[np.ndarray], true: list[np.ndarray | None]) -> float:
-        """Score one object on the frames given (prompted frames left out by the caller); None: truly absent.
+def decay(values_T: np.ndarray) -> float:
+    """How much is lost over time: the mean of the first quarter of the frames less that of the last.
 
-        Returns:
-            The object's J.
-        """
-        ious, boundaries = [], []
-        for mask, truth in zip(predicted, true, strict=True):
-            expected = np.zeros_like(mask) if truth is None else truth
-            ious.append(region_similarity(mask, expected))
-            boundaries.append(boundary_measure(mask, expected))
-            if expected.any():
-                self.iou_visible.append(ious[-1])
-                self.dice_visible.append(dice(mask, expected))
-        self.J_per_object.append(float(np.mean(ious)))
-        self.F_per_object.append(float(np.mean(boundaries)))
-        return self.J_per_object[-1]
+    The quarters are DAVIS': neighbouring ones share the frame they meet at.
+    """
+    edges = np.floor(np.linspace(1, len(values_T), DECAY_BINS + 1) + 0.5 + 1e-10).astype(int) - 1
+    return float(np.mean(values_T[: edges[1] + 1]) - np.mean(values_T[edges[-2] :]))
 
-    def summary(self) -> dict[str, float]:
-        """``J`` and ``F``: mean over objects of their mean over frames; ``J&F``: the mean of the two; ``mIoU`` and
-        ``Dice``: mean over all object-frames on which the object is visible. NaN without objects."""
 
-        def mean(values: list[float]) -> float:
-            return float(np.mean(values)) if values else math.nan
+@dataclass(frozen=True)
+class ObjectScores:
+    """One object's scores on the T frames that count, at least one; from 0 to 1.
 
-        region, boundary = mean(self.J_per_object), mean(self.F_per_object)
-        return {
-            "J": region,
-            "F": boundary,
-            "J&F": (region + boundary) / 2,
-            "mIoU": mean(self.iou_visible),
-            "Dice": mean(self.dice_visible),
-        }
+    ``J_T``, ``F_T``, ``dice_T``: float64. ``visible_T``: bool, where the object truly is.
+    """
+
+    J_T: np.ndarray
+    F_T: np.ndarray
+    dice_T: np.ndarray
+    visible_T: np.ndarray
+
+    @property
+    def J(self) -> float:
+        return float(self.J_T.mean())
+
+    @property
+    def F(self) -> float:
+        return float(self.F_T.mean())
+
+
+def score_object(
+    predicted: Sequence[np.ndarray], true: Sequence[np.ndarray | None], void: Sequence[np.ndarray | None] | None = None
+) -> ObjectScores:
+    """Score one object on the frames given, of which the caller has left out those that do not count.
+
+    Args:
+        predicted: bool masks (H, W), one a frame, one at least.
+        true: as many; None where the object is absent.
+        void: as many areas that belong to nothing, left out of both masks before anything is measured; None: no such
+            area.
+    """
+    rows = []
+    for mask, truth, nothing in zip(predicted, true, void or [None] * len(predicted), strict=True):
+        expected = np.zeros_like(mask) if truth is None else truth
+        if nothing is not None:
+            mask, expected = mask & ~nothing, expected & ~nothing
+        rows.append(
+            (region_similarity(mask, expected), boundary_measure(mask, expected), dice(mask, expected), expected.any())
+        )
+    J_T, F_T, dice_T, visible_T = (np.array(column) for column in zip(*rows, strict=True))
+    return ObjectScores(J_T, F_T, dice_T, visible_T)
+
+
+def pooled(objects: Sequence[ObjectScores]) -> dict[str, float]:
+    """The scores of a set of objects.
+
+    Returns:
+        ``J`` and ``F``: the mean over objects, whatever video they are of, of their mean over frames; ``J&F``: the mean
+        of the two; ``mIoU`` and ``Dice``: the mean over all object-frames on which the object truly is;
+        ``J_recall``, ``J_decay``, ``F_recall``, ``F_decay``: means over objects. NaN without objects.
+    """
+
+    def mean(values: list[float]) -> float:
+        return float(np.mean(values)) if values else math.nan
+
+    scores = {"J": mean([o.J for o in objects]), "F": mean([o.F for o in objects])}
+    scores["J&F"] = (scores["J"] + scores["F"]) / 2
+    scores["mIoU"] = mean([float(value) for o in objects for value in o.J_T[o.visible_T]])
+    scores["Dice"] = mean([float(value) for o in objects for value in o.dice_T[o.visible_T]])
+    return scores | {
+        "J_recall": mean([recall(o.J_T) for o in objects]),
+        "J_decay": mean([decay(o.J_T) for o in objects]),
+        "F_recall": mean([recall(o.F_T) for o in objects]),
+        "F_decay": mean([decay(o.F_T) for o in objects]),
+    }

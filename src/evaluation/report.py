@@ -1,83 +1,144 @@
-"""The table of an evaluation: on the screen, as results.json and results.md, with pictures of best and worst cases."""
+"""What an evaluation leaves behind: results.json, results.md, and pictures of best and worst cases."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from src.data.drawing import draw_masks
 from src.data.records import RLE, VideoRecord
-from src.evaluation.forgetting import Domain, DomainResult
-from src.files import write_text
-
-SCORES = ("J", "F", "J&F", "mIoU", "Dice")
-COLOURS = np.array(
-    [[230, 60, 60], [60, 160, 240], [80, 200, 90], [250, 190, 40], [180, 90, 220], [40, 210, 200], [250, 130, 40]]
+from src.evaluation.coco_eval import ImageResult, shown_prompts
+from src.evaluation.forgetting import VideoResult
+from src.evaluation.metrics import ObjectScores, pooled
+from src.evaluation.tables import (
+    IMAGES_TITLE,
+    Comparison,
+    image_table,
+    intervals_table,
+    legend,
+    statistics_table,
+    table,
 )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The base and the adapted model on one domain; ``adapted`` is None where there is only the base."""
-
-    domain: Domain
-    base: DomainResult
-    adapted: DomainResult | None
+from src.files import write_atomically, write_text
 
 
 def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured, as plain data: ``{"domains": {name: {"base", "adapted", "videos", "objects"}}}``."""
+    """All that was measured, as plain data: ``{"domains": {name: …}, **about}``.
+
+    A domain has ``base`` and ``adapted`` (the base's again where there is only the base), each score → value;
+    ``videos``, ``objects`` and ``objects_not_scored``, counts; ``protocol``; ``intervals``, of ``base``, ``adapted``
+    and ``change``: score → [low, high]; ``per_video``; and with clicks ``images``.
+    """
+    return {"domains": {c.domain.name: _domain_json(c) for c in comparisons}, **about}
+
+
+def _domain_json(c: Comparison) -> dict[str, Any]:
+    adapted = c.adapted or c.base
+    ends = c.intervals()
     return {
-        "domains": {
-            c.domain.name: {
-                "base": c.base.scores,
-                "adapted": (c.adapted or c.base).scores,
-                "videos": len(c.base.videos),
-                "objects": c.base.objects,
-            }
-            for c in comparisons
+        "base": c.base.scores,
+        "adapted": adapted.scores,
+        "videos": len(c.base.videos),
+        "objects": c.base.objects,
+        "objects_not_scored": c.base.not_scored,
+        "protocol": c.domain.protocol,
+        "intervals": {
+            model: None if of is None else {score: list(pair) for score, pair in of.items()}
+            for model, of in ends.items()
         },
-        **about,
+        "per_video": [
+            _video_json(base, other) for base, other in zip(c.base.videos, adapted.videos, strict=True) if base.scores
+        ],
+        **({} if c.images is None else {"images": _images_json(*c.images)}),
     }
 
 
-def table(comparisons: list[Comparison], markdown: bool = False) -> str:
-    """The scores side by side, with their difference; plain text of aligned columns, or Markdown."""
-    header = ["domain", "videos", "objects", "model", *SCORES]
-    rows: list[list[str]] = []
-    for c in comparisons:
-        counts = [c.domain.name, str(len(c.base.videos)), str(c.base.objects)]
-        rows.append([*counts, "base", *(f"{c.base.scores[s]:.3f}" for s in SCORES)])
-        if c.adapted is not None:
-            rows.append(["", "", "", "adapted", *(f"{c.adapted.scores[s]:.3f}" for s in SCORES)])
-            change = (f"{c.adapted.scores[s] - c.base.scores[s]:+.3f}" for s in SCORES)
-            rows.append(["", "", "", "change", *change])
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+def _video_json(base: VideoResult, adapted: VideoResult) -> dict[str, Any]:
+    """A video's scores, means over its objects, and each object's, means over its frames."""
 
-    def line(cells: list[str]) -> str:
-        padded = [
-            f"{c:<{w}}" if i in (0, 3) else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+    def of_object(scores: ObjectScores) -> dict[str, float]:
+        return {"J": scores.J, "F": scores.F, "frames": len(scores.J_T)}
 
-    rule = [("-" * w if i in (0, 3) else "-" * (w - 1) + ":") if markdown else "-" * w for i, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+    def of_video(video: VideoResult) -> dict[str, float]:
+        scores = pooled(list(video.scores.values()))
+        return {name: scores[name] for name in ("J", "F", "J&F")}
+
+    return {
+        "video": base.video_id,
+        "base": of_video(base),
+        "adapted": of_video(adapted),
+        "objects": [
+            {
+                "object": object_id,
+                "original_id": base.original_ids[object_id],
+                "base": of_object(scores),
+                "adapted": of_object(adapted.scores[object_id]),
+            }
+            for object_id, scores in base.scores.items()
+        ],
+    }
+
+
+def _images_json(base: ImageResult, adapted: ImageResult | None) -> dict[str, Any]:
+    def of_model(result: ImageResult) -> dict[str, Any]:
+        scores = {prompt: result.scores(prompt) for prompt in shown_prompts(result.clicks)}
+        return {**scores, "mIoU_by_clicks": result.click_curve()}
+
+    return {
+        "images": base.images,
+        "objects": len(base.objects),
+        "base": of_model(base),
+        "adapted": of_model(adapted or base),
+        "per_object": [
+            {
+                "image": o.image,
+                "object": o.object_id,
+                "original_id": o.original_id,
+                "base": {prompt: found.iou for prompt, found in o.found.items()},
+                "adapted": {prompt: found.iou for prompt, found in other.found.items()},
+            }
+            for o, other in zip(base.objects, (adapted or base).objects, strict=True)
+        ],
+    }
 
 
 def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, Any], title: str, overlays: int) -> None:
-    """Write results.json, results.md and the overlays into a folder."""
+    """Write results.json, results.md, the overlays, and with clicks clicks.png into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
     for comparison in comparisons:
         pictures += _write_overlays(folder / "overlays", comparison, overlays)
     write_text(folder / "results.json", json.dumps(results_json(comparisons, about), indent=2) + "\n")
-    lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), ""]
+    lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), "", *legend(comparisons), ""]
+    lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
+    lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
+    lines += [statistics_table(comparisons), ""]
+    if any(c.images for c in comparisons):
+        figure = click_curves(comparisons)
+        write_atomically(folder / "clicks.png", lambda path: figure.savefig(path, format="png", dpi=120))
+        lines += [IMAGES_TITLE, "", image_table(comparisons, markdown=True), "", "![IoU over clicks](clicks.png)", ""]
     lines += [f"![{name}](overlays/{name})" for name in pictures]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
+
+
+def click_curves(comparisons: list[Comparison]) -> Figure:
+    """Mean IoU over the number of clicks, a plot for each domain with images."""
+    shown = [(c.domain.name, c.images) for c in comparisons if c.images is not None]
+    figure = Figure(figsize=(4 * len(shown), 3.2), layout="constrained")
+    for axes, (name, models) in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown, strict=True):
+        for label, result in zip(("base", "adapted"), models, strict=True):
+            if result is not None:
+                curve = result.click_curve()
+                axes.plot(range(1, len(curve) + 1), curve, marker="o", label=label)
+        axes.set(title=name, xlabel="clicks", ylabel="mean IoU", ylim=(0, 1))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+    return figure
 
 
 def _write_overlays(folder: Path, comparison: Comparison, count: int) -> list[str]:
@@ -86,7 +147,7 @@ def _write_overlays(folder: Path, comparison: Comparison, count: int) -> list[st
         return []
     folder.mkdir(exist_ok=True)
     judged = comparison.adapted or comparison.base
-    mean_J = {v.video_id: float(np.mean(list(v.J_per_object.values()))) for v in judged.videos if v.J_per_object}
+    mean_J = {video.video_id: video.J for video in judged.videos if video.scores}
     ranked = sorted(mean_J, key=lambda video_id: (-mean_J[video_id], video_id))
     chosen = {video_id: f"best{rank}" for rank, video_id in enumerate(ranked[:count], 1)}
     worst = [video_id for video_id in ranked[::-1][:count] if video_id not in chosen]
@@ -142,15 +203,3 @@ def overlay_sheet(
             cells.append(np.asarray(image))
         sheet.append(np.concatenate(cells, axis=1))
     return np.concatenate(sheet)
-
-
-def draw_masks(image_HWC: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:
-    """A picture with masks (object id → bool (H, W)) tinted and outlined, each object in its colour."""
-    picture = image_HWC.astype(np.float32)
-    for object_id, mask in masks.items():
-        colour = COLOURS[object_id % len(COLOURS)]
-        inner = mask.copy()
-        inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
-        picture[mask] = picture[mask] * 0.55 + colour * 0.45
-        picture[mask & ~inner] = colour
-    return picture.round().astype(np.uint8)

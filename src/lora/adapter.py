@@ -1,4 +1,4 @@
-"""What every adapter layer has in common: a base layer it adds to, and a switch.
+"""What every adapter layer has in common: a base layer it adds to, and a switch; and layers with several adapters.
 
 Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapters`), never of their names.
 """
@@ -7,26 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+ActiveGroup: TypeAlias = str | tuple[str | None, ...] | None
 
-class AdapterLayer(nn.Module):
-    """A Linear layer plus something learned beside it; the base class of every adapter layer.
 
-    The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
-    (:func:`src.lora.lora_utils.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
-    state dict: while it is False the layer is its base layer, bit for bit, and the adapter's branch is not run.
-
-    Args:
-        base_layer: the Linear layer to adapt, (…, D) → (…, O).
-    """
+class LinearStandIn(nn.Module):
+    """Stands in for a Linear layer in a model and holds it as ``base_layer``."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.enabled = True
 
     @property
     def in_features(self) -> int:
@@ -48,6 +42,22 @@ class AdapterLayer(nn.Module):
         """The base layer's bias (O,), or None."""
         return self.base_layer.bias
 
+
+class AdapterLayer(LinearStandIn):
+    """A Linear layer plus something learned beside it; the base class of every adapter layer.
+
+    The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
+    (:func:`src.lora.lora_utils.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
+    state dict: while it is False the layer is its base layer, bit for bit, and the adapter's branch is not run.
+
+    Args:
+        base_layer: the Linear layer to adapt, (…, D) → (…, O).
+    """
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__(base_layer)
+        self.enabled = True
+
     def named_adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's own parameters with their names inside this layer, such as ``gate.weight``."""
         for name, parameter in self.named_parameters():
@@ -59,6 +69,14 @@ class AdapterLayer(nn.Module):
         for _, parameter in self.named_adapter_parameters():
             yield parameter
 
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapter's own weights and saved buffers by their names inside this layer, such as ``gate.weight``."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base_layer.")}
+
+    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        """``self(x)[rows]``, computed for these elements of the batch alone."""
+        return self(x[rows])
+
     def settings(self) -> dict[str, int | float | bool | str]:
         """What, beside its weights, decides this layer's output: two layers of equal settings compute the same."""
         raise NotImplementedError
@@ -67,11 +85,74 @@ class AdapterLayer(nn.Module):
         return ", ".join(f"{key}={value}" for key, value in self.settings().items())
 
 
+class GroupedLinear(LinearStandIn):
+    """A Linear layer with several named adapters around it, of which the active one is used.
+
+    Each adapter is an :class:`AdapterLayer` of any kind around the same base layer, so with a group active the layer is
+    that adapter bit for bit, whatever other groups there are; with none it is the base layer alone.
+
+    Args:
+        base_layer: the layer to adapt, (…, D) → (…, O).
+
+    Attributes:
+        groups: the adapters by group; a group need not adapt every layer of a model.
+        active: the group in use; None for the base; or a tuple of these, one for each element of the batch (dim 0).
+    """
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__(base_layer)
+        self.groups = nn.ModuleDict()
+        self.active: ActiveGroup = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, O); with a group per element (B, …, D) → (B, …, O), each group run on its own elements."""
+        if not isinstance(self.active, tuple):
+            return self._layer(self.active)(x)
+        if len(self.active) != len(x):
+            raise ValueError(f"{len(self.active)} active groups were given for a batch of {len(x)}")
+        rows_of = {
+            group: torch.tensor([i for i, g in enumerate(self.active) if g == group], device=x.device)
+            for group in dict.fromkeys(self.active)
+        }
+        parts = []
+        for group, rows in rows_of.items():
+            layer = self._layer(group)
+            parts.append(layer.forward_rows(x, rows) if isinstance(layer, AdapterLayer) else layer(x[rows]))
+        return torch.cat(parts)[torch.cat(list(rows_of.values())).argsort()]
+
+    @property
+    def adapters(self) -> dict[str, AdapterLayer]:
+        """Group name → its adapter."""
+        return cast(dict[str, AdapterLayer], dict(self.groups.items()))
+
+    def _layer(self, group: str | None) -> nn.Module:
+        return self.base_layer if group is None else self.adapters.get(group, self.base_layer)
+
+    def extra_repr(self) -> str:
+        return f"active={self.active}"
+
+
+def iter_adapted(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | GroupedLinear]]:
+    """The modules that stand in for a Linear layer, under its dotted name: adapters, or layers with groups of them."""
+    grouped: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if isinstance(module, AdapterLayer | GroupedLinear) and not name.startswith(grouped):
+            yield name, module
+        if isinstance(module, GroupedLinear):
+            grouped += (f"{name}.",)
+
+
 def iter_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
-    """The adapter layers of a model with their dotted names, in the model's order."""
+    """The adapter layers of a model with their dotted names, in the model's order; those of all groups."""
     for name, module in model.named_modules():
         if isinstance(module, AdapterLayer):
             yield name, module
+
+
+def list_groups(model: nn.Module) -> list[str]:
+    """The names of a model's adapter groups; empty where its adapters are in no group."""
+    names = [name for _, module in iter_adapted(model) if isinstance(module, GroupedLinear) for name in module.groups]
+    return list(dict.fromkeys(names))
 
 
 def set_adapters_enabled(model: nn.Module, enabled: bool) -> None:

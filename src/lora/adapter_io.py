@@ -1,15 +1,18 @@
 """Adapters on disk: a folder with ``adapter.safetensors`` and ``adapter_config.json``; and merging them into the base.
 
-An adapter belongs to the base it was trained on, so its file carries the base's fingerprint, and loading checks it.
+An adapter belongs to the base it was trained on, so its file carries the base's fingerprint, and loading checks it. The
+JSON has ``format_version`` 1 and ``lora``, the adapters' configuration; or, with expert groups, version 2 and
+``groups``, a configuration for each. Weights have the names that they have in a model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -20,13 +23,15 @@ from torch import Tensor, nn
 from src.config import LoraConfig
 from src.errors import UserError
 from src.files import write_atomically, write_text
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import AdapterLayer, GroupedLinear, iter_adapted, iter_adapters, list_groups
+from src.lora.expert_groups import ExpertGroup, activate, add_group, check_name
 from src.lora.lora_layer import LoRALinear
-from src.lora.lora_utils import apply_method, new_adapter, remove_adapters, replace_module
+from src.lora.lora_utils import apply_method, freeze_base, new_adapter, remove_adapters, replace_module
 
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter_config.json"
-FORMAT_VERSION = 1
+_FORMAT_KEYS = {"format_version", "base_fingerprint", "lora", "groups"}
+Configs: TypeAlias = LoraConfig | Mapping[str, LoraConfig]
 
 
 @dataclass(frozen=True)
@@ -34,33 +39,53 @@ class AdapterConfig:
     """What ``adapter_config.json`` says.
 
     Attributes:
-        lora: the adapters' configuration.
+        lora: the adapters' configuration; with expert groups, that of each by its name.
         base_fingerprint: :func:`base_fingerprint` of the model they were trained on.
         extra: whatever was given to :func:`save_adapter`, such as the model's name and image size.
     """
 
-    lora: LoraConfig
+    lora: Configs
     base_fingerprint: str
     extra: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter folder's content, without a model.
+
+    Attributes:
+        config: what the JSON file says.
+        weights: what the safetensors file holds.
+    """
+
+    config: AdapterConfig
+    weights: dict[str, Tensor]
+
+
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' weights by full dotted name, such as ``…q_proj.lora_A``; not copies."""
+    """The adapters' weights and saved buffers by full dotted name; not copies.
+
+    Such as ``….q_proj.lora_A``, or in an expert group ``….q_proj.groups.cells.lora_A``.
+    """
     return {
-        f"{layer}.{name}" if layer else name: parameter.detach()
+        f"{layer}.{name}" if layer else name: tensor
         for layer, adapter in iter_adapters(model)
-        for name, parameter in adapter.named_adapter_parameters()
+        for name, tensor in adapter.adapter_state().items()
     }
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The base model's state dict, with the keys it has without adapters; not copies. Merging does not change it."""
-    adapter_keys = adapter_state_dict(model).keys()
-    renamed = {}
-    for layer, adapter in iter_adapters(model):
+    renamed, inside = {}, []
+    for layer, adapted in iter_adapted(model):
         prefix = f"{layer}." if layer else ""
-        renamed.update({f"{prefix}base_layer.{key}": f"{prefix}{key}" for key in adapter.base_layer.state_dict()})
-    return {renamed.get(key, key): value for key, value in model.state_dict().items() if key not in adapter_keys}
+        inside.append(prefix)
+        renamed.update({f"{prefix}base_layer.{key}": f"{prefix}{key}" for key in adapted.base_layer.state_dict()})
+    return {
+        renamed.get(key, key): value
+        for key, value in model.state_dict().items()
+        if key in renamed or not key.startswith(tuple(inside))
+    }
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -72,30 +97,41 @@ def base_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(model: nn.Module, folder: str | Path, config: LoraConfig, extra: dict[str, Any]) -> None:
+def save_adapter(model: nn.Module, folder: str | Path, config: Configs, extra: dict[str, Any]) -> None:
     """Write the model's adapters to a folder; each file is replaced as a whole or not at all.
 
     Args:
         model: a model with adapters, merged or not.
         folder: made if missing.
-        config: the configuration the adapters were injected with.
+        config: the configuration the adapters were injected with; of a model with expert groups, that of each by name.
         extra: further keys for the JSON file, such as ``model_name`` and ``image_size``.
 
     Raises:
         ValueError: the model has no adapters or other ones than the config says, or ``extra`` uses a key of the format.
     """
-    weights = {name: tensor.cpu().contiguous() for name, tensor in adapter_state_dict(model).items()}
-    if not weights:
+    if not any(iter_adapters(model)):
         raise ValueError("the model has no adapters to save")
     if mistakes := _setting_mistakes(model, config):
         raise ValueError("the config is not the adapters' own: " + "; ".join(mistakes))
-    described = {
-        "format_version": FORMAT_VERSION,
-        "base_fingerprint": base_fingerprint(model),
-        "lora": config.model_dump(mode="json"),
-    }
-    if taken := described.keys() & extra.keys():
+    write_adapter(folder, AdapterFile(AdapterConfig(config, base_fingerprint(model), extra), adapter_state_dict(model)))
+
+
+def write_adapter(folder: str | Path, file: AdapterFile) -> None:
+    """Write an adapter folder; each file is replaced as a whole or not at all.
+
+    Raises:
+        ValueError: ``extra`` uses a key of the format.
+    """
+    lora, extra = file.config.lora, file.config.extra
+    described: dict[str, Any] = {"format_version": 1, "base_fingerprint": file.config.base_fingerprint}
+    if isinstance(lora, LoraConfig):
+        described["lora"] = lora.model_dump(mode="json")
+    else:
+        described["format_version"] = 2
+        described["groups"] = {name: config.model_dump(mode="json") for name, config in lora.items()}
+    if taken := _FORMAT_KEYS & extra.keys():
         raise ValueError(f"extra must not use the format's own keys: {', '.join(sorted(taken))}")
+    weights = {name: tensor.cpu().contiguous() for name, tensor in file.weights.items()}
     folder = Path(folder)
     text = json.dumps({**described, **extra}, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
@@ -115,26 +151,47 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         raise UserError(f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(raw, dict) or raw.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: not an adapter configuration of format_version {FORMAT_VERSION}")
-    extra = {key: value for key, value in raw.items() if key not in ("format_version", "base_fingerprint", "lora")}
+    if not isinstance(raw, dict) or raw.get("format_version") not in (1, 2):
+        raise UserError(f"{path}: not an adapter configuration of format_version 1 or 2")
+    extra = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
     if not isinstance(raw.get("base_fingerprint"), str):
         raise UserError(f"{path}: base_fingerprint is missing")
+    lora: Configs
+    if raw["format_version"] == 1:
+        lora = _read_lora(raw.get("lora"), path, "lora")
+    elif not isinstance(raw.get("groups"), dict) or not raw["groups"]:
+        raise UserError(f"{path}: groups must hold a configuration for each expert group")
+    else:
+        lora = {name: _read_lora(config, path, f"groups.{name}") for name, config in raw["groups"].items()}
+    return AdapterConfig(lora, raw["base_fingerprint"], extra)
+
+
+def _read_lora(raw: Any, path: Path, key: str) -> LoraConfig:
     try:
-        lora = LoraConfig.model_validate(raw.get("lora"))
+        lora = LoraConfig.model_validate(raw)
     except ValidationError as error:
-        mistakes = "; ".join(f"lora.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        mistakes = "; ".join(f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
         raise UserError(f"{path}: {mistakes}") from None
     if lora.method in ("full", "none"):
-        raise UserError(f"{path}: lora.method '{lora.method}' has no adapters")
-    return AdapterConfig(lora, raw["base_fingerprint"], extra)
+        raise UserError(f"{path}: {key}.method '{lora.method}' has no adapters")
+    return lora
+
+
+def read_adapter(folder: str | Path, device: str | torch.device = "cpu") -> AdapterFile:
+    """Read an adapter folder without a model, onto a device.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    return AdapterFile(read_adapter_config(folder), _read_weights(Path(folder) / WEIGHTS_FILE, device))
 
 
 def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.device = "cpu") -> AdapterConfig:
     """Load adapters from a folder into a model with the base they were trained on.
 
     A model without adapters gets those that the folder's configuration describes, with the base frozen; a model with
-    adapters must have the same ones. Merged adapters are unmerged. On an error the model is as it was.
+    adapters must have the same ones. Merged adapters are unmerged. On an error the model is as it was. Of expert groups
+    put into a model, a single one is active; of several none, until :func:`~src.lora.expert_groups.activate` says so.
 
     Args:
         model: with its base weights loaded.
@@ -144,32 +201,105 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     Raises:
         UserError: a file is missing or damaged, the base is another, or keys, shapes or settings differ; all listed.
     """
-    config = read_adapter_config(folder)
+    file = read_adapter(folder, device)
+    config, weights = file.config, file.weights
     path = Path(folder) / WEIGHTS_FILE
-    weights = _read_weights(path, device)
     found = base_fingerprint(model)
     if found != config.base_fingerprint:
         raise UserError(
             f"{folder}: these adapters were trained on another base: on {config.base_fingerprint[:12]}, "
             f"but this model's base weights are {found[:12]}"
         )
-    injected = not any(iter_adapters(model))
-    if injected:
-        trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-        apply_method(model, config.lora)
-    mistakes = _setting_mistakes(model, config.lora) + _key_mistakes(adapter_state_dict(model), weights)
-    if mistakes:
+    injected = not any(iter_adapted(model))
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        if injected:
+            _put_in(model, config.lora)
+        if mistakes := _setting_mistakes(model, config.lora) + _key_mistakes(adapter_state_dict(model), weights):
+            raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
+    except UserError:
         if injected:
             remove_adapters(model)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
-        raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
+        raise
     for _, adapter in iter_adapters(model):
         if isinstance(adapter, LoRALinear):
             adapter.unmerge()
     for name, tensor in adapter_state_dict(model).items():
         tensor.copy_(weights[name])
     return config
+
+
+def _put_in(model: nn.Module, lora: Configs) -> None:
+    """Untrained adapters as the configuration says, or groups of them, into a model without any."""
+    if isinstance(lora, LoraConfig):
+        apply_method(model, lora)
+        return
+    for name, config in lora.items():
+        add_group(model, name, config)
+    freeze_base(model)
+    if len(lora) > 1:
+        activate(model, None)
+
+
+def groups_of(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
+    """The expert groups in an adapter folder's content; adapters without groups are one, of this name.
+
+    Raises:
+        UserError: ``name`` is needed and cannot name a group, or weights belong to no adapter of a group.
+    """
+    groups = {}
+    if isinstance(file.config.lora, LoraConfig):
+        check_name(name)
+        groups[name] = ExpertGroup(file.config.lora, file.weights)
+    else:
+        for group, config in file.config.lora.items():
+            part = f".groups.{group}."
+            weights = {key.replace(part, ".", 1): tensor for key, tensor in file.weights.items() if part in key}
+            groups[group] = ExpertGroup(config, weights)
+    placed = sum(len(group.of_layers()) for group in groups.values())
+    if placed < len(file.weights):
+        raise UserError(f"{len(file.weights) - placed} of {len(file.weights)} weights belong to no adapter of a group")
+    return groups
+
+
+def file_of(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra: dict[str, Any]) -> AdapterFile:
+    """An adapter folder's content with these groups."""
+    weights = {
+        f"{layer}.groups.{name}.{key}": tensor
+        for name, group in groups.items()
+        for (layer, key), tensor in group.of_layers().items()
+    }
+    config = AdapterConfig({name: group.config for name, group in groups.items()}, base_fingerprint, extra)
+    return AdapterFile(config, weights)
+
+
+def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
+    """The groups of several adapters of the same base, such as ones that were trained on different machines, in one.
+
+    Args:
+        parts: each with the name that it is given as a group where it is in none.
+
+    Raises:
+        UserError: bases differ, a group's name is there twice, or further keys such as ``image_size`` differ.
+    """
+    first = parts[0][1].config
+    groups: dict[str, ExpertGroup] = {}
+    for name, file in parts:
+        if file.config.base_fingerprint != first.base_fingerprint:
+            raise UserError(
+                f"adapters of different bases cannot be joined: {first.base_fingerprint[:12]} "
+                f"and {file.config.base_fingerprint[:12]}"
+            )
+        if differing := [k for k in file.config.extra if k in first.extra and file.config.extra[k] != first.extra[k]]:
+            raise UserError(f"adapters that differ in {', '.join(differing)} cannot be joined")
+        for group, content in groups_of(file, name).items():
+            if group in groups:
+                raise UserError(f"there are two groups named '{group}'; name adapters without groups NAME=FOLDER")
+            groups[group] = content
+    extra = {key: value for _, file in reversed(parts) for key, value in file.config.extra.items()}
+    return file_of(groups, first.base_fingerprint, extra)
 
 
 def merge_adapters(model: nn.Module) -> None:
@@ -196,6 +326,10 @@ def unload_merged(model: nn.Module) -> None:
     The state dict then has the base model's own keys, for any program that loads the base model. Raises what
     :func:`merge_adapters` raises.
     """
+    if groups := list_groups(model):
+        raise UserError(
+            f"the model has expert groups, {', '.join(groups)}: take one out of its folder (tools/groups.py extract)"
+        )
     merge_adapters(model)
     for name, layer in _mergeable(model).items():
         assert layer.merged_weight is not None
@@ -225,14 +359,22 @@ def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
 
 
-def _setting_mistakes(model: nn.Module, config: LoraConfig) -> list[str]:
+def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
     """Layers of equal shapes may still compute different things, such as with another alpha."""
-    mistakes = []
-    for name, adapter in iter_adapters(model):
-        shape = nn.Linear(adapter.in_features, adapter.out_features, device="meta")
-        expected, found = new_adapter(shape, config).settings(), adapter.settings()
-        if expected != found:
-            mistakes.append(f"{name}: the configuration says {expected}, the model has {found}")
+    configs: dict[str | None, LoraConfig] = {None: lora} if isinstance(lora, LoraConfig) else dict(lora.items())
+    present = list_groups(model)
+    mistakes = [f"the model has no group '{group}'" for group in configs if group is not None and group not in present]
+    for name, adapted in iter_adapted(model):
+        adapters: Mapping[Any, AdapterLayer]
+        adapters = adapted.adapters if isinstance(adapted, GroupedLinear) else {None: adapted}
+        for group, adapter in adapters.items():
+            if group not in configs:
+                mistakes.append(f"{name}: the model has {f'group {group!r}' if group else 'adapters without a group'}")
+                continue
+            shape = nn.Linear(adapted.in_features, adapted.out_features, device="meta")
+            expected, found = new_adapter(shape, configs[group]).settings(), adapter.settings()
+            if expected != found:
+                mistakes.append(f"{name}: the configuration says {expected}, the model has {found}")
     return mistakes
 
 

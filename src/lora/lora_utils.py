@@ -13,9 +13,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from src.config import LoraConfig
 from src.errors import UserError
-from src.lora.adapter import AdapterLayer, iter_adapters
+from src.lora.adapter import AdapterLayer, iter_adapted, iter_adapters, list_groups
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
+from src.lora.routing import watch_memory
 
 
 def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Linear]:
@@ -23,7 +24,7 @@ def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Li
 
     An entry is ``all``, a dotted suffix (``q_proj``, ``self_attn.q_proj``), or a glob, in which ``*`` may span dots,
     over the full dotted name or a dotted suffix of it (``memory_attention.*.q_proj``). Of the layers that an entry
-    matches, the Linear ones are taken. Layers inside adapters are not looked at.
+    matches, the Linear ones are taken. Of an adapted layer the base layer is taken; inside adapters nothing else is.
 
     Raises:
         UserError: entries that match nothing, or only layers that are not Linear; all of them, with near names.
@@ -45,8 +46,34 @@ def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Li
     return {name: linear for name, linear in linears.items() if name in chosen}
 
 
-def new_adapter(base_layer: nn.Linear, config: LoraConfig) -> AdapterLayer:
-    """The adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``."""
+def new_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
+    """Adapters around the layers that the config's target_modules select, by dotted name, not yet put in their place.
+
+    Adapter parameters are float32, on the device of the layer they wrap; base weights keep their dtype and device.
+
+    Raises:
+        UserError: target_modules does not fit the model (:func:`find_targets`), or router.level is ``video`` and they
+            select layers outside memory attention; the model is unchanged.
+    """
+    targets = find_targets(model, config.target_modules)
+    gate_features = None
+    if config.method == "mope" and config.router.level == "video":
+        outside = [name for name in targets if not name.startswith("memory_attention.")]
+        if outside:
+            raise UserError(
+                "lora.router.level is video, which is decided on what memory attention is given, but "
+                f"lora.target_modules selects layers outside of it: {', '.join(outside[:3])}"
+            )
+        gate_features = model.get_parameter("maskmem_tpos_enc").shape[-1]
+        watch_memory(model.get_submodule("memory_attention"))
+    return {name: new_adapter(linear, config, gate_features).train(linear.training) for name, linear in targets.items()}
+
+
+def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | None = None) -> AdapterLayer:
+    """The adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``.
+
+    ``gate_features`` are those of what gates decide on, where it is not the layer's input (router.level ``video``).
+    """
     if config.method == "lora":
         return LoRALinear(base_layer, config.rank, config.alpha, config.dropout)
     if config.method == "mope":
@@ -60,6 +87,10 @@ def new_adapter(base_layer: nn.Linear, config: LoraConfig) -> AdapterLayer:
             null_expert=config.router.null_expert,
             jitter=config.router.jitter,
             gate_bias=config.router.bias,
+            level=config.router.level,
+            noise=config.router.noise,
+            balance_bias=config.router.bias_rate > 0,
+            gate_features=gate_features,
         )
     raise ValueError(f"method '{config.method}' has no adapters")
 
@@ -67,28 +98,24 @@ def new_adapter(base_layer: nn.Linear, config: LoraConfig) -> AdapterLayer:
 def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
     """Wrap the target layers in place and return the adapters by dotted name; methods full and none change nothing.
 
-    Adapter parameters are float32, on the device of the layer they wrap; base weights keep their dtype and device.
-
     Raises:
-        UserError: target_modules does not fit the model (:func:`find_targets`); the model is unchanged.
+        UserError: the config does not fit the model (:func:`new_adapters`); the model is unchanged.
         ValueError: the model has adapters already.
     """
     if config.method in ("full", "none"):
         return {}
-    if any(iter_adapters(model)):
+    if any(iter_adapted(model)):
         raise ValueError("the model has adapters already; adapters are injected once")
-    adapters = {}
-    for name, linear in find_targets(model, config.target_modules).items():
-        adapter = new_adapter(linear, config).train(linear.training)
+    adapters = new_adapters(model, config)
+    for name, adapter in adapters.items():
         replace_module(model, name, adapter)
-        adapters[name] = adapter
     return adapters
 
 
 def remove_adapters(model: nn.Module) -> None:
-    """Put every base layer back in place of its adapter, undoing :func:`inject_adapters`."""
-    for name, adapter in list(iter_adapters(model)):
-        replace_module(model, name, adapter.base_layer)
+    """Put every base layer back in place of its adapter, or of all groups of them."""
+    for name, adapted in list(iter_adapted(model)):
+        replace_module(model, name, adapted.base_layer)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -144,7 +171,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> str:
-    """A table for people: adapted layers grouped by name (numbers as ``*``), then what trains of the whole."""
+    """A table for people: adapted layers by name (numbers as ``*``) and group, then what trains of the whole."""
     layers: Counter[tuple[str, str]] = Counter()
     parameters: Counter[tuple[str, str]] = Counter()
     for name, adapter in adapters.items():
@@ -158,6 +185,7 @@ def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> st
     ]
     kinds = Counter(adapter.extra_repr() for adapter in adapters.values())
     lines += [f"{count} adapted layers: {settings}" for settings, count in kinds.items()] or ["no adapters"]
+    lines += [f"expert groups: {', '.join(groups)}"] if (groups := list_groups(model)) else []
     count = count_parameters(model)
     share = count.trainable / max(count.total, 1)
     lines.append(f"{count.trainable:,} of {count.total:,} parameters train ({share:.2%})")
@@ -165,9 +193,14 @@ def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> st
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module but the root and what is inside adapters."""
-    inside = tuple(f"{name}." for name, _ in iter_adapters(model))
-    return {name: module for name, module in model.named_modules() if name and not name.startswith(inside)}
+    """Every module but the root, as if the model had no adapters."""
+    base_layers = {name: adapted.base_layer for name, adapted in iter_adapted(model)}
+    inside = tuple(f"{name}." for name in base_layers)
+    return {
+        name: base_layers.get(name, module)
+        for name, module in model.named_modules()
+        if name and not name.startswith(inside)
+    }
 
 
 def _is_adaptable(module: nn.Module) -> TypeGuard[nn.Linear]:
@@ -185,7 +218,7 @@ def _near_names(entry: str, names: list[str]) -> str:
     for name in names:
         parts = _starred(name).split(".")
         suffixes = [".".join(parts[i:]) for i in range(len(parts)) if parts[i] != "*"]
-        known.update(dict.fromkeys([*suffixes, f"{parts[0]}.*.{parts[-1]}" if len(parts) > 2 else suffixes[0]]))
+        known.update(dict.fromkeys([*suffixes, *([f"{parts[0]}.*.{parts[-1]}"] if len(parts) > 2 else [])]))
     near = difflib.get_close_matches(entry, list(known), n=3, cutoff=0.5)
     if near:
         return f"near names: {', '.join(near)}"

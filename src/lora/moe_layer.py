@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.lora.adapter import AdapterLayer, check_rank_and_dropout, match_dtype
-from src.lora.routing import TopKGatingNetwork
+from src.lora.routing import Level, TopKGatingNetwork
 
 
 class MoELoRALinear(AdapterLayer):
@@ -31,6 +31,10 @@ class MoELoRALinear(AdapterLayer):
         null_expert: whether the gate may also choose an expert that adds nothing.
         jitter: noise on the gate's input in training.
         gate_bias: whether the gate has a bias.
+        level: what the gate's decisions hold for, ``token``, ``frame`` or ``video``.
+        noise: standard deviation of noise on the gate's logits in training.
+        balance_bias: whether the gate has a bias for balancing without a loss.
+        gate_features: features of what the gate decides on; None: D. At level ``video`` those of SAM 2's memory.
     """
 
     def __init__(
@@ -44,6 +48,10 @@ class MoELoRALinear(AdapterLayer):
         null_expert: bool = False,
         jitter: float = 0.0,
         gate_bias: bool = True,
+        level: Level = "token",
+        noise: float = 0.0,
+        balance_bias: bool = False,
+        gate_features: int | None = None,
     ) -> None:
         super().__init__(base_layer)
         check_rank_and_dropout(rank, dropout)
@@ -52,7 +60,10 @@ class MoELoRALinear(AdapterLayer):
         self.rank = rank
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
-        self.gate = TopKGatingNetwork(self.in_features, num_experts, top_k, null_expert, jitter, gate_bias, device)
+        self.gate = TopKGatingNetwork(
+            gate_features or self.in_features, num_experts, top_k, null_expert, jitter, gate_bias, device,
+            level, noise, balance_bias,
+        )  # fmt: skip
         self.lora_A = nn.Parameter(torch.empty(num_experts, rank, self.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
@@ -72,6 +83,10 @@ class MoELoRALinear(AdapterLayer):
         base = self.base_layer(x)
         return base + self._experts(x).to(base.dtype) if self.enabled else base
 
+    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        with self.gate.on_rows(rows):
+            return super().forward_rows(x, rows)
+
     def _experts(self, x: Tensor) -> Tensor:
         """The experts' scaled, gated sum: (…, D) → (…, O), in the dtype of the weights, or of autocast."""
         gates_E, _ = self.gate(x)
@@ -88,5 +103,6 @@ class MoELoRALinear(AdapterLayer):
             "rank": self.rank,
             "top_k": self.gate.top_k,
             "null_expert": self.gate.null_expert,
+            "level": self.gate.level,
             "scale": self.scale,
         }

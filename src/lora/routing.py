@@ -1,4 +1,4 @@
-"""The top-k gate, the record of what gates chose, and the losses computed from that record.
+"""The top-k gate, the record of what gates chose, and how that record balances experts: by losses, or by a bias.
 
 ``with record_routing(model) as routing:`` collects every call of every gate; :func:`load_balancing_loss` and
 :func:`router_z_loss` are pure functions of it.
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Level = Literal["token", "frame", "video"]
+
 
 @dataclass(frozen=True)
 class GateCall:
-    """What one gate did with N tokens. E* is E, or E + 1 with a null expert, which comes last.
+    """What one gate decided N times: per token, or per frame. E* is E, or E + 1 with a null expert, which comes last.
 
     Attributes:
         logits_NE: (N, E*), float32, with the graph they were computed in.
@@ -42,8 +45,14 @@ class TopKGatingNetwork(nn.Module):
     al., 2017, section 2.1), so with K = 1 the gate's weight is the constant 1: then only the losses on the routing, not
     the task, train the gate.
 
+    A decision holds for a token; or, at level ``frame``, for all tokens of an element of the batch in one call, and is
+    made on their mean; or, at level ``video``, for all tokens of an object in a whole video: it is made on ``context``,
+    the mean of the object's memory on its first prompted frame, which every call of SAM 2's memory attention is given
+    (:func:`watch_memory`). The context is the same on all frames, so training, video predictor and streaming decide
+    alike, and nothing has to be remembered between frames or reset between videos.
+
     Args:
-        in_features: D.
+        in_features: D; at level ``video`` the features of the context.
         num_experts: E, without the null expert.
         top_k: K, 1 ≤ K ≤ E, or E + 1 with a null expert.
         null_expert: add a choice, in the last row, that contributes nothing: a token that chooses it gives that share
@@ -52,10 +61,21 @@ class TopKGatingNetwork(nn.Module):
             section 2.2).
         bias: whether there is a bias.
         device: where the parameters are made.
+        level: what a decision holds for.
+        noise: in training, normal noise of this standard deviation is added to the logits that choose and weigh
+            experts (Riquelme et al., Scaling Vision with Sparse Mixture of Experts, 2021, section 2.2, who take 1 / E;
+            the noise of Shazeer et al. has a learned deviation). The logits that are returned are without it.
+        balance_bias: keep a number per expert, ``balance_bias`` (E*,), that is added to the logits for the choice but
+            not for the weights: balance without a loss (:func:`update_balance_bias`).
+
+    Attributes:
+        context: (B, D), what decisions at level ``video`` are made on; None before memory attention first ran.
 
     Raises:
         ValueError: a number is out of range.
     """
+
+    balance_bias: Tensor | None
 
     def __init__(
         self,
@@ -66,6 +86,9 @@ class TopKGatingNetwork(nn.Module):
         jitter: float = 0.0,
         bias: bool = True,
         device: torch.device | str | None = None,
+        level: Level = "token",
+        noise: float = 0.0,
+        balance_bias: bool = False,
     ) -> None:
         super().__init__()
         choices = num_experts + null_expert
@@ -75,37 +98,71 @@ class TopKGatingNetwork(nn.Module):
             raise ValueError(f"top_k must be within 1 and {choices}, the experts to choose from, not {top_k}")
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be at least 0 and below 1, not {jitter}")
+        if noise < 0:
+            raise ValueError(f"noise must be at least 0, not {noise}")
         self.num_experts = num_experts
         self.top_k = top_k
         self.null_expert = null_expert
         self.jitter = jitter
+        self.level = level
+        self.noise = noise
+        self.context: Tensor | None = None
         self.weight = nn.Parameter(torch.empty(choices, in_features, device=device, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(choices, device=device, dtype=torch.float32)) if bias else None
+        zeros = torch.zeros(choices, device=device, dtype=torch.float32) if balance_bias else None
+        self.register_buffer("balance_bias", zeros)
         self.recorders: list[list[GateCall]] = []
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Small random weights, so that tokens differ in their choices from the start; no bias towards any expert."""
         nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        for bias in (self.bias, self.balance_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(…, D) → gates (…, E), zero where not chosen, and logits (…, E or E + 1); float32.
 
-        The gates of a token sum to 1, less the weight of the null expert where it was chosen.
+        The gates of a token sum to 1, less the weight of the null expert where it was chosen. At the levels ``frame``
+        and ``video`` the results have size 1 in the dimensions between the first and the last.
         """
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(dtype)
+            x = self._decision_input(x, dtype).to(dtype)
             if self.training and self.jitter > 0:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
             bias = None if self.bias is None else self.bias.to(dtype)
             logits = F.linear(x, self.weight.to(dtype), bias)
-            top_logits, chosen = logits.topk(self.top_k, dim=-1)
-            gates = torch.zeros_like(logits).scatter(-1, chosen, top_logits.softmax(dim=-1))
+            weighed = logits
+            if self.training and self.noise > 0:
+                weighed = logits + self.noise * torch.randn_like(logits)
+            scores = weighed if self.balance_bias is None else weighed + self.balance_bias
+            chosen = scores.topk(self.top_k, dim=-1).indices
+            gates = torch.zeros_like(logits).scatter(-1, chosen, weighed.gather(-1, chosen).softmax(dim=-1))
         self._record(logits, chosen)
         return gates[..., : self.num_experts], logits
+
+    @contextmanager
+    def on_rows(self, rows: Tensor) -> Iterator[None]:
+        """Inside, the input is that of these elements of the batch alone."""
+        context = self.context
+        self.context = None if context is None else context[rows]
+        try:
+            yield
+        finally:
+            self.context = context
+
+    def _decision_input(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is decided on, (B, …, D): of size 1 in the dimensions that share a decision; means are in ``dtype``."""
+        if self.level == "token" or (self.level == "frame" and x.ndim < 3):
+            return x
+        if self.level == "frame":
+            return x.mean(dim=tuple(range(1, x.ndim - 1)), keepdim=True, dtype=dtype)
+        if self.context is None or len(self.context) != len(x):
+            found = "no memory" if self.context is None else f"the memory of {len(self.context)} objects"
+            raise ValueError(f"level video: an input of batch size {len(x)} came with {found} (see watch_memory)")
+        return self.context.reshape(len(x), *[1] * (x.ndim - 2), -1)
 
     def _record(self, logits: Tensor, chosen: Tensor) -> None:
         # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
@@ -153,6 +210,27 @@ class RoutingRecord:
             }
 
 
+def watch_memory(memory_attention: nn.Module) -> None:
+    """Give the gates of level ``video`` inside SAM 2's memory attention their context whenever it is called."""
+    hooks = memory_attention._forward_pre_hooks
+    if _provide_context not in hooks.values():
+        memory_attention.register_forward_pre_hook(_provide_context, with_kwargs=True)
+
+
+def _provide_context(memory_attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Memory (M, B, C) begins with the tokens of the first prompted frame, as many as the current frame (N, B, D) has.
+
+    It is detached, because gates keep it: activation checkpointing asks for it again in the backward pass. This is a
+    plain function that looks the gates up, so that a copied model does not feed the gates of the original.
+    """
+    given = dict(zip(("curr", "memory"), args, strict=False)) | kwargs
+    current = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
+    context_BC = given["memory"][: len(current)].detach().mean(dim=0, dtype=torch.float32)
+    for module in memory_attention.modules():
+        if isinstance(module, TopKGatingNetwork) and module.level == "video":
+            module.context = context_BC
+
+
 @contextmanager
 def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     """Record what each gate of the model does inside the scope, including several calls of the same layer.
@@ -161,11 +239,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     (``use_reentrant=False``) repeats in the backward pass counts once. Reentrant checkpointing is not supported: it
     runs the first forward without a graph, so losses on the record would train nothing.
     """
-    gates = {
-        name.removesuffix("gate").removesuffix("."): module
-        for name, module in model.named_modules()
-        if isinstance(module, TopKGatingNetwork)
-    }
+    gates = _gates(model)
     record = RoutingRecord({name: [] for name in gates})
     for name, gate in gates.items():
         gate.recorders.append(record.calls[name])
@@ -205,6 +279,30 @@ def _layer_balance(call: GateCall) -> Tensor:
     return call.num_experts * (f_E * p_E).sum()
 
 
+@torch.no_grad()
+def update_balance_bias(model: nn.Module, usage: dict[str, Tensor], rate: float) -> None:
+    """Balance without a loss: after an optimizer step, make experts used too much a little less likely to be chosen.
+
+    Each expert's ``balance_bias`` moves by ``rate``, up where its use was below the layer's mean and down where above,
+    and is then shifted to mean 0 over the experts, which changes no choice among them and leaves the null expert's
+    chances to the task. Only the choice sees the bias, so the task's gradient is not disturbed. Source: Wang et al.,
+    Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, 2024, algorithm 1 (there on sigmoid scores);
+    DeepSeek-V3, 2024, section 2.1.2.
+
+    Args:
+        model: gates without a balance bias, or that are frozen, stay as they are.
+        usage: per layer (E,) or (E + 1,), the use of each expert in this step, in any unit, such as
+            :meth:`RoutingRecord.usage` summed over the batches of the step.
+        rate: how far a bias moves, in units of logits.
+    """
+    for name, gate in _gates(model).items():
+        if name in usage and gate.balance_bias is not None and gate.weight.requires_grad:
+            bias_E = gate.balance_bias[: gate.num_experts]
+            use_E = usage[name][: gate.num_experts].to(bias_E)
+            bias_E += rate * (use_E.mean() - use_E).sign()
+            bias_E -= bias_E.mean()
+
+
 def router_z_loss(routing: RoutingRecord) -> Tensor:
     """How large the logits are: mean over tokens of logsumexp(logits)², averaged over layers; null expert included.
 
@@ -214,6 +312,15 @@ def router_z_loss(routing: RoutingRecord) -> Tensor:
         A scalar; 0 where nothing was routed.
     """
     return _mean([call.logits_NE.logsumexp(dim=-1).square().mean() for call in routing.layers().values()])
+
+
+def _gates(model: nn.Module) -> dict[str, TopKGatingNetwork]:
+    """The gates by the dotted names of their layers."""
+    return {
+        name.removesuffix("gate").removesuffix("."): module
+        for name, module in model.named_modules()
+        if isinstance(module, TopKGatingNetwork)
+    }
 
 
 def _mean(losses: list[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 from src.config import Config, LoraConfig, parse_config
 from src.errors import UserError
 from src.files import write_atomically
-from src.lora.adapter_io import WEIGHTS_FILE, adapter_state_dict, base_fingerprint, load_adapter
+from src.lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
 from src.lora.lora_utils import apply_method
 from src.model.build import read_pt
 
@@ -80,7 +80,7 @@ def trained_weights(model: nn.Module, method: str) -> dict[str, torch.Tensor]:
     return model.state_dict() if method == "full" else adapter_state_dict(model)
 
 
-def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> LoraConfig:
+def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> Configs:
     """Turn a base model into the adapted one of a run.
 
     Args:
@@ -89,7 +89,7 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
         lora: what the adapters are expected to be; None takes what the file says.
 
     Returns:
-        The adapters' config.
+        The adapters' config, or with expert groups that of each.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another base or other adapters.

@@ -6,6 +6,7 @@ or with adapters switched off (:func:`src.lora.adapter.adapters_disabled`), thei
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,8 +22,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 from src.config import LoraConfig, load_config
 from src.errors import UserError
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_state_dict
+from src.lora.expert_groups import active_group
 from src.lora.lora_utils import apply_method, freeze_base
 from src.model.build import MODEL_ZOO, config_overrides, load_base, pick_device
 from src.model.checkpoint import load_trained
@@ -103,7 +105,9 @@ def image_predictor(model: SAM2Base, **options: Any) -> SAM2ImagePredictor:
         model: with or without adapters.
         options: further arguments of SAM2ImagePredictor.
     """
-    return _at_image_size(SAM2ImagePredictor(model, **options))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # how SAM 2 resizes
+        return _at_image_size(SAM2ImagePredictor(model, **options))
 
 
 def automatic_mask_generator(model: SAM2Base, **options: Any) -> SAM2AutomaticMaskGenerator:
@@ -177,7 +181,9 @@ def _what_was_loaded(model: SAM2Base, ckpt_path: str | Path | None, adapter: str
     )
     if adapter is None:
         return f"{base}; {adapter_keys} adapter keys are new"
-    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}"
+    groups = list_groups(model)
+    active = f", expert groups {', '.join(groups)} (active: {active_group(model) or 'none'})" if groups else ""
+    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
 
 
 def _stock_configs() -> str:

@@ -1,19 +1,23 @@
 """The one place that touches SAM 2's training package: its training forward, its loss, its batch, its predictor class.
 
 Prompt sampling, correction clicks, memory bank, multi-mask, IoU and occlusion losses are Meta's recipe
-(``training.model.sam2.SAM2Train``, ``training.loss_fns.MultiStepMultiMasksAndIous``).
+(``training.model.sam2.SAM2Train``, ``training.loss_fns.MultiStepMultiMasksAndIous``). Frames that nobody annotated,
+which that recipe does not know, are tracked through: they are not prompted, and there is no loss on them.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from tensordict import tensorclass
 from torch import Tensor
 from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
@@ -28,8 +32,70 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
-def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> SAM2Train:
-    """Build a model of the zoo as SAM2Train, with a share of mask, box and point prompts.
+LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
+
+
+@tensorclass
+class Datapoint(BatchedVideoDatapoint):
+    """What SAM 2's training forward takes, and ``annotated_TO`` as in :class:`ClipBatch`, which stays on the CPU."""
+
+    annotated_TO: Tensor
+
+
+class TrainableSAM2(SAM2Train):
+    """SAM2Train that prompts and corrects annotated frames only."""
+
+    num_init_cond_frames_for_train: int
+    num_frames_to_correct_for_train: int
+
+    def prepare_prompt_inputs(
+        self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
+    ) -> dict[str, Any]:
+        """Draw prompts as SAM2Train does, among the frames that are annotated for every object of the batch.
+
+        One of these stays without a first prompt, if there is more than one, so that memory attention gets a gradient.
+        """
+        if input.annotated_TO.all():
+            return super().prepare_prompt_inputs(backbone_out, input, start_frame_idx)
+        frames = input.annotated_TO.all(dim=1).nonzero().flatten().tolist()
+        limits = self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train
+        most = max(1, len(frames) - 1)
+        self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train = (min(n, most) for n in limits)
+        # to SAM2Train, the annotated frames are the clip; of a single frame it would click on every object
+        annotated = SimpleNamespace(masks=input.masks[frames], num_frames=max(2, len(frames)))
+        out = super().prepare_prompt_inputs(backbone_out, annotated, start_frame_idx)
+        self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train = limits
+
+        for name in ("gt_masks_per_frame", "mask_inputs_per_frame", "point_inputs_per_frame"):
+            out[name] = {frames[t]: value for t, value in out[name].items()}
+        for name in ("init_cond_frames", "frames_to_add_correction_pt"):
+            out[name] = [frames[t] for t in out[name]]
+        out["num_frames"] = input.num_frames
+        out["frames_not_in_init_cond"] = [t for t in range(input.num_frames) if t not in out["init_cond_frames"]]
+        return out
+
+
+class AnnotatedLoss(MultiStepMultiMasksAndIous):
+    """SAM 2's loss over annotated frames: summed over them, averaged over all objects of the batch."""
+
+    def forward(
+        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor
+    ) -> dict[str, Tensor]:
+        """As the base class, with ``annotated_TO`` (bool): other pairs of frame and object have no loss."""
+        if annotated_TO.all():
+            return super().forward(outs_batch, targets_batch)
+        losses: dict[str, Any] = defaultdict(int)
+        for outs, targets, annotated_O in zip(outs_batch, targets_batch, annotated_TO, strict=True):
+            known = annotated_O.nonzero().flatten().to(targets.device)
+            if len(known):
+                chosen = {name: [step[known] for step in outs[name]] for name in LOSS_INPUTS}
+                for name, value in self._forward(chosen, targets[known], len(annotated_O)).items():
+                    losses[name] += value
+        return losses
+
+
+def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> TrainableSAM2:
+    """Build a model of the zoo for training, with a share of mask, box and point prompts.
 
     Args:
         config: which model and weights.
@@ -41,7 +107,7 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
     prompted_frames = max(1, min(2, frames - 1))
     return build_model(
         config,
-        "training.model.sam2.SAM2Train",
+        f"{__name__}.{TrainableSAM2.__qualname__}",
         prob_to_use_pt_input_for_train=clicked,
         prob_to_use_box_input_for_train=prompts.box / clicked if clicked else 0.0,
         num_frames_to_correct_for_train=prompted_frames,
@@ -54,9 +120,9 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
     )
 
 
-def build_loss(config: LossConfig, enable_segmentation: bool = True) -> MultiStepMultiMasksAndIous:
+def build_loss(config: LossConfig, enable_segmentation: bool = True) -> AnnotatedLoss:
     """SAM 2's loss with the run's weights; without segmentation, mask and dice losses have weight 0."""
-    return MultiStepMultiMasksAndIous(
+    return AnnotatedLoss(
         weight_dict={
             "loss_mask": config.mask if enable_segmentation else 0.0,
             "loss_dice": config.dice if enable_segmentation else 0.0,
@@ -78,8 +144,8 @@ def normalise(frames: Tensor) -> Tensor:
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
-def to_datapoint(batch: ClipBatch, device: torch.device) -> BatchedVideoDatapoint:
-    """The batch as SAM2Train takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W)."""
+def to_datapoint(batch: ClipBatch, device: torch.device) -> Datapoint:
+    """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W)."""
     images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
     masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
     frames, objects = masks_TOHW.shape[:2]
@@ -87,7 +153,7 @@ def to_datapoint(batch: ClipBatch, device: torch.device) -> BatchedVideoDatapoin
     video_O = batch.video_of_object.to(device)
     frame_TO = torch.arange(frames, device=device)[:, None].expand(frames, objects)
     object_TO = torch.arange(objects, device=device).expand(frames, objects)
-    return BatchedVideoDatapoint(
+    return Datapoint(
         img_batch=images_TB3HW,
         obj_to_frame_idx=torch.stack([frame_TO, video_O.expand(frames, objects)], dim=-1).int(),
         masks=masks_TOHW,
@@ -96,19 +162,20 @@ def to_datapoint(batch: ClipBatch, device: torch.device) -> BatchedVideoDatapoin
             frame_orig_size=torch.tensor([height, width], device=device).expand(frames, objects, 2),
         ),
         dict_key="clips",
+        annotated_TO=batch.annotated_TO,
         batch_size=[frames],
     )
 
 
-def segmentation_losses(model: SAM2Train, loss: MultiStepMultiMasksAndIous, batch: ClipBatch) -> dict[str, Tensor]:
+def segmentation_losses(model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
 
     Returns:
         Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
-        all averaged over objects and summed over frames.
+        all averaged over objects and summed over annotated frames.
     """
     datapoint = to_datapoint(batch, next(model.parameters()).device)
-    losses: dict[str, Any] = loss(model(datapoint), datapoint.masks)
+    losses: dict[str, Any] = loss(model(datapoint), datapoint.masks, batch.annotated_TO)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}

@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
-from src.config import Config, DistillConfig, LossConfig, MotionConfig, Prompt
+from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
 from src.data.clips import Clip, ClipBatch
-from src.data.records import DataSet, VideoRecord
+from src.data.records import DataSet
 from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
-from src.data.transforms import resize, simulate_motion
 from src.data.unlabelled import open_unlabelled
 from src.errors import UserError
 from src.lora.adapter import adapters_disabled, iter_adapters
@@ -51,19 +50,19 @@ class Distiller:
     Args:
         model: as it is before it trains.
         data: general videos and still images; objects on them are not looked at.
-        frames, size: length of the clips, and the side of their frames in pixels.
-        motion: simulated motion, for stills.
+        clip: length of the clips, and simulated motion for stills.
+        size: side of their frames in pixels.
         config: how much.
         loss: the weights of mask, dice and object score, as in the loss on labelled clips.
         seed: of all draws.
     """
 
     def __init__(
-        self, model: SAM2Train, data: DataSet, frames: int, size: int, motion: MotionConfig, config: DistillConfig,
-        loss: LossConfig, seed: int,
+        self, model: SAM2Train, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
+        seed: int,
     ) -> None:  # fmt: skip
         self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
-        self.frames, self.size, self.motion = frames, size, motion
+        self.clip, self.size = clip, size
         self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
         self.lessons: dict[int, _Lesson] = {}
 
@@ -96,13 +95,12 @@ class Distiller:
         """Clip number ``index`` with the teacher's word on it: found out once, kept from then on."""
         if index not in self.lessons:
             rng = np.random.default_rng((self.seed, index, 2))
-            frames_THWC = draw_frames(
-                self.data.videos[index % len(self.data)], self.frames, self.size, self.motion, rng
-            )
+            frames_THWC = draw_unlabelled(video, self.clip, self.size, rng)
             with self._teacher() as teacher:
                 masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, rng)
-                later = np.zeros((self.frames - 1, *masks_OHW.shape), bool)
-                clip = Clip(f"general {index}", frames_THWC, np.concatenate([masks_OHW[None], later]))
+                first_only = np.arange(len(frames_THWC)) == 0
+                later = np.zeros((len(frames_THWC) - 1, *masks_OHW.shape), bool)
+                clip = Clip(f"general {index}", frames_THWC, np.concatenate([masks_OHW[None], later]), first_only)
                 batch = ClipBatch.collate([clip])
                 taught = track_clips(teacher, batch, PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0)
             self.lessons[index] = _Lesson(clip, _stored(taught))
@@ -127,7 +125,7 @@ def general_clips(config: Config) -> DataSet:
     if settings.folder is None:
         if config.model.name != "sam2_nano":
             raise UserError(
-                "training.distill.folder: name a folder of general images or videos; only sam2_nano has clips of its own"
+                "training.distill.folder: name a folder of general images or videos; only sam2_nano has its own"
             )
         return make_videos(
             SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
@@ -164,20 +162,6 @@ def _relative_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     q = teacher.sigmoid()
     cross = F.binary_cross_entropy_with_logits(student, q, reduction="none")
     return cross - F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
-
-
-def draw_frames(
-    video: VideoRecord, frames: int, size: int, motion: MotionConfig, rng: np.random.Generator
-) -> np.ndarray:
-    """Frames of a video, uint8 (T, H, W, 3), at the model's size: consecutive ones, or simulated motion of one."""
-    if len(video) < frames:
-        picture = video.frames[int(rng.integers(len(video)))].read()
-        nothing = np.zeros((1, *picture.shape[:2]), bool)
-        return simulate_motion(picture, nothing, frames, size, size, motion, rng)[0]
-    start = int(rng.integers(len(video) - frames + 1))
-    pictures = [video.frames[t].read() for t in range(start, start + frames)]
-    resized = [resize(torch.from_numpy(np.array(p)).permute(2, 0, 1).float(), size, size) for p in pictures]
-    return torch.stack(resized).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def find_things(model: SAM2Train, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

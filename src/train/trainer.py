@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from src.cli import progress_bar
 from src.config import Config
-from src.data.clips import ClipBatch, ClipDataset, EpochSampler, collate
-from src.data.formats import load_data
+from src.data.clips import ClipBatch, EpochSampler, collate
+from src.data.records import DataSet
 from src.errors import UserError
-from src.evaluation.forgetting import DomainResult, evaluate_domain, split_of, target_domain
+from src.evaluation.forgetting import evaluate_domain, target_domain
 from src.evaluation.report import overlay_sheet, true_masks
 from src.files import write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
-from src.lora.routing import load_balancing_loss, record_routing, router_z_loss
+from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
     Checkpoint,
@@ -44,16 +44,18 @@ from src.model.checkpoint import (
     trained_weights,
 )
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.train.data import load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
 
-CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
-
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
 # what one run leaves in its folder, and a new run moves aside
-RUN_FILES = ("checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays")
+RUN_FILES = (
+    "checkpoints", "adapter", "config.yaml", "metrics.json", "results.json", "results.md", "overlays", "clicks.png",
+    "predictions",
+)  # fmt: skip
 
 
 @dataclass
@@ -78,7 +80,8 @@ class Trainer:
         resume: a checkpoint of an earlier run to go on from.
 
     Raises:
-        UserError: data, checkpoint, targets or settings do not fit; before anything is written.
+        UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
+            the data.
     """
 
     def __init__(self, config: Config, resume: str | Path | None = None) -> None:
@@ -96,8 +99,8 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        train_data = load_data(split_of(dataset, "train"), dataset)
-        self.validation = target_domain(config, dataset, "valid")
+        train_sets = load_training_sets(config)
+        self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
 
         random.seed(training.seed)
         np.random.seed(training.seed)
@@ -108,8 +111,7 @@ class Trainer:
         distill = training.distill
         self.distiller = (
             Distiller(
-                self.model, general_clips(config), dataset.clip.frames, size, dataset.clip.motion, distill,
-                training.loss, training.seed,
+                self.model, general_clips(config), dataset.clip, size, distill, training.loss, training.seed
             )
             if distill.weight
             else None
@@ -128,8 +130,7 @@ class Trainer:
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 
-        clips_per_image = training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / len(train_data))
-        clips = ClipDataset(train_data, dataset.clip, size, training.seed, clips_per_image, dataset.min_object_side)
+        clips = training_clips(config, train_sets)
         self.sampler = EpochSampler(len(clips), training.seed)
         self.loader: DataLoader = DataLoader(
             clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
@@ -167,15 +168,16 @@ class Trainer:
             self.log.say(f"an earlier run was moved to {moved}")
         write_text(self.folder / "config.yaml", config.to_yaml())
         self.log.text("config", config.to_yaml())
-        for split, data in (("train", train_data), ("valid", self.validation.data)):
-            notes = "".join(f"; {count} {what}" for what, count in data.notes.items())
-            self.log.say(f"{data.name}, {split}: {len(data)} images or videos{notes}")
-        side = train_data.median_object_side(size)
-        if side < SMALL_OBJECT:
-            self.log.say(
-                f"warning: half of the objects are smaller than {side:.1f} px at model.image_size {size}, too small to "
-                f"be tracked well; model.image_size {2 * size} or more would show them larger"
-            )
+        for data, share, domain in zip(train_sets, clips.shares, self.validation, strict=True):
+            drawn = f"; {share} of {len(clips)} clips an epoch" if len(train_sets) > 1 else ""
+            self.log.say(f"{data.name}, train: {len(data)} images or videos{_notes(data)}{drawn}")
+            self.log.say(f"{data.name}, valid: {len(domain.data)} images or videos{_notes(domain.data)}")
+            side = data.median_object_side(size)
+            if side < SMALL_OBJECT:
+                self.log.say(
+                    f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
+                    f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
+                )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
             self.log.say(f"going on from {resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -187,9 +189,10 @@ class Trainer:
             self.log.close()
             return None
         if math.isnan(self.progress.base_J):
-            self.progress.base_J = self.validate("base").scores["J"]
-            self.log.say(f"base, before training: J {self.progress.base_J:.3f} on the validation set")
-            self.log.scalars({"val/J": self.progress.base_J}, 0)
+            scores = self.validate("base")
+            self.progress.base_J = scores["J"]
+            self.log.say(f"base, before training: J {scores['J']:.3f} on the validation set{_each_set(scores)}")
+            self.log.scalars({f"val/{name}": value for name, value in scores.items() if name.split("/")[-1] == "J"}, 0)
         with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
             while self.progress.step < self.last_step and not self.patience_is_over():
                 self.train_epoch(bar)
@@ -256,6 +259,7 @@ class Trainer:
         """One optimizer step over a window of batches, each with the same weight; returns the mean losses."""
         router, first = self.config.lora.router, self.progress.step == 0
         sums: dict[str, float] = {}
+        used: dict[str, Tensor] = {}
         for batch in window:
             with self.autocast(), record_routing(self.model) as routing:
                 losses = segmentation_losses(self.model, self.loss, batch)
@@ -264,7 +268,7 @@ class Trainer:
                 auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
                 losses["total"] = losses["total"] + auxiliary
                 for layer, share_E in routing.usage().items():
-                    usage[layer] = usage.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
+                    used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
             total = losses["total"]
             if not torch.isfinite(total):
                 raise UserError(
@@ -291,26 +295,38 @@ class Trainer:
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        update_balance_bias(self.model, used, router.bias_rate)
+        for layer, use_E in used.items():
+            usage[layer] = usage.get(layer, torch.zeros(use_E.shape)) + use_E
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def validate(self, label: str) -> DomainResult:
-        """Score the validation set as evaluation does: same clips, same prompts, same J."""
-        with self.autocast():
-            result = evaluate_domain(
-                self.model, self.validation, self.config.evaluation.prompt, f"validation ({label})"
-            )
-        shown = islice(zip(self.validation.videos(), result.videos, strict=True), self.config.training.overlay_clips)
-        for video, found in shown:
-            sheet = overlay_sheet(video, {"truth": true_masks(video), label: found.predicted})
-            self.log.image(f"validation/{video.video_id}", sheet, self.progress.step)
-        return result
+    def validate(self, label: str) -> dict[str, float]:
+        """Score the validation sets as evaluation does: same clips, same prompts, same J.
+
+        Returns:
+            The scores; of several sets their means, and each set's own as ``name/J``.
+        """
+        by_set: dict[str, dict[str, float]] = {}
+        for domain in self.validation:
+            prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
+            with self.autocast():
+                result = evaluate_domain(
+                    self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})"
+                )
+            by_set[prefix] = result.scores
+            shown = islice(zip(domain.videos(), result.videos, strict=True), self.config.training.overlay_clips)
+            for video, found in shown:
+                sheet = overlay_sheet(video, {"truth": true_masks(video), label: found.predicted})
+                self.log.image(f"validation/{prefix}{video.video_id}", sheet, self.progress.step)
+        means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in result.scores}
+        return means | {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
 
     def validate_and_save(self) -> None:
-        """Validate, and keep ``best.pt`` and the adapter when J is better than ever."""
+        """Validate, and keep ``best.pt`` and the adapter when J, the mean over sets, is better than ever."""
         progress = self.progress
-        scores = self.validate("adapted").scores
+        scores = self.validate("adapted")
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
         self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
         better = scores["J"] > progress.best_J
@@ -318,7 +334,7 @@ class Trainer:
         progress.best_J = max(progress.best_J, scores["J"])
         self.log.say(
             f"epoch {progress.epoch}, step {progress.step}: J {scores['J']:.3f}, F {scores['F']:.3f} "
-            f"(base J {progress.base_J:.3f}){', the best so far' if better else ''}"
+            f"(base J {progress.base_J:.3f}){', the best so far' if better else ''}{_each_set(scores)}"
         )
         if better:
             self.save(self.best.name)
@@ -348,6 +364,16 @@ class Trainer:
             progress=asdict(self.progress),
             random=random_state(self.model.rng),
         ).save(self.folder / "checkpoints" / name)
+
+
+def _notes(data: DataSet) -> str:
+    """What was left out or repaired when a data set was read, to be added to a line about it."""
+    return "".join(f"; {count} {what}" for what, count in data.notes.items())
+
+
+def _each_set(scores: dict[str, float]) -> str:
+    """The J of each set, where there are several, to be added to a line about their mean."""
+    return "".join(f"; {name.removesuffix('/J')} {value:.3f}" for name, value in scores.items() if name.endswith("/J"))
 
 
 def move_earlier_run_aside(folder: Path) -> Path | None:

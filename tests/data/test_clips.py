@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from src.config import ClipConfig, MotionConfig
-from src.data.clips import Clip, ClipBatch, ClipDataset, EpochSampler, collate, draw_clip, evaluation_video
+from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
+from src.data.clips import (
+    Clip,
+    ClipBatch,
+    ClipDataset,
+    EpochSampler,
+    collate,
+    draw_clip,
+    draw_path,
+    evaluation_video,
+    split_by_weight,
+)
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.errors import UserError
 
-STILL = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0, flip=0)
+STILL = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0)
+NO_AUGMENTATION = AugmentationConfig(**dict.fromkeys(AugmentationConfig.model_fields, 0))
 SIDE = 32
 
 
@@ -34,6 +49,34 @@ def record(masks: list[list[np.ndarray | None]], side: int = SIDE, name: str = "
     return VideoRecord(name, side, side, list(frames), objects)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """A frame that notes when it is read."""
+
+    pixels: np.ndarray
+    name: str
+    reads: list[str]
+
+    def read(self) -> np.ndarray:
+        self.reads.append(self.name)
+        return self.pixels
+
+
+def counted(video: VideoRecord) -> tuple[VideoRecord, list[str]]:
+    """The video with frames that note in the list when they are read."""
+    reads: list[str] = []
+    return replace(video, frames=[Counted(f.read(), str(t), reads) for t, f in enumerate(video.frames)]), reads
+
+
+def sparse(video: VideoRecord, *annotated: int) -> VideoRecord:
+    """The video as if only some of its frames had been annotated."""
+    objects = [
+        replace(o, segmentations=[s if t in annotated else None for t, s in enumerate(o.segmentations)])
+        for o in video.objects
+    ]
+    return replace(video, objects=objects, annotated=frozenset(annotated))
+
+
 class Unreadable:
     name = "bad.png"
 
@@ -41,13 +84,24 @@ class Unreadable:
         raise UserError("bad.png: not an image")
 
 
-def draw(video: VideoRecord, seed: int = 0, size: int = SIDE, least: float = 0, **config) -> Clip:
+def draw(
+    video: VideoRecord,
+    seed: int = 0,
+    size: int = SIDE,
+    least: float = 0,
+    augmentation: AugmentationConfig | None = None,
+    **config,
+) -> Clip:
     config.setdefault("motion", STILL)
-    return draw_clip(video, ClipConfig(**config), size, least, np.random.default_rng(seed))
+    return draw_clip(video, ClipConfig(**config), size, least, np.random.default_rng(seed), augmentation)
 
 
 def same(a: Clip, b: Clip) -> bool:
     return np.array_equal(a.frames_THWC, b.frames_THWC) and np.array_equal(a.masks_TOHW, b.masks_TOHW)
+
+
+def flip_only(chance: float) -> AugmentationConfig:
+    return NO_AUGMENTATION.model_copy(update={"flip": chance})
 
 
 class TestStills:
@@ -59,12 +113,17 @@ class TestStills:
 
     def test_one_frame_is_the_picture(self):
         video = record([[block(2, 2, 8, 8)]])
-        clip = draw(video, frames=1, motion=MotionConfig(flip=0))
+        clip = draw(video, frames=1, motion=MotionConfig())
         assert np.array_equal(clip.frames_THWC[0], video.frames[0].read())
         assert np.array_equal(clip.masks_TOHW[0, 0], block(2, 2, 8, 8))
 
+    def test_its_picture_is_read_once(self):
+        video, reads = counted(record([[block(2, 2, 8, 8)]]))
+        draw(video, frames=5, augmentation=AugmentationConfig())
+        assert reads == ["0"]
+
     def test_it_moves(self):
-        clip = draw(record([[block(8, 8, 10, 10)]]), frames=4, motion=MotionConfig(flip=0))
+        clip = draw(record([[block(8, 8, 10, 10)]]), frames=4, motion=MotionConfig())
         assert not np.array_equal(clip.masks_TOHW[0], clip.masks_TOHW[-1])
 
     def test_different_draws_differ(self):
@@ -105,7 +164,7 @@ class TestVideos:
         pictures = [frame.read() for frame in video.frames]
         starts = set()
         for seed in range(20):
-            clip = draw(video, seed, frames=3, motion=MotionConfig(flip=0))
+            clip = draw(video, seed, frames=3, motion=MotionConfig())
             start = next(t for t in range(6) if np.array_equal(pictures[t], clip.frames_THWC[0]))
             starts.add(start)
             for t in range(3):
@@ -123,15 +182,38 @@ class TestVideos:
 
     def test_a_flip_mirrors_all_of_it(self):
         video = self.moving(3)
-        plain, flipped = draw(video, frames=3), draw(video, frames=3, motion=MotionConfig(flip=1))
+        plain, flipped = draw(video, frames=3), draw(video, frames=3, augmentation=flip_only(1.0))
+        plain_again = draw(video, frames=3, augmentation=flip_only(0.0))
+        assert same(plain, plain_again)
         assert np.array_equal(flipped.frames_THWC, plain.frames_THWC[:, :, ::-1])
         assert np.array_equal(flipped.masks_TOHW, plain.masks_TOHW[..., ::-1])
 
-    def test_a_video_that_is_too_short_is_simulated_from_one_frame(self):
+    def test_a_video_that_is_too_short_is_played_to_and_fro(self):
         video = self.moving(3)
-        clip = draw(video, frames=5)
-        assert clip.frames_THWC.shape[0] == 5
-        assert all(np.array_equal(frame, video.frames[0].read()) for frame in clip.frames_THWC)
+        pictures = [frame.read() for frame in video.frames]
+        paths = set()
+        for seed in range(20):
+            clip = draw(video, seed, frames=6)
+            path = tuple(next(t for t in range(3) if np.array_equal(pictures[t], f)) for f in clip.frames_THWC)
+            for t, masks_OHW in zip(path, clip.masks_TOHW, strict=True):
+                assert {mask.tobytes() for mask in masks_OHW} == {mask.tobytes() for mask in video.masks(t).values()}
+            assert clip.annotated_T.all()
+            paths.add(path)
+        assert paths == {(0, 1, 2, 1, 0, 1), (1, 2, 1, 0, 1, 2), (2, 1, 0, 1, 2, 1)}
+
+    def test_only_the_frames_drawn_are_read_and_each_once(self):
+        video, reads = counted(self.moving(9))
+        draw(video, frames=3, augmentation=AugmentationConfig())
+        assert len(reads) == len(set(reads)) == 3
+        video, reads = counted(self.moving(2))
+        draw(video, frames=6)
+        assert sorted(reads) == ["0", "1"]
+
+    def test_a_frame_of_another_size_is_named(self):
+        video = self.moving(2)
+        odd = ArrayFrame(np.zeros((20, 30, 3), np.uint8), "00001.jpg")
+        with pytest.raises(UserError, match=r"00001\.jpg: the frame is 30×20 pixels, its annotations are for 32×32"):
+            draw(replace(video, frames=[video.frames[0], odd]), frames=2)
 
     def test_it_is_scaled_to_the_models_size(self):
         clip = draw(self.moving(3), frames=3, size=16)
@@ -157,14 +239,157 @@ class TestVideos:
             assert np.array_equal(clip.frames_THWC[0], video.frames[3].read())
             assert np.array_equal(clip.masks_TOHW[1, 0], block(3, 2, 6, 6))
         late = record([[None, None, None, block(2, 2, 6, 6)]])
-        assert draw(late, frames=3).masks_TOHW.any(axis=(1, 2, 3)).all(), "simulated from the last frame"
+        clip = draw(late, frames=3)
+        for frame, t in zip(clip.frames_THWC, (3, 2, 1), strict=True):
+            assert np.array_equal(frame, late.frames[t].read())
+        assert clip.masks_TOHW.any(axis=(1, 2, 3)).tolist() == [True, False, False]
+
+    def test_an_object_may_vanish_and_come_back(self):
+        mask = block(2, 2, 6, 6)
+        clip = draw(record([[mask, None, mask], [None, mask, mask]]), frames=3)
+        assert clip.masks_TOHW.any(axis=(2, 3)).tolist() == [[True], [False], [True]]
+
+    def test_objects_too_thin_for_the_models_size_still_show_on_the_first_frame(self):
+        thin = block(5, 0, 1, 32)
+        for augmentation in (None, AugmentationConfig()):
+            clip = draw(record([[thin] * 3]), size=8, frames=3, augmentation=augmentation)
+            assert clip.masks_TOHW[0].any(axis=(1, 2)).all()
+
+    def test_void_areas_are_background(self):
+        video = self.moving(3)
+        void = {t: RLE.encode(block(0, 0, 32, 32)) for t in range(3)}
+        assert same(draw(video, frames=3), draw(replace(video, void=void), frames=3))
+
+
+class TestPath:
+    @staticmethod
+    def paths(video: VideoRecord, count: int = 60, **config) -> set[tuple[int, ...]]:
+        clip = ClipConfig(**config)
+        return {tuple(draw_path(video, clip, np.random.default_rng(seed)).tolist()) for seed in range(count)}
+
+    @staticmethod
+    def seen(frames: int, *, at: set[int] | None = None) -> VideoRecord:
+        mask = block(2, 2, 6, 6)
+        return record([[mask if at is None or t in at else None for t in range(frames)]])
+
+    def test_steps_are_drawn_and_fit_the_video(self):
+        paths = self.paths(self.seen(7), frames=3, max_stride=9)
+        assert {path[1] - path[0] for path in paths} == {1, 2, 3}
+        assert all(path[2] - path[1] == path[1] - path[0] for path in paths)
+        assert {path[0] for path in paths if path[1] - path[0] == 3} == {0}
+        assert {path[1] - path[0] for path in self.paths(self.seen(7), frames=3)} == {1}
+
+    def test_backwards_is_a_chance(self):
+        video = self.seen(4)
+        assert self.paths(video, frames=4, reverse=0.0) == {(0, 1, 2, 3)}
+        assert self.paths(video, frames=4, reverse=1.0) == {(3, 2, 1, 0)}
+        assert self.paths(video, frames=4, reverse=0.5) == {(0, 1, 2, 3), (3, 2, 1, 0)}
+
+    def test_it_begins_where_there_is_something_to_prompt(self):
+        assert {path[0] for path in self.paths(self.seen(9, at={2, 6}), frames=3)} == {2, 6}
+
+    def test_it_begins_on_an_annotated_frame_and_reaches_another(self):
+        video = sparse(self.seen(13), 0, 4, 8, 12)
+        assert self.paths(video, frames=5) == {(0, 1, 2, 3, 4), (4, 5, 6, 7, 8), (8, 9, 10, 11, 12)}
+        assert self.paths(video, frames=3) == {(0, 2, 4), (4, 6, 8), (8, 10, 12)}, "steps grow to reach one"
+        assert self.paths(video, frames=2) == {(0, 4), (4, 8), (8, 12)}
+
+    def test_it_begins_where_another_one_follows(self):
+        assert {path[0] for path in self.paths(sparse(self.seen(20), 0, 10, 12), frames=4)} == {10}
+        assert {path[0] for path in self.paths(sparse(self.seen(20), 0, 10, 12), frames=4, reverse=1.0)} == {12}
+
+    def test_nothing_to_prompt_is_an_error(self):
+        with pytest.raises(UserError, match="video: no annotated frame shows an object"):
+            self.paths(sparse(self.seen(5), *()), frames=2)
+        with pytest.raises(UserError, match="video: no annotated frame shows an object"):
+            self.paths(self.seen(5, at=set()), frames=2)
+
+    @settings(max_examples=100, deadline=None)
+    @given(
+        st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), min_size=1))),
+        st.integers(1, 8),
+        st.integers(1, 5),
+        st.sampled_from([0.0, 0.5, 1.0]),
+        st.integers(0, 99),
+    )
+    def test_any_video_gives_a_path_that_can_teach(self, labels, frames, max_stride, reverse, seed):
+        length, annotated = labels
+        video = sparse(self.seen(length), *annotated)
+        config = ClipConfig(frames=frames, max_stride=max_stride, reverse=reverse)
+        path = draw_path(video, config, np.random.default_rng(seed))
+        assert len(path) == frames
+        assert path.min() >= 0
+        assert path.max() < length
+        assert path[0] in annotated
+        if frames > 1 and len(annotated) > 1:
+            assert (set(path.tolist()) & annotated) - {path[0]}
+
+
+class TestSparse:
+    def test_frames_that_nobody_annotated_are_told(self):
+        video = sparse(TestVideos.moving(9), 0, 2, 4, 6, 8)
+        clip = draw(video, frames=5)
+        assert clip.annotated_T.tolist() == [True, False, True, False, True]
+        assert clip.masks_TOHW[1::2].any() == np.False_
+        assert clip.masks_TOHW[::2].any(axis=(2, 3)).all()
+
+    def test_a_single_annotated_frame_is_a_still(self):
+        video, reads = counted(sparse(TestVideos.moving(9), 3))
+        clip = draw(video, frames=4)
+        assert reads == ["3"]
+        assert clip.annotated_T.all()
+        assert all(np.array_equal(frame, video.frames[3].read()) for frame in clip.frames_THWC)
+
+
+class TestAugmentation:
+    @pytest.mark.parametrize("frames", [1, 3], ids=["still", "video"])
+    def test_masks_move_with_the_pixels(self, frames):
+        """Objects are white on black, so that what is white shows where their masks should be."""
+        masks = [[block(4 + t, 6, 10, 8) for t in range(frames)], [block(20, 18 + t, 6, 7) for t in range(frames)]]
+        pictures = [
+            255 * np.repeat((a | b)[..., None], 3, axis=2).astype(np.uint8) for a, b in zip(*masks, strict=True)
+        ]
+        video = replace(record(masks), frames=[ArrayFrame(picture) for picture in pictures])
+        geometry = {"degrees": 25.0, "shear": 20.0, "scale": 0.2, "flip": 0.5}
+        augmentation = NO_AUGMENTATION.model_copy(update=geometry)
+        for seed in range(6):
+            motion = MotionConfig(brightness=0, contrast=0, occlusion=0) if frames == 1 else STILL
+            clip = draw(video, seed, frames=3, motion=motion, augmentation=augmentation)
+            for frame, masks_OHW in zip(clip.frames_THWC, clip.masks_TOHW, strict=True):
+                white = frame[..., 2] > 160  # brighter than the plain colour beyond the edges
+                either = masks_OHW.any(axis=0)
+                assert (white & either).sum() / (white | either).sum() > 0.8
+            assert clip.masks_TOHW[0].any(axis=(1, 2)).all()
+
+    def test_it_is_one_draw_for_the_whole_clip(self):
+        """A video that stands still goes on standing still, but for the light of its frames."""
+        video = record([[block(4, 4, 12, 12)] * 4])
+        video = replace(video, frames=[video.frames[0]] * 4)
+        steady = AugmentationConfig(frame_brightness=0, frame_contrast=0, frame_saturation=0)
+        clip = draw(video, frames=4, augmentation=steady)
+        assert all(np.array_equal(frame, clip.frames_THWC[0]) for frame in clip.frames_THWC)
+        assert all(np.array_equal(mask, clip.masks_TOHW[0]) for mask in clip.masks_TOHW)
+        flickering = draw(video, frames=4, augmentation=AugmentationConfig())
+        assert not any(np.array_equal(frame, flickering.frames_THWC[0]) for frame in flickering.frames_THWC[1:])
+        assert np.array_equal(flickering.masks_TOHW, clip.masks_TOHW)
+
+    def test_draws_differ(self):
+        video = record([[block(4, 4, 12, 12)] * 4])
+        clips = [draw(video, seed, frames=4, augmentation=AugmentationConfig()) for seed in (0, 0, 1)]
+        assert same(clips[0], clips[1])
+        assert not same(clips[0], clips[2])
+
+
+def dataset_config(*weights: float) -> DatasetConfig:
+    """A data set for each weight, none of which is read from files."""
+    first, *rest = [{"weight": weight, "train_img_folder": "nowhere"} for weight in weights]
+    more = [SetConfig(name=f"set {i}", **each) for i, each in enumerate(rest)]
+    return DatasetConfig(**first, more=more, clip=ClipConfig(frames=3, max_objects=2))
 
 
 class TestDataset:
-    CONFIG = ClipConfig(frames=3, max_objects=2)
-
-    def dataset(self, seed: int = 0, clips_per_video: int = 2) -> ClipDataset:
-        return ClipDataset(make_videos(CELLS, 3, 0, frames=1, side=48), self.CONFIG, 32, seed, clips_per_video)
+    def dataset(self, seed: int = 0, length: int = 6) -> ClipDataset:
+        return ClipDataset([make_videos(CELLS, 3, 0, frames=1, side=48)], dataset_config(1.0), length, 32, seed)
 
     def test_a_clip_is_the_same_whenever_it_is_drawn(self):
         one, two = self.dataset(), self.dataset()
@@ -173,14 +398,16 @@ class TestDataset:
             assert same(one[key], two[key])
 
     def test_clips_epochs_and_seeds_differ(self):
-        clips = [self.dataset()[0, 0], self.dataset()[0, 1], self.dataset()[1, 0], self.dataset(seed=1)[0, 0]]
-        assert clips[0].name == clips[1].name
-        assert not any(same(clips[i], clips[j]) for i in range(4) for j in range(i))
+        clips = [self.dataset()[0, 0], self.dataset()[0, 3], self.dataset()[1, 0]]
+        assert clips[0].name == clips[1].name == clips[2].name
+        assert not any(same(clips[i], clips[j]) for i in range(3) for j in range(i))
+        assert any(not same(self.dataset()[0, i], self.dataset(seed=1)[0, i]) for i in range(3))
 
     def test_every_video_gives_its_clips(self):
         dataset = self.dataset()
         assert len(dataset) == 6
-        assert [dataset[0, i].name for i in range(6)] == [v.video_id for v in dataset.data.videos for _ in range(2)]
+        names = [dataset[0, i].name for i in range(6)]
+        assert sorted(names) == sorted(v.video_id for v in dataset.sets[0].videos for _ in range(2))
 
     @pytest.mark.parametrize("workers", [1, 2])
     @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -194,17 +421,70 @@ class TestDataset:
             assert alone.names == parallel.names
             assert torch.equal(alone.frames_BTHWC, parallel.frames_BTHWC)
             assert torch.equal(alone.masks_TOHW, parallel.masks_TOHW)
+            assert torch.equal(alone.annotated_TO, parallel.annotated_TO)
             assert torch.equal(alone.video_of_object, parallel.video_of_object)
 
     @pytest.mark.parametrize("workers", [0, 1])
     def test_a_file_that_cannot_be_read_comes_out_of_the_loader_as_its_own_error(self, workers):
         good = make_videos(CELLS, 1, 0, frames=1, side=48).videos[0]
         bad = VideoRecord("bad", 48, 48, [Unreadable()], good.objects)
-        dataset = ClipDataset(DataSet("x", [good, bad]), self.CONFIG, 32, 0)
+        dataset = ClipDataset([DataSet("x", [good, bad])], dataset_config(1.0), 2, 32, 0)
         loader = DataLoader(dataset, 2, sampler=EpochSampler(2, 0), collate_fn=collate, num_workers=workers)
         (found,) = list(loader)
         assert isinstance(found, UserError)
         assert str(found) == "bad.png: not an image"
+
+
+class TestSets:
+    """Three sets of 5, 2 and 40 videos; a clip's name begins with that of its set."""
+
+    @staticmethod
+    def dataset(length: int = 40, weights: tuple[float, ...] = (1.0, 2.0, 1.0)) -> ClipDataset:
+        still = record([[block(4, 4, 12, 12)]])
+        sets = [
+            DataSet(name, [replace(still, video_id=f"v{i}") for i in range(count)])
+            for name, count in (("few", 5), ("two", 2), ("many", 40))
+        ]
+        return ClipDataset(sets, dataset_config(*weights), length, 16, 0)
+
+    def names(self, dataset: ClipDataset, epoch: int) -> list[str]:
+        return [
+            f"{data.name}/{video.video_id}" for data, video in (dataset.source(epoch, i) for i in range(len(dataset)))
+        ]
+
+    def test_each_gets_its_share(self):
+        dataset = self.dataset()
+        assert dataset.shares == [10, 20, 10]
+        for epoch in range(2):
+            sets = [name.split("/")[0] for name in self.names(dataset, epoch)]
+            assert [sets.count(name) for name in ("few", "two", "many")] == [10, 20, 10]
+
+    def test_clips_are_named_by_their_set(self):
+        dataset = self.dataset()
+        clips = [dataset[1, i].name for i in (0, 15, 39)]
+        assert clips == [self.names(dataset, 1)[i] for i in (0, 15, 39)]
+        assert [name.split("/")[0] for name in clips] == ["few", "two", "many"]
+
+    def test_a_small_share_shows_other_videos_in_every_epoch(self):
+        dataset = self.dataset()
+        epochs = [self.names(dataset, epoch)[30:] for epoch in range(4)]
+        assert len({name for names in epochs for name in names}) == 40
+
+    def test_a_large_share_shows_all_videos_as_often_and_draws_them_afresh(self):
+        dataset = self.dataset()
+        names = self.names(dataset, 0)
+        assert {names[10:30].count(f"two/v{i}") for i in range(2)} == {10}
+        again = [dataset[0, i] for i in range(10, 30) if names[i] == "two/v0"]
+        assert not same(again[0], again[1])
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(1, 500), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
+    def test_shares_are_whole_and_as_near_as_can_be(self, count, weights):
+        shares = split_by_weight(count, weights)
+        exact = [count * weight / sum(weights) for weight in weights]
+        assert min(shares) >= 1
+        assert sum(shares) == count or sum(shares) <= sum(max(1, part) for part in exact) + 1e-6
+        assert all(abs(share - part) < 1 + 1e-9 for share, part in zip(shares, exact, strict=True))
 
 
 class TestBatch:
@@ -215,6 +495,11 @@ class TestBatch:
         assert batch.frames_BTHWC.shape == (3, 2, SIDE, SIDE, 3)
         assert batch.masks_TOHW.shape == (2, 6, SIDE, SIDE)
         assert np.array_equal(batch.masks_TOHW[:, 3:], clips[2].masks_TOHW)
+
+    def test_objects_know_which_frames_of_their_clip_are_annotated(self):
+        whole = TestVideos.moving(3)
+        clips = [draw(video, frames=3, max_objects=9) for video in (whole, sparse(whole, 0, 2))]
+        assert ClipBatch.collate(clips).annotated_TO.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
 
     def test_the_first_error_stands_for_the_batch(self):
         clip = draw(record([[block(2, 2, 6, 6)]]))
@@ -250,7 +535,7 @@ class TestSampler:
 
 
 class TestEvaluationVideo:
-    MOTION = MotionConfig(occlusion=0, flip=1)
+    MOTION = MotionConfig(occlusion=0)
 
     def make(
         self, video: VideoRecord, index: int = 0, frames: int = 4, objects: int = 5, side: int = 1024
@@ -272,7 +557,7 @@ class TestEvaluationVideo:
             assert all(np.array_equal(masks[i], again[i]) for i in masks)
         assert not np.array_equal(one.frames[3].read(), self.make(still, index=1).frames[3].read())
 
-    def test_its_first_frame_is_the_still_and_not_mirrored(self):
+    def test_its_first_frame_is_the_still(self):
         still = make_videos(CELLS, 1, 0, frames=1, side=48).videos[0]
         clip = self.make(still, objects=99)
         assert np.array_equal(clip.frames[0].read(), still.frames[0].read())

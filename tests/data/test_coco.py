@@ -11,16 +11,28 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from src.data.coco import load_coco, scan_coco
-from src.data.records import RLE
+from src.data.coco import open_coco
+from src.data.records import RLE, DataSet, Finding
 from src.data.segmentation import check_segmentation, is_empty, parse_segmentation
+from src.data.validate import check, data_set
 from src.errors import UserError
-
-DATA = Path(__file__).parents[2] / "../shared/data"
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]  # columns 1 to 3, rows 1 and 2
 BLOCK = [5, 4, 7, 4, 7, 6, 5, 6]  # columns 5 and 6, rows 4 and 5
+
+
+def scan_coco(*arguments: Any, **options: Any) -> tuple[DataSet, list[Finding]]:
+    """What is sound of a COCO set, and its errors."""
+    source = open_coco(*arguments, **options)
+    report = check(source, workers=0)
+    return data_set(source, report, skip_bad=True), report.errors
+
+
+def load_coco(*arguments: Any, **options: Any) -> DataSet:
+    """A COCO set; a UserError where it is damaged."""
+    source = open_coco(*arguments, **options)
+    return data_set(source, check(source, workers=0))
 
 
 def box_mask(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
@@ -88,9 +100,7 @@ class Folder:
     def refusal(self, annotations: list[Any], images: list[Any] | None = None) -> str:
         with pytest.raises(UserError) as caught:
             self.load(annotations, images)
-        message = str(caught.value)
-        assert message.startswith(f"{self.ann_file}: ")
-        return message
+        return str(caught.value)
 
 
 @pytest.fixture
@@ -189,7 +199,8 @@ def test_empty_segmentations(segmentation):
         (rle([47.5, 0.5]), "not a whole number"),
         (rle([float("nan"), 48]), "not a whole number"),
         (rle(["48"]), "not a whole number"),
-        (rle([10**30, 48]), "cover 1000"),
+        (rle([10**30, 48]), "cover over 1000"),
+        (rle([9 * 10**4299] * 9), "cover over 1000"),
         (rle(48), "of type int"),
         (rle(""), "not a run-length string"),
         (rle("no run-lengths!"), "not a run-length string"),
@@ -253,11 +264,13 @@ def test_images_elsewhere_subfolders_and_backslashes(folder):
     content = {
         "images": [image_entry(1, "left\\b.png"), image_entry(2, "left/../left/b.png")],
         "annotations": [annotation(1, 1), annotation(2, 2)],
+        "categories": [{"id": 1, "name": "cell"}],
     }
     ann_file = folder.path / "elsewhere.json"
     ann_file.write_text(json.dumps(content))
     dataset = load_coco(folder.path / "images", ann_file)
     assert [video.video_id for video in dataset.videos] == ["b", "b_2"]
+    assert dataset.notes == {"file names with a Windows separator, read with a slash": 1}
     assert dataset.videos[0].frames[0].read().shape == (HEIGHT, WIDTH, 3)
 
 
@@ -280,7 +293,9 @@ def test_file_names_that_leave_the_folder(folder, file_name):
 def test_byte_order_mark(folder):
     folder.write([annotation()])
     folder.ann_file.write_bytes(b"\xef\xbb\xbf" + folder.ann_file.read_bytes())
-    assert len(load_coco(folder.path, folder.ann_file)) == 1
+    dataset = load_coco(folder.path, folder.ann_file)
+    assert len(dataset) == 1
+    assert dataset.notes == {"a byte order mark before the JSON, skipped": 1}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +333,22 @@ def test_missing_file_and_folder(folder):
         load_coco(folder.path / "absent", folder.ann_file)
 
 
+# A choice of images
+
+
+def test_only_the_images_that_are_named(folder):
+    for name in ("x/b.png", "y/c.png"):
+        folder.save_image(name)
+    folder.write(
+        [annotation(n, n) for n in range(3)],
+        [image_entry(n, name) for n, name in enumerate(["a.png", "x/b.png", "y/c.png"])],
+    )
+    chosen = load_coco(folder.path, folder.ann_file, videos=["c", "a.png"])
+    assert [video.video_id for video in chosen.videos] == ["a", "c"]
+    with pytest.raises(UserError, match=r"there is no video 'x/bb.png'.*; it holds 3, such as .*x/b.png"):
+        load_coco(folder.path, folder.ann_file, videos=["x/bb.png"])
+
+
 # Ids and categories
 
 
@@ -329,7 +360,8 @@ def test_ids_of_different_types(folder, in_images, in_annotations):
         [{"id": 0, "name": "objects"}, {"id": 3, "name": "cell"}],
     )
     assert dataset.videos[0].objects[0].category == "cell"
-    assert dataset.notes == {}
+    text = any(isinstance(number, str) for number in (in_images, in_annotations))
+    assert dataset.notes == ({"ids that are text, compared as numbers where they are some": 1} if text else {})
 
 
 def test_image_id_as_the_key_of_images(folder):
@@ -341,23 +373,29 @@ def test_image_id_as_the_key_of_images(folder):
 def test_duplicate_annotation_ids_are_renumbered(folder):
     dataset = folder.load([annotation(5), annotation(5, segmentation=(BLOCK,))])
     assert [track.object_id for track in dataset.videos[0].objects] == [1, 2]
+    assert [track.original_id for track in dataset.videos[0].objects] == [5, 5]
+    assert dataset.notes == {"annotations that share an id, objects are numbered anew in every image": 1}
 
 
 def test_duplicate_image_ids(folder):
-    assert folder.load([annotation()], [image_entry(), image_entry()]).notes == {"images listed more than once": 1}
+    assert folder.load([annotation()], [image_entry(), image_entry()]).notes == {
+        "images listed more than once, read once": 1
+    }
     folder.save_image("b.png")
     images = [image_entry(1), image_entry(1, "b.png"), image_entry(2)]
-    assert "image 1: two files have this id: a.png and b.png" in folder.refusal([annotation()], images)
+    assert "image 1: two files have this id: a.png and b.png" in folder.refusal(
+        [annotation(), annotation(2, 2)], images
+    )
     dataset, findings = scan_coco(folder.path, folder.ann_file)
     assert len(findings) == 1
-    assert not dataset.videos, "whose annotations they are cannot be known"
+    assert [video.video_id for video in dataset.videos] == ["a"], "whose annotations the others are cannot be known"
 
 
 @pytest.mark.parametrize("categories", [[], None, {}, [{"id": 1}], [None, {"name": "x"}], [{"id": 2, "name": "x"}]])
 def test_unknown_categories(folder, categories):
     dataset = folder.load([annotation()], categories=categories if categories is not None else "none")
     assert dataset.videos[0].objects[0].category is None
-    assert dataset.notes == {"annotations of an unknown category kept without one": 1}
+    assert dataset.notes == {"annotations of an unknown category, kept without one": 1}
 
 
 @pytest.mark.parametrize(
@@ -381,7 +419,7 @@ def test_crowds_are_left_out(folder):
     crowd = annotation(2, segmentation=rle(runs_of(BLOCK_MASK)), iscrowd=1)
     dataset = folder.load([annotation(1), crowd])
     assert len(dataset.videos[0].objects) == 1
-    assert dataset.notes == {"crowd annotations left out": 1}
+    assert dataset.notes == {"crowd annotations, left out": 1}
 
 
 def test_a_file_of_nothing_but_crowds_is_used(folder):
@@ -390,19 +428,19 @@ def test_a_file_of_nothing_but_crowds_is_used(folder):
     ]
     dataset = folder.load([*crowds, annotation(9, segmentation=[])])
     assert len(dataset.videos[0].objects) == 2
-    assert dataset.notes["crowd annotations used as objects, as there are no others"] == 2
+    assert dataset.notes["crowd annotations, used as objects, as there are no others"] == 2
 
 
 @pytest.mark.parametrize(
     ("entry", "note"),
     [
-        (annotation(2, segmentation=[]), "annotations without a segmentation left out"),
-        (annotation(2, segmentation=None), "annotations without a segmentation left out"),
-        ({"id": 2, "image_id": 1, "bbox": [1, 1, 2, 2]}, "annotations without a segmentation left out"),
-        (annotation(2, image=99), "annotations of unknown images left out"),
-        (annotation(2, image=None), "annotations of unknown images left out"),
-        (annotation(2, segmentation=([-3, -3, -2, -3, -2, -2],)), "annotations that cover no pixel left out"),
-        (annotation(2, segmentation=rle([48])), "annotations that cover no pixel left out"),
+        (annotation(2, segmentation=[]), "annotations without a segmentation, left out"),
+        (annotation(2, segmentation=None), "annotations without a segmentation, left out"),
+        ({"id": 2, "image_id": 1, "bbox": [1, 1, 2, 2]}, "annotations without a segmentation, left out"),
+        (annotation(2, image=99), "annotations of unknown images, left out"),
+        (annotation(2, image=None), "annotations of unknown images, left out"),
+        (annotation(2, segmentation=([-3, -3, -2, -3, -2, -2],)), "annotations that cover no pixel, left out"),
+        (annotation(2, segmentation=rle([48])), "annotations that cover no pixel, left out"),
     ],
 )
 def test_harmless_annotations_are_left_out_and_counted(folder, entry, note):
@@ -417,22 +455,22 @@ def test_harmless_annotations_are_kept_and_counted(folder):
     dataset = folder.load([without_box, annotation(2, segmentation=([-3, -2, 2, -2, 2, 1, -3, 1],))])
     assert len(dataset.videos[0].objects) == 2
     assert dataset.notes == {
-        "annotations without a box (none is needed)": 1,
-        "polygons that reach out of the image clipped": 1,
+        "annotations without a box, none is needed": 1,
+        "polygons that reach out of the image, clipped": 1,
     }
 
 
 def test_images_without_annotations_are_left_out(folder):
     dataset = folder.load([annotation()], [image_entry(1), image_entry(2, "not even there.png")])
     assert len(dataset) == 1
-    assert dataset.notes == {"images without usable annotations left out": 1}
+    assert dataset.notes == {"images without usable annotations, left out": 1}
 
 
 def test_nothing_left_says_why(folder):
     message = folder.refusal([annotation(1, segmentation=[]), annotation(2, image=9)])
-    assert "1 annotations without a segmentation left out" in message
-    assert "1 annotations of unknown images left out" in message
-    assert "1 images without usable annotations left out" in message
+    assert "1 annotations without a segmentation, left out" in message
+    assert "1 annotations of unknown images, left out" in message
+    assert "1 images without usable annotations, left out" in message
 
 
 def test_the_largest_by_mask_area_are_kept_in_order(folder):
@@ -444,41 +482,77 @@ def test_the_largest_by_mask_area_are_kept_in_order(folder):
     tracks = dataset.videos[0].objects
     assert [track.object_id for track in tracks] == [1, 2, 3]
     assert [int(track.segmentations[0].decode().sum()) for track in tracks] == [6, 4, 48]
-    assert dataset.notes == {"annotations beyond the 3 largest of their image left out": 1}
+    assert dataset.notes == {"annotations beyond the 3 largest of their image, left out": 1}
 
 
 # Damage
 
 
+def test_length_ends_in_one_short_line(folder):
+    """Ids and names of thousands of characters, and text that is no text."""
+    damaged = [annotation("7" * 5000, segmentation=(SQUARE[:7],)), annotation("a\nb\ud800", segmentation={"size": "x"})]
+    images = [image_entry(), image_entry(2, "n" * 5000), image_entry(3, "a\n\ud800.png")]
+    folder.write([annotation(1), *damaged, annotation(5, 2), annotation(6, 3)], images)
+    dataset, findings = scan_coco(folder.path, folder.ann_file)
+    assert len(dataset.videos[0].objects) == 1
+    assert len(findings) == 4
+    assert all(str(finding).isprintable() for finding in findings)
+    assert [len(str(finding)) < 300 for finding in findings].count(False) == 1, "a path is told as it is"
+
+
+@pytest.mark.parametrize("depth", [100, 600, 700, 800, 850, 900, 930, 960, 990, 2000])
+def test_depth(folder, depth):
+    """Whether or not JSON is read to this depth, copying and quoting it does not fail."""
+    folder.write([annotation(1), annotation(2, segmentation="DEEP")])
+    folder.ann_file.write_text(folder.ann_file.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
+    try:
+        dataset, findings = scan_coco(folder.path, folder.ann_file)
+    except UserError as error:
+        assert "not valid JSON" in str(error)
+    else:
+        assert len(dataset.videos[0].objects) == 1
+        assert "holds something that is not a number" in str(findings[0])
+
+
+def test_a_polygon_that_would_fill_the_memory(folder):
+    there_and_back = [0, 0, 8000, 8000] * 1000
+    assert "to and fro" in (check_segmentation([there_and_back], 8000, 8000) or "")
+    assert "to and fro" in (check_segmentation([there_and_back[:200]] * 20, 8000, 8000) or "")
+    assert check_segmentation([[0, 0, 8000, 0, 8000, 8000] * 10], 8000, 8000) is None
+
+
 def test_one_damaged_annotation_is_named(folder):
     message = folder.refusal([annotation(1), annotation(17, segmentation=([1, 1, 4, 1, 4, 3, 1],))])
     assert message == (
-        f"{folder.ann_file}: annotation 17 (a.png): polygon 1 has an odd number of coordinates (7); fix or delete it"
+        f"{folder.ann_file}: annotation 17 (a.png): polygon 1 has an odd number of coordinates (7); "
+        "fix or delete it, or leave it out with --skip-bad"
     )
 
 
 def test_several_damaged_annotations_are_named_together(folder):
     damaged = [annotation(number, segmentation=([1, 1, 4, 1],)) for number in range(12)]
     lines = folder.refusal([*damaged, "not an object"]).splitlines()
-    assert lines[0] == f"{folder.ann_file}: 13 damaged entries to fix or delete, the first 5:"
-    assert lines[1] == "  annotations[12]: is not an object"
-    assert lines[2] == "  annotation 0 (a.png): polygon 1 has fewer than 3 points (2)"
-    assert len(lines) == 6
-    assert "entries to fix or delete:\n" in folder.refusal(damaged[:2])
+    assert lines[0] == "coco: 13 errors in the data, the first 5:"
+    assert lines[1] == f"  {folder.ann_file}: annotations[12]: is not an object; fix or delete it"
+    assert lines[2].startswith(f"  {folder.ann_file}: annotation 0 (a.png): polygon 1 has fewer than 3 points (2);")
+    assert "tools/validate_data.py" in lines[6]
+    assert len(lines) == 7
+    assert "2 errors in the data:\n" in folder.refusal(damaged[:2])
 
 
 def test_scan_goes_on_past_damage(folder):
     folder.write([annotation(1), annotation(2, segmentation=([1, 1, float("nan"), 1, 2, 2],))])
     dataset, findings = scan_coco(folder.path, folder.ann_file, "cells")
     assert [str(finding) for finding in findings] == [
-        "annotation 2 (a.png): polygon 1 has the coordinate nan, on an image of 8×6 pixels"
+        f"{folder.ann_file}: annotation 2 (a.png): polygon 1 has the coordinate nan, on an image of 8×6 pixels; "
+        "fix or delete it"
     ]
     assert len(dataset.videos[0].objects) == 1
 
 
 def test_missing_and_broken_image_files(folder):
     message = folder.refusal([annotation(1), annotation(2)], [image_entry(1, "b.png")])
-    assert message == f"{folder.ann_file}: {folder.path / 'b.png'}: no such file; fix or delete it"
+    assert message.startswith(f"{folder.path / 'b.png'}: no such file; ")
     (folder.path / "b.png").write_bytes(b"text")
     assert "b.png: not an image" in folder.refusal([annotation()], [image_entry(1, "b.png")])
     assert "cannot be read" in folder.refusal([annotation()], [image_entry(1, "nul\0.png")])
@@ -531,16 +605,15 @@ def test_square_images_are_read_upright(folder):
 # Real data
 
 
-@pytest.mark.skipif(not (DATA / "coco_flakes_microscopy").is_dir(), reason="the flakes are not here")
-def test_flakes_as_roboflow_exports_them():
+def test_flakes_as_roboflow_exports_them(shared_data):
+    flakes = shared_data("coco_flakes_microscopy")
     valid, test = (
-        load_coco(folder, folder / "_annotations.coco.json")
-        for folder in (DATA / "coco_flakes_microscopy/valid", DATA / "coco_flakes_microscopy/test")
+        load_coco(folder, folder / "_annotations.coco.json") for folder in (flakes / "valid", flakes / "test")
     )
     assert (len(valid), sum(len(video.objects) for video in valid.videos)) == (21, 277)
-    assert valid.notes == {"polygons that reach out of the image clipped": 2}
+    assert valid.notes == {"polygons that reach out of the image, clipped": 2}
     assert (len(test), sum(len(video.objects) for video in test.videos)) == (10, 87)
-    assert test.notes["annotations without a segmentation left out"] == 1
+    assert test.notes["annotations without a segmentation, left out"] == 1
     categories = {track.category for video in valid.videos for track in video.objects}
     assert len(categories) == 3
     assert "flakes" not in categories
@@ -549,9 +622,8 @@ def test_flakes_as_roboflow_exports_them():
     assert all(mask.any() for mask in video.masks(0).values())
 
 
-@pytest.mark.skipif(not (DATA / "coco_cells_rle").is_dir(), reason="the cells are not here")
-def test_cells_equal_their_source_masks():
-    folder = DATA / "coco_cells_rle"
+def test_cells_equal_their_source_masks(shared_data):
+    folder = shared_data("coco_cells_rle")
     dataset = load_coco(folder / "train", folder / "instances_train.json")
     assert (len(dataset), sum(len(video.objects) for video in dataset.videos)) == (15, 969)
     assert dataset.notes == {}
@@ -564,29 +636,12 @@ def test_cells_equal_their_source_masks():
         np.testing.assert_array_equal(mask, coco_mask.decode(entry["segmentation"]).astype(bool))
 
 
-@pytest.mark.skipif(not (DATA / "odd_inputs").is_dir(), reason="the collection of odd files is not here")
-def test_odd_files_are_loaded_or_refused():
-    ann_files = sorted((DATA / "odd_inputs").rglob("*.json"))
-    assert ann_files
-    for ann_file in ann_files:
-        try:
-            dataset = load_coco(ann_file.parent, ann_file)
-        except UserError as error:
-            first, *rest = str(error).splitlines()
-            assert first.startswith(f"{ann_file}: ")
-            assert all(line.startswith("  ") for line in rest)
-            assert len(rest) <= 5
-        else:
-            assert dataset.videos
-
-
-@pytest.mark.skipif(not (DATA / "odd_inputs/datumaro").is_dir(), reason="the collection of odd files is not here")
-def test_coco_with_a_category_gap_and_a_crowd():
-    folder = DATA / "odd_inputs/datumaro/coco_dataset/coco_instances"
+def test_coco_with_a_category_gap_and_a_crowd(shared_data):
+    folder = shared_data("odd_inputs") / "datumaro/coco_dataset/coco_instances"
     dataset = load_coco(folder / "images/val", folder / "annotations/instances_val.json")
     (track,) = dataset.videos[0].objects
     assert track.category == "a"
-    assert dataset.notes == {"crowd annotations left out": 1}
+    assert dataset.notes == {"crowd annotations, left out": 1}
     expected = np.zeros((10, 5), dtype=bool)
     expected[:2, :1] = True
     np.testing.assert_array_equal(track.segmentations[0].decode(), expected)

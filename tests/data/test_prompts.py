@@ -72,7 +72,7 @@ class TestCommandLine:
             ({"points": ["0:1,2"]}, "numbered 1 to 255"),
             ({"points": ["256:1,2"]}, "numbered 1 to 255"),
             ({"boxes": ["1,2,3,4", "1:5,6,7,8"]}, "object 1 on frame 0: give one mask, or one box"),
-            ({"masks": ["none.png"]}, "no such mask file"),
+            ({"masks": ["none.png"]}, "none.png: no such file"),
             ({"file": "none.json"}, "none.json: no such file"),
         ],
     )

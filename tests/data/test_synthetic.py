@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from src.data.coco import load_coco
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import (
     CELLS,
@@ -133,10 +132,13 @@ def test_textures_blend_their_two_colours(kind):
 
 
 class TestCoco:
-    @staticmethod
-    def there_and_back(data: DataSet, folder) -> DataSet:
-        write_coco(folder, data)
-        return load_coco(folder, folder / "_annotations.coco.json")
+    @pytest.fixture
+    def there_and_back(self, load_coco):
+        def write_and_read(data: DataSet, folder) -> DataSet:
+            write_coco(folder, data)
+            return load_coco(folder, folder / "_annotations.coco.json")
+
+        return write_and_read
 
     @staticmethod
     def assert_same_masks(data: DataSet, again: DataSet) -> None:
@@ -149,15 +151,15 @@ class TestCoco:
                 assert np.array_equal(mask, other)
 
     @DOMAINS
-    def test_masks_come_back_to_the_pixel(self, domain, tmp_path):
+    def test_masks_come_back_to_the_pixel(self, there_and_back, domain, tmp_path):
         data = make_videos(domain, 6, 0, frames=1, side=96)
-        again = self.there_and_back(data, tmp_path)
+        again = there_and_back(data, tmp_path)
         self.assert_same_masks(data, again)
         assert [v.video_id for v in again.videos] == [v.video_id for v in data.videos]
 
-    def test_pixels_come_back_but_for_jpeg(self, tmp_path):
+    def test_pixels_come_back_but_for_jpeg(self, there_and_back, tmp_path):
         data = make_videos(CELLS, 1, 0, frames=1, side=96)
-        again = self.there_and_back(data, tmp_path)
+        again = there_and_back(data, tmp_path)
         difference = pixels(data.videos[0]).astype(int) - pixels(again.videos[0])
         assert np.abs(difference).mean() < 12
 
@@ -168,12 +170,12 @@ class TestCoco:
         frame = ArrayFrame(np.zeros((side, side, 3), np.uint8))
         return DataSet("things", [VideoRecord("a", side, side, [frame], objects)])
 
-    def test_a_hole_is_kept_by_run_lengths(self, tmp_path):
+    def test_a_hole_is_kept_by_run_lengths(self, there_and_back, tmp_path):
         mask = np.zeros((20, 20), bool)
         mask[4:14, 5:15] = True
         mask[8:10, 9:12] = False
         data = self.of_masks(mask)
-        self.assert_same_masks(data, self.there_and_back(data, tmp_path))
+        self.assert_same_masks(data, there_and_back(data, tmp_path))
         content = json.loads((tmp_path / "_annotations.coco.json").read_text())
         (annotation,) = content["annotations"]
         assert annotation["segmentation"]["size"] == [20, 20]
@@ -181,29 +183,29 @@ class TestCoco:
         assert annotation["area"] == mask.sum() == 94
         assert annotation["bbox"] == [5, 4, 10, 10]
 
-    def test_a_hole_in_the_first_pixel_column_too(self, tmp_path):
+    def test_a_hole_in_the_first_pixel_column_too(self, there_and_back, tmp_path):
         mask = np.ones((8, 8), bool)
         mask[3, 3] = False
         data = self.of_masks(mask)
-        self.assert_same_masks(data, self.there_and_back(data, tmp_path))
+        self.assert_same_masks(data, there_and_back(data, tmp_path))
 
-    def test_parts_become_polygons(self, tmp_path):
+    def test_parts_become_polygons(self, there_and_back, tmp_path):
         mask = np.zeros((20, 20), bool)
         mask[2:6, 2:6] = mask[10:18, 8:12] = True
         data = self.of_masks(mask)
-        self.assert_same_masks(data, self.there_and_back(data, tmp_path))
+        self.assert_same_masks(data, there_and_back(data, tmp_path))
         (annotation,) = json.loads((tmp_path / "_annotations.coco.json").read_text())["annotations"]
         assert len(annotation["segmentation"]) == 2
 
     @pytest.mark.parametrize("seed", range(8))
-    def test_any_mask_comes_back_to_the_pixel(self, seed, tmp_path):
+    def test_any_mask_comes_back_to_the_pixel(self, there_and_back, seed, tmp_path):
         """Speckle: single pixels, lines, corners that touch, and the border of the picture."""
         rng = np.random.default_rng(seed)
         masks = [rng.random((12, 12)) < share for share in (0.1, 0.3, 0.5, 0.8)]
         data = self.of_masks(*masks)
-        self.assert_same_masks(data, self.there_and_back(data, tmp_path))
+        self.assert_same_masks(data, there_and_back(data, tmp_path))
 
-    def test_the_tiny_set_of_the_tests_has_what_they_need(self, tiny_data):
+    def test_the_tiny_set_of_the_tests_has_what_they_need(self, load_coco, tiny_data):
         train = load_coco(tiny_data / "train", tiny_data / "train/_annotations.coco.json")
         valid = load_coco(tiny_data / "valid", tiny_data / "valid/_annotations.coco.json")
         assert (len(train), len(valid)) == (5, 2)

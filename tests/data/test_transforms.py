@@ -1,4 +1,4 @@
-"""Simulated motion: pixels and masks move together, from an unmoved first frame."""
+"""Simulated motion and augmentation: pixels and masks move together, and colours change as often as they should."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import MotionConfig
-from src.data.transforms import resize, simulate_motion
-
-NOTHING = MotionConfig(
-    degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0, flip=0
+from src.config import AugmentationConfig, MotionConfig
+from src.data.transforms import (
+    MEAN_COLOUR,
+    apply_view,
+    augment_colours,
+    draw_view,
+    resize,
+    simulate_motion,
+    to_pixels,
 )
-EVERYTHING = MotionConfig(occlusion=1, flip=0)
+
+NOTHING = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0)
+EVERYTHING = MotionConfig(occlusion=1)
+NO_AUGMENTATION = AugmentationConfig(**dict.fromkeys(AugmentationConfig.model_fields, 0))
+
+
+def as_floats(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1).float()
+
+
+def augmentation(**changes: float) -> AugmentationConfig:
+    return NO_AUGMENTATION.model_copy(update=changes)
 
 
 def motion(**changes: float) -> MotionConfig:
@@ -32,8 +47,11 @@ def noise(height: int = 60, width: int = 80, objects: int = 2) -> tuple[np.ndarr
 
 
 def simulate(image, masks, config, seed=0, frames=4, height=None, width=None):
-    height, width = height or image.shape[0], width or image.shape[1]
-    return simulate_motion(image, masks, frames, height, width, config, np.random.default_rng(seed))
+    size = height or image.shape[0], width or image.shape[1]
+    picture, soft = resize(as_floats(image), *size), resize(torch.from_numpy(masks).float(), *size)
+    aspect = image.shape[1] / image.shape[0]
+    frames_T3HW, masks_TOHW = simulate_motion(picture, soft, frames, aspect, config, np.random.default_rng(seed))
+    return to_pixels(frames_T3HW), masks_TOHW.numpy()
 
 
 def centroid(weight_HW: np.ndarray) -> np.ndarray:
@@ -71,7 +89,6 @@ def test_one_frame_is_the_image():
     assert np.array_equal(masks_TOHW[0], masks)
 
 
-@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
     "config",
     [
@@ -80,13 +97,16 @@ def test_one_frame_is_the_image():
     ],
     ids=["translate", "degrees", "scale", "shear", "elastic", "all"],
 )  # fmt: skip
-def test_masks_move_with_the_pixels(config, seed):
+def test_masks_move_with_the_pixels(config):
     image, masks = scene()
-    frames_THWC, masks_TOHW = simulate(image, masks, config, seed)
-    for frame, mask in zip(frames_THWC, masks_TOHW[:, 0], strict=True):
-        # a pixel that is more white than black is the object's
-        assert np.array_equal(frame[..., 0] > 127.5, mask)
-    assert not np.array_equal(masks_TOHW[-1], masks_TOHW[0])
+    moved = []
+    for seed in range(4):
+        frames_THWC, masks_TOHW = simulate(image, masks, config, seed)
+        for frame, mask in zip(frames_THWC, masks_TOHW[:, 0], strict=True):
+            # a pixel that is more white than black is the object's
+            assert np.array_equal(frame[..., 0] > 127.5, mask)
+        moved.append(not np.array_equal(masks_TOHW[-1], masks_TOHW[0]))
+    assert sum(moved) >= 3, "a draw may be too small to move a pixel"
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -146,13 +166,6 @@ def test_occlusion_is_a_chance():
     assert 8 < sum(hidden) < 32
 
 
-def test_a_flip_mirrors_the_whole_clip():
-    image, masks = noise()
-    frames_THWC, masks_TOHW = simulate(image, masks, motion(flip=1.0))
-    assert all(np.array_equal(frame, image[:, ::-1]) for frame in frames_THWC)
-    assert all(np.array_equal(frame, masks[:, :, ::-1]) for frame in masks_TOHW)
-
-
 def test_the_same_generator_gives_the_same_clip():
     image, masks = noise()
     first, again, other = (simulate(image, masks, EVERYTHING, seed) for seed in (5, 5, 6))
@@ -174,3 +187,123 @@ def test_resize_averages_and_leaves_the_same_size_alone():
     assert resize(image, 2, 4) is image
     assert resize(image, 1, 2).shape == (1, 1, 2)
     assert resize(torch.full((3, 9, 7), 5.0), 4, 4) == pytest.approx(torch.full((3, 4, 4), 5.0))
+
+
+class TestView:
+    """A picture whose brightness is its mask goes through the view: what is white afterwards is the mask."""
+
+    @staticmethod
+    def seen(config: AugmentationConfig, seed: int = 0, mask: np.ndarray | None = None, aspect: float = 1.0):
+        if mask is None:
+            mask = np.zeros((40, 50), bool)
+            mask[15:25, 18:34] = True
+        soft = torch.from_numpy(mask).float()[None]
+        view = draw_view(soft, aspect, config, np.random.default_rng(seed))
+        picture = 255 * soft.expand(3, -1, -1)
+        frames, masks = apply_view(torch.stack([picture, 255 - picture]), soft.expand(2, 1, -1, -1), view)
+        return view, frames, masks > 0.5, torch.from_numpy(mask)
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            augmentation(degrees=25.0), augmentation(shear=20.0), augmentation(scale=0.3), augmentation(translate=0.2),
+            AugmentationConfig(scale=0.2, translate=0.1),
+        ],
+        ids=["degrees", "shear", "scale", "translate", "all"],
+    )  # fmt: skip
+    def test_masks_move_with_the_pixels(self, config):
+        moved = []
+        for seed in range(5):
+            view, frames, masks, before = self.seen(config, seed)
+            _, inside = apply_view(frames[:1], torch.ones(1, 1, 40, 50), view)
+            sure = inside[0, 0] > 0.999
+            assert torch.equal((frames[0, 0] > 127.5)[sure], masks[0, 0][sure])
+            assert torch.equal((frames[1, 0] < 127.5)[sure], masks[1, 0][sure])
+            assert torch.equal(masks[0], masks[1]), "all frames are seen alike"
+            moved.append(not torch.equal(masks[0, 0], before))
+        assert sum(moved) >= 3, "a draw may be too small to move a pixel"
+
+    def test_beyond_the_picture_there_is_one_colour_and_no_object(self):
+        everywhere = np.ones((40, 50), bool)
+        _, frames, masks, _ = self.seen(augmentation(degrees=45.0), 1, everywhere)
+        outside = ~masks[0, 0]
+        assert outside.float().mean() > 0.05
+        clear = apply_view(frames[:1], torch.ones(1, 1, 40, 50), torch.eye(2, 3))[0][0].permute(1, 2, 0)
+        plain = (clear - torch.tensor(MEAN_COLOUR)).abs().amax(-1) < 0.01
+        assert plain[outside].float().mean() > 0.8, "but for a seam of half-covered pixels"
+
+    def test_a_flip_mirrors_and_nothing_else(self):
+        _, frames, masks, before = self.seen(augmentation(flip=1.0))
+        assert torch.equal(masks[0, 0], before.flip(-1))
+        assert np.array_equal(to_pixels(frames)[0, ..., 0] == 255, before.flip(-1).numpy())
+
+    def test_flips_come_as_often_as_they_should(self):
+        views = [self.seen(augmentation(flip=0.3), seed)[0] for seed in range(100)]
+        assert 15 < sum(bool(view[0, 0] < 0) for view in views) < 45
+
+    def test_without_magnitudes_nothing_moves(self):
+        view, frames, masks, before = self.seen(NO_AUGMENTATION)
+        assert torch.equal(view, torch.eye(2, 3))
+        assert torch.equal(masks[0, 0], before)
+        assert np.array_equal(to_pixels(frames)[0, ..., 0], 255 * before.numpy())
+
+    def test_angles_are_those_of_the_picture_before_it_was_made_square(self):
+        """A circle of a picture twice as wide as high is half as wide in the square, and stays so when turned."""
+        y, x = np.mgrid[:64, :64] - 31.5
+        squeezed = (x * 2) ** 2 + y**2 < 24**2
+        for seed in range(4):
+            _, _, masks, before = self.seen(augmentation(degrees=90.0), seed, squeezed, aspect=2.0)
+            assert (masks[0, 0] ^ before).float().sum() < 0.06 * before.sum()
+            _, _, masks, before = self.seen(augmentation(degrees=90.0), seed, squeezed, aspect=1.0)
+            assert (masks[0, 0] ^ before).float().sum() > 0.1 * before.sum()
+
+    def test_every_object_stays_in_sight(self):
+        """Blocks in opposite corners are lost in most views: these are drawn again, and at last not at all."""
+        corners = torch.zeros(2, 48, 48)
+        corners[0, :2, :2] = corners[1, -2:, -2:] = 1
+        config = augmentation(degrees=180.0, translate=0.3, flip=0.5)
+        plain = 0
+        for seed in range(40):
+            view = draw_view(corners, 1.0, config, np.random.default_rng(seed))
+            _, masks = apply_view(torch.zeros(1, 3, 48, 48), corners[None], view)
+            assert (masks > 0.5).any(-1).any(-1).all()
+            plain += int(torch.equal(view.abs(), torch.eye(2, 3)))
+        assert plain > 0
+
+    def test_the_same_generator_gives_the_same_view(self):
+        config = AugmentationConfig()
+        assert torch.equal(self.seen(config, 3)[0], self.seen(config, 3)[0])
+        assert not torch.equal(self.seen(config, 3)[0], self.seen(config, 4)[0])
+
+
+class TestColours:
+    FRAMES = torch.from_numpy(np.random.default_rng(0).uniform(60, 190, (1, 3, 8, 8)).astype(np.float32)).expand(
+        4, -1, -1, -1
+    )
+
+    def changed(self, seed: int = 0, **limits: float) -> torch.Tensor:
+        return augment_colours(self.FRAMES, augmentation(**limits), np.random.default_rng(seed))
+
+    def test_without_magnitudes_nothing_changes(self):
+        assert torch.allclose(self.changed(), self.FRAMES, atol=1e-3)
+
+    @pytest.mark.parametrize("limit", ["brightness", "contrast", "saturation"])
+    def test_of_the_clip_it_is_the_same_for_all_frames(self, limit):
+        frames = self.changed(**{limit: 0.5})
+        assert (frames - self.FRAMES).abs().max() > 1
+        assert all(torch.equal(frame, frames[0]) for frame in frames)
+
+    @pytest.mark.parametrize("limit", ["frame_brightness", "frame_contrast", "frame_saturation"])
+    def test_of_frames_it_differs(self, limit):
+        frames = self.changed(**{limit: 0.5})
+        assert not any(torch.allclose(frames[i], frames[j], atol=0.1) for i in range(4) for j in range(i))
+
+    def test_a_factor_stays_within_its_limit(self):
+        factors = [float((self.changed(seed, brightness=0.2) / self.FRAMES).mean()) for seed in range(30)]
+        assert 0.8 <= min(factors) < 0.85
+        assert 1.15 < max(factors) <= 1.2
+
+    def test_grey_is_grey_and_a_chance(self):
+        assert torch.equal(self.changed(grey=1.0)[:, 0], self.changed(grey=1.0)[:, 2])
+        grey = [torch.equal(f[:, 0], f[:, 2]) for f in (self.changed(seed, grey=0.5) for seed in range(40))]
+        assert 8 < sum(grey) < 32

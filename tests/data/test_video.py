@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import random
 import struct
+import threading
 import wave
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.video import FrameFiles, VideoFile, VideoWriter, open_footage
+from src.data.video import (
+    MAX_OPEN_VIDEOS,
+    FrameFiles,
+    VideoFile,
+    VideoFrame,
+    VideoWriter,
+    open_footage,
+    read_header,
+)
 from src.errors import UserError
 
 
@@ -105,6 +119,144 @@ class TestVideoFiles:
         )
         with pytest.raises(UserError, match=r"clip\.mp4: "):
             list(open_footage(video))
+
+
+def encode(
+    path: Path,
+    frames: int = 40,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    start: int = 0,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """A video of a square that moves over noise, with its first time stamp at ``start``."""
+    noise = np.random.default_rng(0).integers(0, 60, (48, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=24, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for t in range(frames):
+            pixels = np.roll(noise, t, axis=0)
+            pixels[t % 40 : t % 40 + 8, t : t + 8] = (250, 200, 10)
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts = start + t
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read_by_process(frame: VideoFrame, queue: multiprocessing.Queue) -> None:
+    queue.put(frame.read())
+
+
+class TestSingleFrames:
+    @pytest.mark.parametrize(
+        ("name", "codec", "options", "start"),
+        [
+            ("b.mp4", "libx264", {"bf": "3", "g": "12"}, 0),
+            ("open_gop.mp4", "libx264", {"bf": "3", "g": "8", "x264-params": "open-gop=1"}, 0),
+            ("short_gop.mp4", "libx264", {"bf": "2", "g": "2"}, 0),
+            ("late.mkv", "libx264", {"bf": "2", "g": "10"}, 500),
+            ("one_key.mp4", "libx264", {"bf": "0", "g": "1000"}, 7),
+            ("no_times.h264", "libx264", {"bf": "2", "g": "12"}, 0),
+            ("mpeg4.avi", "mpeg4", {"bf": "2", "g": "12"}, 0),
+            ("mpeg2.ts", "mpeg2video", {"bf": "2", "g": "12"}, 0),
+        ],
+    )
+    def test_any_order_gives_what_reading_from_the_start_gives(self, tmp_path, name, codec, options, start):
+        path = encode(tmp_path / name, codec=codec, options=options, start=start)
+        expected = list(open_footage(path))
+        assert read_header(path).count == len(expected)
+        assert read_header(path).size == (48, 64)
+        indices = [*range(len(expected)), *reversed(range(len(expected))), 3, 3, 4, 20, 5]
+        indices += random.Random(0).choices(range(len(expected)), k=25)
+        for index in indices:
+            assert np.array_equal(VideoFrame(path, index).read(), expected[index]), index
+
+    def test_frames_are_turned_as_the_metadata_ask(self, video):
+        turned = with_display_matrix(video, 0, 0x10000, 0, -0x10000, 0, 0, 48 << 16, 0, 1 << 30)
+        assert read_header(turned).size == (64, 48)
+        assert colours_at(VideoFrame(turned, 0).read()) == "BR.G"
+        assert VideoFrame(turned, 3).read().shape == (64, 48, 3)
+
+    def test_frames_that_an_edit_list_hides_are_not_counted(self, tmp_path):
+        """An mp4 that starts in the middle of a group of pictures, as cutting without encoding makes it."""
+        whole = encode(tmp_path / "whole.mp4", options={"bf": "2", "g": "12"})
+        content = bytearray(whole.read_bytes())
+        edit = content.index(b"elst") + 4 + 4 + 4 + 4  # past the name, version and count, and the edit's duration
+        (begin,) = struct.unpack(">i", content[edit : edit + 4])
+        content[edit : edit + 4] = struct.pack(">i", begin + 5 * 512)  # of 12288 a second
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(content)
+        expected = list(open_footage(cut))
+        assert 0 < len(expected) < 40
+        assert read_header(cut).count == len(expected)
+        for index in (len(expected) - 1, 0, 9, 3):
+            assert np.array_equal(VideoFrame(cut, index).read(), expected[index])
+
+    def test_a_file_that_was_broken_off_has_the_frames_that_are_left(self, tmp_path):
+        front = {"movflags": "faststart"}
+        whole = encode(tmp_path / "whole.mp4", options={"bf": "0", "g": "4"}, container_options=front)
+        content = whole.read_bytes()
+        assert content.index(b"moov") < content.index(b"mdat"), "the index comes first"
+        cut = tmp_path / "cut.mp4"
+        cut.write_bytes(content[: len(content) * 2 // 3])
+        assert 0 < read_header(cut).count < 40
+        assert np.array_equal(VideoFrame(cut, 2).read(), VideoFrame(whole, 2).read())
+
+    def test_only_a_few_files_stay_open(self, tmp_path):
+        paths = [encode(tmp_path / f"{i}.mp4", frames=3) for i in range(MAX_OPEN_VIDEOS + 3)]
+        before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+        for _ in range(2):
+            for path in paths:
+                assert VideoFrame(path, 2).read().shape == (48, 64, 3)
+        if before:
+            assert len(os.listdir("/proc/self/fd")) <= before + MAX_OPEN_VIDEOS
+
+    def test_a_file_that_is_replaced_is_read_anew(self, tmp_path):
+        path = encode(tmp_path / "x.mp4", frames=3)
+        first = VideoFrame(path, 0).read()
+        with VideoWriter(path) as writer:
+            writer.write(corners())
+        assert not np.array_equal(VideoFrame(path, 0).read(), first)
+
+    def test_threads_and_forked_processes_read_the_same(self, tmp_path):
+        path = encode(tmp_path / "x.mp4", options={"bf": "3", "g": "12"})
+        expected = list(open_footage(path))
+        found: dict[int, np.ndarray] = {}
+        threads = [
+            threading.Thread(target=lambda i=i: found.update({i: VideoFrame(path, i).read()})) for i in (30, 2, 17)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(np.array_equal(found[i], expected[i]) for i in (30, 2, 17))
+        if "fork" not in multiprocessing.get_all_start_methods():
+            pytest.skip("this platform cannot fork")
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        for index in (18, 3):
+            child = context.Process(target=read_by_process, args=(VideoFrame(path, index), queue))
+            child.start()
+            assert np.array_equal(queue.get(timeout=30), expected[index])
+            child.join(30)
+            assert np.array_equal(VideoFrame(path, index + 1).read(), expected[index + 1]), "the parent goes on"
+
+    def test_a_frame_is_small_and_can_be_sent(self, video):
+        VideoFrame(video, 1).read()
+        frame = pickle.loads(pickle.dumps(VideoFrame(video, 1)))
+        assert frame == VideoFrame(video, 1)
+        assert (frame.name, frame.stem) == (f"{video} frame 1", "00001")
+
+    def test_what_cannot_be_read_is_told(self, video, tmp_path):
+        with pytest.raises(UserError, match=r"clip\.mp4: there is no frame 5; the video has 5"):
+            VideoFrame(video, 5).read()
+        with pytest.raises(UserError, match=r"none\.mp4: no such file"):
+            VideoFrame(tmp_path / "none.mp4", 0).read()
+        (tmp_path / "x.mp4").write_bytes(b"no video" * 50)
+        with pytest.raises(UserError, match="cannot be read as a video"):
+            VideoFrame(tmp_path / "x.mp4", 0).read()
+        assert VideoFrame(video, 4).read().shape == (48, 64, 3), "an error does no harm"
 
 
 class TestWriter:

@@ -1,4 +1,4 @@
-"""J, F, Dice and mIoU against hand-computed cases, and F against DAVIS' own definition."""
+"""J, F, Dice and mIoU against hand-computed cases, and J, F, recall and decay against DAVIS' definitions."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import math
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, gaussian_filter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from scipy.ndimage import gaussian_filter
 
-from src.evaluation.metrics import Scores, boundary_measure, dice, region_similarity
+from src.evaluation.metrics import (
+    boundary_measure,
+    decay,
+    dice,
+    pooled,
+    recall,
+    region_similarity,
+    score_object,
+)
+from tests.evaluation import reference
 
 EMPTY = np.zeros((100, 100), bool)
 
@@ -17,39 +29,6 @@ def square(x0: int, y0: int, side: int, size: int = 100) -> np.ndarray:
     mask = np.zeros((size, size), bool)
     mask[y0 : y0 + side, x0 : x0 + side] = True
     return mask
-
-
-def davis_outline(mask: np.ndarray) -> np.ndarray:
-    """DAVIS' ``_seg2bmap`` at full size: a pixel unlike its eastern, southern or south-eastern neighbour."""
-    east, south, south_east = np.zeros_like(mask), np.zeros_like(mask), np.zeros_like(mask)
-    east[:, :-1] = mask[:, 1:]
-    south[:-1, :] = mask[1:, :]
-    south_east[:-1, :-1] = mask[1:, 1:]
-    outline = mask ^ east | mask ^ south | mask ^ south_east
-    outline[-1, :] = mask[-1, :] ^ east[-1, :]
-    outline[:, -1] = mask[:, -1] ^ south[:, -1]
-    outline[-1, -1] = False
-    return outline
-
-
-def davis_f(predicted: np.ndarray, true: np.ndarray, tolerance: float = 0.008) -> float:
-    """DAVIS' ``f_measure`` (Perazzi et al., 2016): precision and recall of outlines, each dilated by a disk."""
-    reach = int(np.ceil(tolerance * np.linalg.norm(true.shape)))
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disk = x**2 + y**2 <= reach**2
-    found, wanted = davis_outline(predicted), davis_outline(true)
-    found_near_wanted = found & binary_dilation(wanted, disk)
-    wanted_near_found = wanted & binary_dilation(found, disk)
-    if not found.any() and wanted.any():
-        precision, recall = 1.0, 0.0
-    elif found.any() and not wanted.any():
-        precision, recall = 0.0, 1.0
-    elif not found.any() and not wanted.any():
-        precision, recall = 1.0, 1.0
-    else:
-        precision = found_near_wanted.sum() / found.sum()
-        recall = wanted_near_found.sum() / wanted.sum()
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def blob(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -107,53 +86,116 @@ class TestBoundary:
         assert boundary_measure(square(2, 2, 4, 10), square(3, 2, 4, 10)) == 1
         assert boundary_measure(square(2, 2, 4, 10), square(4, 2, 4, 10)) < 1
 
-    @pytest.mark.parametrize("seed", range(25))
+    @pytest.mark.parametrize("seed", range(16))
     def test_it_equals_davis_own(self, seed):
         rng = np.random.default_rng(seed)
-        shape = tuple(rng.integers(20, 150, 2))
+        shape = tuple(rng.integers(20, 130, 2))
         true = blob(rng, shape)
         predicted = np.roll(true, rng.integers(-6, 7, 2), (0, 1)) if seed % 2 else blob(rng, shape)
         predicted &= rng.random(shape) < rng.uniform(0.9, 1)
         for tolerance in (0.008, 0.03):
-            assert abs(boundary_measure(predicted, true, tolerance) - davis_f(predicted, true, tolerance)) < 1e-9
+            assert (
+                abs(boundary_measure(predicted, true, tolerance) - reference.f(predicted, true, None, tolerance)) < 1e-9
+            )
 
     @pytest.mark.parametrize("true", [~EMPTY, square(0, 0, 100), square(0, 0, 40), square(60, 60, 40)])
     def test_it_equals_davis_own_at_the_border(self, true):
         for predicted in (true, square(1, 1, 99), square(50, 50, 50), EMPTY):
-            assert abs(boundary_measure(predicted, true) - davis_f(predicted, true)) < 1e-9
+            assert abs(boundary_measure(predicted, true) - reference.f(predicted, true)) < 1e-9
+
+    @pytest.mark.parametrize("true", ["row", "column", "dots", "grid", "corner"])
+    def test_it_equals_davis_own_on_thin_masks(self, true):
+        mask = np.zeros((60, 45), bool)
+        mask[{
+            "row": np.s_[30, :], "column": np.s_[:, -1], "dots": np.s_[::9, ::9], "grid": np.s_[::2, ::3],
+            "corner": np.s_[-1, -1],
+        }[true]] = True  # fmt: skip
+        for predicted in (np.roll(mask, 1, 0), np.roll(mask, 3, 1), ~mask, mask[::-1]):
+            assert abs(boundary_measure(predicted, mask) - reference.f(predicted, mask)) < 1e-9
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.tuples(st.integers(1, 14), st.integers(1, 14)).flatmap(
+            lambda shape: st.tuples(*[st_numpy.arrays(bool, shape)] * 3)
+        ),
+        st.sampled_from([0.008, 0.1, 0.3]),
+    )
+    def test_any_small_masks_score_as_the_definitions_say(self, masks, tolerance):
+        predicted, true, void = masks
+        assert abs(boundary_measure(predicted, true, tolerance) - reference.f(predicted, true, None, tolerance)) < 1e-9
+        assert abs(region_similarity(predicted, true) - reference.j(predicted, true)) < 1e-9
+        scored = score_object([predicted], [true], [void])
+        assert abs(scored.J - reference.j(predicted, true, void)) < 1e-9
+        assert abs(scored.F - reference.f(predicted, true, void)) < 1e-9
+
+    def test_what_is_empty_or_full(self):
+        full = ~EMPTY
+        for predicted, true in ((full, full), (full, EMPTY), (EMPTY, full), (full, square(0, 0, 50))):
+            assert boundary_measure(predicted, true) == reference.f(predicted, true)
 
 
-class TestScores:
+class TestOverTime:
+    def test_recall_is_the_share_above_a_half(self):
+        assert recall(np.array([0.5, 0.51, 0.2, 1.0])) == 0.5
+
+    def test_decay_is_the_first_quarter_less_the_last(self):
+        """Of 9 frames the quarters are 0 to 2, 2 to 4, 4 to 6 and 6 to 8."""
+        assert decay(np.array([1.0, 1.0, 0.7, 0, 0, 0, 0.3, 0.2, 0.1])) == pytest.approx(0.9 - 0.2)
+        assert decay(np.array([0.4])) == 0
+        assert decay(np.array([0.9, 0.1])) == pytest.approx(0.8)
+
+    @pytest.mark.parametrize("frames", [*range(1, 30), 100, 256])
+    def test_they_equal_davis_own(self, frames):
+        values = np.random.default_rng(frames).random(frames)
+        mean, expected_recall, expected_decay = reference.statistics(values.tolist())
+        assert (recall(values), decay(values)) == pytest.approx((expected_recall, expected_decay), abs=1e-9)
+        assert mean == pytest.approx(values.mean())
+
+    def test_decay_of_a_long_video(self):
+        assert decay(np.linspace(1, 0, 1001)) == pytest.approx(0.75)
+
+
+class TestPooled:
     def test_j_and_f_are_means_over_objects_of_means_over_frames(self):
-        scores = Scores()
         here, half = square(20, 20, 20), square(30, 20, 20)  # half of each lies in the other: IoU 1/3, Dice 1/2
-        assert scores.add_object([here], [here]) == 1
-        assert scores.add_object([here, half, EMPTY, EMPTY], [here, here, here, here]) == pytest.approx(1 / 3)
-        f_half = davis_f(half, here)
-        summary = scores.summary()
-        assert summary["J"] == pytest.approx((1 + 1 / 3) / 2)
-        assert summary["F"] == pytest.approx((1 + (1 + f_half) / 4) / 2)
-        assert summary["J&F"] == pytest.approx((summary["J"] + summary["F"]) / 2)
+        scores = pooled(
+            [score_object([here], [here]), score_object([here, half, EMPTY, EMPTY], [here, here, here, here])]
+        )
+        f_half = reference.f(half, here)
+        assert scores["J"] == pytest.approx((1 + 1 / 3) / 2)
+        assert scores["F"] == pytest.approx((1 + (1 + f_half) / 4) / 2)
+        assert scores["J&F"] == pytest.approx((scores["J"] + scores["F"]) / 2)
         # these pool all object-frames: five of them, with IoU 1, 1, 1/3, 0, 0
-        assert summary["mIoU"] == pytest.approx((2 + 1 / 3) / 5)
-        assert summary["Dice"] == pytest.approx(2.5 / 5)
+        assert scores["mIoU"] == pytest.approx((2 + 1 / 3) / 5)
+        assert scores["Dice"] == pytest.approx(2.5 / 5)
+        # the second object is above 1/2 on one frame of four; its quarters meet on frames 1, 2, 2 (rounded) and 3
+        assert scores["J_recall"] == pytest.approx((1 + 1 / 4) / 2)
+        assert scores["J_decay"] == pytest.approx((0 + (1 + 1 / 3) / 2 - 0) / 2)
 
     def test_frames_on_which_the_object_is_absent_count_in_j_and_f_alone(self):
-        scores = Scores()
         here = square(20, 20, 20)
-        assert scores.add_object([here, EMPTY, here], [here, None, None]) == pytest.approx(2 / 3)
-        assert scores.summary() == pytest.approx({"J": 2 / 3, "F": 2 / 3, "J&F": 2 / 3, "mIoU": 1.0, "Dice": 1.0})
+        scored = score_object([here, EMPTY, here], [here, None, None])
+        assert scored.J_T.tolist() == [1, 1, 0]
+        scores = pooled([scored])
+        assert [scores[name] for name in ("J", "F", "J&F", "mIoU", "Dice")] == pytest.approx(
+            [2 / 3, 2 / 3, 2 / 3, 1, 1]
+        )
 
     def test_an_empty_mask_is_as_good_as_none(self):
-        absent, empty = Scores(), Scores()
-        absent.add_object([square(0, 0, 5), EMPTY], [None, None])
-        empty.add_object([square(0, 0, 5), EMPTY], [EMPTY, EMPTY])
-        for score, value in absent.summary().items():
-            assert value == pytest.approx(empty.summary()[score], nan_ok=True)
+        absent = pooled([score_object([square(0, 0, 5), EMPTY], [None, None])])
+        empty = pooled([score_object([square(0, 0, 5), EMPTY], [EMPTY, EMPTY])])
+        assert absent == pytest.approx(empty, nan_ok=True)
+
+    def test_the_void_is_left_out_of_both_masks(self):
+        true, wrong = square(20, 20, 20), square(20, 20, 20) | square(60, 60, 20)
+        assert score_object([wrong], [true], [square(60, 60, 20)]).J == 1
+        assert score_object([wrong], [true], [None]).J == 0.5
+        gone = score_object([wrong], [true], [wrong])
+        assert (gone.J, gone.F, gone.visible_T.tolist()) == (1, 1, [False])
 
     def test_predictions_and_truth_must_be_as_many(self):
         with pytest.raises(ValueError, match="zip"):
-            Scores().add_object([EMPTY], [EMPTY, EMPTY])
+            score_object([EMPTY], [EMPTY, EMPTY])
 
     def test_nothing_scored_is_not_a_number(self):
-        assert all(math.isnan(value) for value in Scores().summary().values())
+        assert all(math.isnan(value) for value in pooled([]).values())

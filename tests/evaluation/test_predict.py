@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,12 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.data.clips import ClipBatch, draw_clip
+from src.data.masks import bounding_box, centre_point
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.synthetic import SOURCE, make_video
-from src.evaluation.predict import bounding_box, centre_point, first_frame, init_state, predicting, track
+from src.errors import UserError
+from src.evaluation.predict import VideoFrames, _forget, _tracked, init_state, predicting, track
+from src.evaluation.protocol import first_frame
 from src.lora.adapter import iter_adapters
 from src.lora.lora_utils import apply_method
 from src.model.build import MODEL_ZOO, build_model
@@ -83,8 +88,7 @@ def test_the_state_is_what_the_stock_predictor_makes_from_files(model, jpegs, vi
         ours = init_state(predictor, [frame.read() for frame in video.frames])
         theirs = predictor.init_state(str(jpegs))
     assert ours.keys() == theirs.keys()
-    assert ours["images"].dtype == theirs["images"].dtype
-    assert torch.equal(ours["images"], theirs["images"])
+    assert torch.equal(torch.stack(list(ours["images"])), theirs["images"])
     (ours_image, ours_features), (image, features) = ours["cached_features"].pop(0), theirs["cached_features"].pop(0)
     assert torch.equal(ours_image, image)
     assert torch.equal(ours_features["vision_features"], features["vision_features"])
@@ -223,3 +227,77 @@ class TestPrompts:
         mask = np.zeros((20, 30), bool)
         mask[4, 10] = mask[12, 25] = True
         assert bounding_box(mask) == (10.0, 4.0, 25.0, 12.0)
+
+
+@dataclass
+class Counted:
+    """A frame that counts how often it is read."""
+
+    frame: ArrayFrame
+    name: str = "counted"
+    stem: str = "00000"
+    reads: int = 0
+
+    def read(self) -> np.ndarray:
+        self.reads += 1
+        return self.frame.read()
+
+
+class TestFramesAndMemory:
+    def test_frames_are_read_as_they_come_whenever_objects_do(self, model, video):
+        frames = [Counted(frame) for frame in video.frames]
+        late = [
+            replace(o, segmentations=[None] * t + list(o.segmentations[t:])) for t, o in enumerate(video.objects[:2])
+        ]
+        with predicting(model) as predictor:
+            tracking = _tracked(predictor, replace(video, frames=frames, objects=late), "mask")
+            next(tracking)
+            assert [frame.reads > 0 for frame in frames] == [True, False, False, False]
+            list(tracking)
+        assert [frame.reads for frame in frames[1:]] == [1, 1, 1]
+
+    def test_what_memory_attention_cannot_see_is_dropped_and_changes_no_mask(self, model):
+        """Past 16 frames: as many object pointers, and 7 memories, are what it sees."""
+        long = make_video(SOURCE, SEED, 24, 64)
+        long = replace(long, objects=long.objects[:1])
+        with predicting(model) as predictor:
+            state = init_state(predictor, VideoFrames(long))
+            mask = torch.from_numpy(long.masks(0)[long.objects[0].object_id])
+            predictor.add_new_mask(state, 0, 1, mask)
+            kept = [(logits[0, 0] > 0).numpy() for _, _, logits in predictor.propagate_in_video(state)]
+            predictor.reset_state(state)
+            predictor.add_new_mask(state, 0, 1, mask)
+            found = []
+            for t, _, logits in predictor.propagate_in_video(state):
+                found.append((logits[0, 0] > 0).numpy())
+                _forget(predictor, state, t)
+                assert len(state["output_dict_per_obj"][0]["non_cond_frame_outputs"]) <= 16
+            tracked = track(predictor, long, "mask")
+        assert np.array_equal(found, kept)
+        assert_same_masks(tracked, {long.objects[0].object_id: kept})
+        assert any(mask.any() for mask in kept[17:])
+
+    def test_a_frame_of_another_size_is_named(self, model, video):
+        odd = ArrayFrame(np.zeros((60, 81, 3), np.uint8), "clip/0003.jpg")
+        with predicting(model) as predictor, pytest.raises(UserError) as caught:
+            track(predictor, replace(video, frames=[*video.frames[:3], odd]), "mask")
+        assert str(caught.value) == (
+            "clip/0003.jpg: the frame is 81×60 pixels, its video v 80×60; all frames of a video must be of one size"
+        )
+
+    def test_frames_behave_as_a_sequence(self, video):
+        frames = VideoFrames(video)
+        assert len(frames) == 4
+        assert np.array_equal(frames[1:3], [video.frames[1].read(), video.frames[2].read()])
+        assert len(list(frames)) == 4
+
+
+def test_a_pixel_may_be_kept_to_one_object(model, video):
+    with predicting(model) as predictor:
+        free = track(predictor, video, "box")
+        exclusive = track(predictor, video, "box", one_object_per_pixel=True)
+    stacked = np.array([[mask.decode() for mask in masks] for masks in free.values()])
+    held = np.array([[mask.decode() for mask in masks] for masks in exclusive.values()])
+    assert (stacked.sum(axis=0) > 1).any(), "nothing overlaps in this test"
+    assert held.sum(axis=0).max() == 1
+    assert np.array_equal(held.any(axis=0), stacked.any(axis=0))

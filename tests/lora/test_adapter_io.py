@@ -8,20 +8,24 @@ from torch import nn
 
 from src.config import LoraConfig
 from src.errors import UserError
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     adapter_state_dict,
     base_fingerprint,
     base_state_dict,
+    join_adapters,
     load_adapter,
     merge_adapters,
+    read_adapter,
     read_adapter_config,
     save_adapter,
     unload_merged,
     unmerge_adapters,
+    write_adapter,
 )
+from src.lora.expert_groups import activate, activated, active_group, add_group
 from src.lora.lora_utils import apply_method
 
 EXTRA = {"model_name": "sam2_nano", "image_size": 128}
@@ -241,7 +245,7 @@ def test_a_missing_file_is_refused(saved, name):
     [
         ("{", "cannot be read as JSON"),
         ("[]", "format_version"),
-        ({"format_version": 99}, "format_version 1"),
+        ({"format_version": 99}, "format_version 1 or 2"),
         ({"base_fingerprint": None}, "base_fingerprint is missing"),
         ({"lora": {"rank": 0, "alhpa": 1}}, "lora.alhpa: "),
         ({"lora": None}, "lora"),
@@ -287,3 +291,147 @@ def test_routed_layers_are_not_merged(action):
         action(trained_model("mope"))
     with pytest.raises(ValueError, match="no adapters"):
         action(base_model())
+
+
+GROUPS = {
+    "cells": config(),
+    "endoscopy": config("lora"),
+    "road": config(router={"bias_rate": 0.1, "null_expert": True}),
+}
+
+
+def model_with(*names):
+    """A model with trained groups; a group's weights follow from its name."""
+    model = base_model()
+    for name in names:
+        torch.manual_seed(list(GROUPS).index(name))
+        for adapter in add_group(model, name, GROUPS[name]).values():
+            for tensor in adapter.adapter_state().values():
+                nn.init.normal_(tensor)
+    return model
+
+
+def save_groups(folder, *names, extra=EXTRA):
+    save_adapter(model_with(*names), folder, {name: GROUPS[name] for name in names}, extra)
+    return folder
+
+
+def outputs(model, *names):
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name in names:
+        with activated(model, name):
+            found[name] = model(x)
+    return found
+
+
+def assert_same_outputs(model, expected, *names):
+    theirs, ours = outputs(expected, *names), outputs(model, *names)
+    assert not any(torch.allclose(out, base_model()(torch.zeros(20, 6))) for out in theirs.values())
+    assert all(torch.equal(ours[name], theirs[name]) for name in names)
+
+
+def test_groups_round_trip_into_a_bare_model_and_one_with_groups(tmp_path):
+    save_groups(tmp_path, *GROUPS)
+    model = base_model()
+    found = load_adapter(model, tmp_path)
+    assert found.lora == GROUPS
+    assert list_groups(model) == list(GROUPS)
+    assert active_group(model) is None
+    assert_same_outputs(model, model_with(*GROUPS), *GROUPS)
+    own = {p for _, adapter in iter_adapters(model) for p in adapter.adapter_parameters()}
+    assert {p for p in model.parameters() if p.requires_grad} == own
+    for tensor in adapter_state_dict(model).values():
+        tensor.zero_()
+    load_adapter(model, tmp_path)
+    assert_same_outputs(model, model_with(*GROUPS), *GROUPS)
+
+
+def test_a_single_group_is_active_when_loaded(tmp_path):
+    model = base_model()
+    load_adapter(model, save_groups(tmp_path, "road"))
+    assert active_group(model) == "road"
+    assert "2.groups.road.gate.balance_bias" in load_file(tmp_path / WEIGHTS_FILE)
+
+
+def test_files_from_before_the_newer_options_are_read(saved, method):
+    trained, folder = saved
+    described = json.loads((folder / CONFIG_FILE).read_text())
+    for key in ("level", "noise", "bias_rate"):
+        del described["lora"]["router"][key]
+    (folder / CONFIG_FILE).write_text(json.dumps(described))
+    model, x = base_model(), torch.randn(20, 6)
+    load_adapter(model, folder)
+    assert torch.equal(model(x), trained(x))
+
+
+def test_groups_that_could_not_be_loaded_are_not_saved(tmp_path):
+    both = {name: GROUPS[name] for name in ("cells", "road")}
+    for model, configs in [(model_with("cells"), both), (model_with("cells", "road"), {"cells": config()}),
+                           (model_with("cells"), config()), (trained_model(), {"cells": config()})]:  # fmt: skip
+        with pytest.raises(ValueError, match="not the adapters' own"):
+            save_adapter(model, tmp_path / "a", configs, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_are_not_loaded_into_other_adapters(tmp_path):
+    save_groups(tmp_path, "cells")
+    assert "group" in refused(trained_model(), tmp_path)
+    assert "the model has no group 'cells'" in refused(model_with("road"), tmp_path)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    del weights["0.groups.cells.gate.bias"]
+    save_file(weights, tmp_path / WEIGHTS_FILE)
+    assert "missing: 0.groups.cells.gate.bias" in refused(base_model(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [(None, "groups must hold"), ({}, "groups must hold"), ([1], "groups must hold"),
+     ({"a": {"rank": 0}}, "groups.a.rank: "), ({"a": {"method": "full"}}, "groups.a.method 'full'"),
+     ({"cells": config().model_dump(mode="json"), "b": {"target_modules": ["nowhere"]}}, "target_modules"),
+     ({"a/b": config().model_dump(mode="json")}, "cannot name an expert group")],
+)  # fmt: skip
+def test_a_wrong_list_of_groups_is_refused(tmp_path, groups, said):
+    path = save_groups(tmp_path, "cells") / CONFIG_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "groups": groups}))
+    assert said in refused(base_model(), tmp_path)
+
+
+def test_joined_groups_are_as_they_were_learned_apart(tmp_path):
+    save_adapter(trained_model(), tmp_path / "plain", config(), EXTRA)
+    parts = [
+        ("a", read_adapter(save_groups(tmp_path / "1", "cells", "road"))),
+        ("b", read_adapter(save_groups(tmp_path / "2", "endoscopy", extra={**EXTRA, "note": 1}))),
+        ("plain", read_adapter(tmp_path / "plain")),
+    ]
+    write_adapter(tmp_path / "joined", join_adapters(parts))
+    model = base_model()
+    assert load_adapter(model, tmp_path / "joined").extra == {**EXTRA, "note": 1}
+    assert list_groups(model) == ["cells", "road", "endoscopy", "plain"]
+    assert_same_outputs(model, model_with(*GROUPS), *GROUPS)
+    x = torch.randn(20, 6)
+    activate(model, "plain")
+    assert torch.equal(model(x), trained_model()(x))
+
+
+def test_what_cannot_be_joined_is_named(tmp_path):
+    first = read_adapter(save_groups(tmp_path / "1", "cells"))
+    with pytest.raises(UserError, match="two groups named 'cells'"):
+        join_adapters([("a", first), ("b", read_adapter(save_groups(tmp_path / "2", "road", "cells")))])
+    with pytest.raises(UserError, match="differ in image_size"):
+        join_adapters(
+            [("a", first), ("b", read_adapter(save_groups(tmp_path / "3", "road", extra={"image_size": 64})))]
+        )
+    other = base_model(seed=5)
+    add_group(other, "road", GROUPS["road"])
+    save_adapter(other, tmp_path / "4", {"road": GROUPS["road"]}, EXTRA)
+    with pytest.raises(UserError, match="different bases"):
+        join_adapters([("a", first), ("b", read_adapter(tmp_path / "4"))])
+    save_adapter(trained_model(), tmp_path / "5", config(), EXTRA)
+    with pytest.raises(UserError, match="cannot name"):
+        join_adapters([("a", first), ("b c", read_adapter(tmp_path / "5"))])
+
+
+def test_a_model_with_groups_does_not_become_a_plain_one():
+    with pytest.raises(UserError, match="expert groups, endoscopy"):
+        unload_merged(model_with("endoscopy"))

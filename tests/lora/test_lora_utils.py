@@ -174,9 +174,12 @@ def test_injecting_twice_is_refused(model):
     inject_adapters(model, config)
     with pytest.raises(ValueError, match="adapters already"):
         inject_adapters(model, config)
-    with pytest.raises(UserError, match="only MoELoRALinear"):
-        find_targets(model, ["q_proj"])
-    assert all("base_layer" not in name for name in find_targets(model, ["all"]))
+
+
+def test_targets_of_an_adapted_model_are_those_of_its_base(model):
+    bare = {entry: find_targets(model, [entry]) for entry in ("q_proj", "all")}
+    inject_adapters(model, LoraConfig(target_modules=["q_proj", "qkv"]))
+    assert {entry: find_targets(model, [entry]) for entry in bare} == bare
 
 
 def test_removing_undoes_injecting(model):

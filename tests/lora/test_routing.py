@@ -1,10 +1,18 @@
+import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.data.clips import ClipBatch, draw_clip
+from src.data.prompts import Prompt
+from src.data.synthetic import CELLS, SOURCE, make_videos
+from src.errors import UserError
+from src.lora.lora_utils import apply_method, routed_layers
 from src.lora.moe_layer import MoELoRALinear
 from src.lora.routing import (
     GateCall,
@@ -13,7 +21,12 @@ from src.lora.routing import (
     load_balancing_loss,
     record_routing,
     router_z_loss,
+    update_balance_bias,
+    watch_memory,
 )
+from src.model.build import build_model, checkpoint_activations
+from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.model.streaming import StreamingTracker
 
 
 def gate_with_logits(logits_E, **options):
@@ -261,3 +274,234 @@ def test_usage_by_hand():
 def test_entropy_by_hand():
     record = RoutingRecord({"a": [call([[0.0] * 4, [100.0, 0.0, 0.0, 0.0]], [[0], [0]])]})
     assert record.entropy()["a"] == pytest.approx(math.log(4) / 2)
+
+
+def test_defaults_decide_as_plain_top_k_does():
+    torch.manual_seed(0)
+    gate = TopKGatingNetwork(3, 5, top_k=2)
+    x = torch.randn(4, 6, 3)
+    top, chosen = torch.nn.functional.linear(x, gate.weight, gate.bias).topk(2)
+    expected = torch.zeros(4, 6, 5).scatter(-1, chosen, top.softmax(-1))
+    assert torch.equal(gate(x)[0], expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3), (4, 2, 3, 3)])
+def test_at_frame_level_all_tokens_of_an_element_decide_as_their_mean(shape):
+    torch.manual_seed(0)
+    gate = TopKGatingNetwork(3, 5, top_k=2)
+    nn.init.normal_(gate.weight)
+    x = torch.randn(shape)
+    by_mean, _ = gate(x.flatten(1, -2).mean(1))
+    gate.level = "frame"
+    with record_routing(gate) as routing:
+        gates, _ = gate(x)
+    torch.testing.assert_close(
+        gates.expand(*shape[:-1], 5), by_mean.reshape(4, *[1] * (len(shape) - 2), 5).expand(*shape[:-1], 5)
+    )
+    assert len(routing.layers()[""].logits_NE) == 4
+    without_tokens = x.flatten(0, -2)
+    assert gate(without_tokens)[0].shape == (len(without_tokens), 5)
+
+
+def test_a_layer_at_frame_level_applies_one_decision_to_all_tokens():
+    torch.manual_seed(0)
+    layer = MoELoRALinear(nn.Linear(3, 4), num_experts=5, rank=2, top_k=1, level="frame")
+    nn.init.normal_(layer.lora_B)
+    nn.init.normal_(layer.gate.weight)
+    x = torch.randn(2, 6, 3)
+    _, logits = layer.gate(x)
+    for element, expert in enumerate(logits.argmax(-1).flatten().tolist()):
+        delta = layer.scale * x[element] @ layer.lora_A[expert].T @ layer.lora_B[expert].T
+        torch.testing.assert_close(layer(x)[element], layer.base_layer(x[element]) + delta)
+
+
+class Memory(nn.Module):
+    """The arguments of SAM 2's memory attention: curr (N, B, D) or [it], memory (M, B, C)."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = MoELoRALinear(nn.Linear(3, 4), 5, top_k=2, level="video", gate_features=2)
+        nn.init.normal_(self.layer.lora_B)
+        nn.init.normal_(self.layer.gate.weight)
+
+    def forward(self, curr, memory):
+        curr = curr[0] if isinstance(curr, list) else curr
+        return self.layer(curr.transpose(0, 1))
+
+
+def test_at_video_level_the_first_prompted_frame_decides_for_all_frames():
+    torch.manual_seed(0)
+    attention = Memory()
+    watch_memory(attention)
+    watch_memory(attention)
+    assert len(attention._forward_pre_hooks) == 1
+    prompted, frames = torch.randn(6, 2, 2), [torch.randn(6, 2, 3) for _ in range(3)]
+    with record_routing(attention) as routing:
+        for i, frame in enumerate(frames):
+            attention(curr=[frame], memory=torch.cat([prompted, torch.randn(6 * i + 1, 2, 2)]))
+        attention(frames[0], torch.cat([torch.randn(6, 2, 2), prompted]))
+    first, *rest, other = [call.logits_NE for call in routing.calls["layer"]]
+    assert all(torch.equal(logits, first) for logits in rest)
+    assert not torch.equal(other, first)
+    expected = nn.functional.linear(prompted.mean(0), attention.layer.gate.weight, attention.layer.gate.bias)
+    torch.testing.assert_close(first, expected)
+
+
+def test_at_video_level_a_copied_model_has_its_own_context_and_rows_keep_theirs():
+    torch.manual_seed(0)
+    attention = Memory()
+    watch_memory(attention)
+    prompted, frame = torch.randn(6, 3, 2, requires_grad=True), torch.randn(6, 3, 3)
+    out = attention(frame, prompted)
+    copied = copy.deepcopy(attention)
+    copied(frame, torch.randn(6, 3, 2))
+    x = frame.transpose(0, 1)
+    assert torch.equal(attention.layer(x), out)
+    assert not torch.equal(copied.layer(x), out)
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(attention.layer.forward_rows(x, rows), out[rows])
+    assert torch.equal(attention.layer(x), out)
+    with pytest.raises(ValueError, match="batch size 2 came with the memory of 3 objects"):
+        attention.layer(x[:2])
+    with pytest.raises(ValueError, match="no memory"):
+        Memory()(frame, prompted)
+
+
+def test_noise_is_for_training_only_and_not_in_the_logits():
+    torch.manual_seed(0)
+    gate = gate_with_logits([0.0, 1.0, 2.0], top_k=1, noise=1.0)
+    x = torch.randn(3000, 3)
+    gates, logits = gate(x)
+    assert torch.equal(logits, torch.tensor([0.0, 1.0, 2.0]).expand(3000, 3))
+    # The difference of two unit normals has deviation √2: expert 2 beats expert 1 with chance Φ(1 / √2) = 0.76.
+    beaten = (gates[:, 1] > 0).sum() / ((gates[:, 1] > 0).sum() + (gates[:, 2] > 0).sum())
+    assert 0.15 < beaten < 0.3
+    assert torch.equal(gate.eval()(x)[0], torch.tensor([0.0, 0.0, 1.0]).expand(3000, 3))
+
+
+def test_noise_moves_weights_too_and_its_gradient_is_the_logits_own():
+    torch.manual_seed(0)
+    gate = gate_with_logits([0.0, 0.0], top_k=2, noise=1.0)
+    gates, _ = gate(torch.randn(50, 3))
+    assert gates.std() > 0.1
+    gates[:, 0].sum().backward()
+    assert gate.bias.grad.abs().min() > 0
+
+
+def test_the_balance_bias_chooses_and_does_not_weigh():
+    gate = gate_with_logits([0.0, 1.0, 2.0], top_k=2, balance_bias=True)
+    gate.balance_bias.copy_(torch.tensor([5.0, 0.0, -5.0]))
+    gates, logits = gate(torch.randn(4, 3))
+    first = 1 / (1 + math.e)
+    torch.testing.assert_close(gates, torch.tensor([first, 1 - first, 0.0]).expand(4, 3))
+    torch.testing.assert_close(logits, torch.tensor([0.0, 1.0, 2.0]).expand(4, 3))
+
+
+def test_updates_move_the_balance_bias_by_the_sign_of_the_load_error():
+    model = nn.ModuleDict({name: nn.Module() for name in "abc"})
+    for name in "abc":
+        model[name].gate = TopKGatingNetwork(3, 4, top_k=1, balance_bias=name != "c")
+    model["b"].gate.requires_grad_(False)
+    usage = {name: torch.tensor([4.0, 1.0, 0.0, 3.0]) for name in "abc"}
+    update_balance_bias(model, usage, 0.1)
+    torch.testing.assert_close(model["a"].gate.balance_bias, torch.tensor([-0.1, 0.1, 0.1, -0.1]))
+    assert not model["b"].gate.balance_bias.any()
+    update_balance_bias(model, {"a": torch.tensor([9.0, 1.0, 1.0, 1.0])}, 0.1)
+    torch.testing.assert_close(model["a"].gate.balance_bias, torch.tensor([-0.25, 0.15, 0.15, -0.05]))
+
+
+def test_the_null_experts_bias_stays_zero():
+    gate = TopKGatingNetwork(3, 2, top_k=1, null_expert=True, balance_bias=True)
+    update_balance_bias(gate, {"": torch.tensor([0.1, 0.1, 0.8])}, 0.1)
+    assert not gate.balance_bias.any()
+    update_balance_bias(gate, {"": torch.tensor([0.2, 0.0, 0.8])}, 0.1)
+    torch.testing.assert_close(gate.balance_bias, torch.tensor([-0.1, 0.1, 0.0]))
+
+
+def test_the_balance_bias_balances_without_a_loss():
+    torch.manual_seed(0)
+    gate = TopKGatingNetwork(8, 4, top_k=1, balance_bias=True)
+    with torch.no_grad():
+        gate.bias[0] = 2.0
+    x = torch.randn(512, 8)
+    for _ in range(60):
+        with record_routing(gate) as routing, torch.no_grad():
+            gate(x)
+        update_balance_bias(gate, routing.usage(), 0.05)
+    assert routing.usage()[""].max() < 0.5
+    assert gate.bias[0] == 2.0
+
+
+def test_without_options_no_further_state_is_kept():
+    assert list(TopKGatingNetwork(3, 4, top_k=2).state_dict()) == ["weight", "bias"]
+    assert "balance_bias" in TopKGatingNetwork(3, 4, top_k=2, balance_bias=True).state_dict()
+    with pytest.raises(ValueError, match="noise"):
+        TopKGatingNetwork(3, 4, top_k=2, noise=-0.1)
+
+
+def adapted(model, level):
+    """Routed layers in memory attention that are far from zero."""
+    torch.manual_seed(1)
+    apply_method(model, LoraConfig(experts=3, router={"level": level}))
+    for layer in routed_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.1)
+        nn.init.normal_(layer.gate.weight)
+    return model
+
+
+@pytest.mark.parametrize("level", ["frame", "video"])
+def test_levels_in_sam2_training_with_and_without_activation_checkpointing(level):
+    video = make_videos(CELLS, 2, 0, frames=1, side=64)
+    clips = [draw_clip(v, ClipConfig(frames=4, max_objects=2), 64, 0, np.random.default_rng(0)) for v in video.videos]
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = adapted(build_trainable(ModelConfig(image_size=64), PromptConfig(), 4).train(), level)
+        if checkpointed:
+            checkpoint_activations(model)
+        with record_routing(model) as routing:
+            losses = segmentation_losses(model, build_loss(LossConfig()), ClipBatch.collate(clips))
+        losses["total"].backward()
+        objects = sum(clip.masks_TOHW.shape[1] for clip in clips)
+        for calls in routing.calls.values():
+            assert len(calls) >= 2
+            assert {call.logits_NE.shape[0] for call in calls} == {objects}
+            same = all(torch.equal(call.logits_NE, calls[0].logits_NE) for call in calls)
+            assert same == (level == "video")
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    assert all(g is not None and g.any() for name, g in found[0].items() if name.endswith("gate.weight"))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_at_video_level_objects_and_streams_do_not_touch_each_other():
+    torch.manual_seed(0)
+    model = adapted(build_model(ModelConfig(image_size=64)).eval(), "video")
+    tracker = StreamingTracker(model)
+    clip = make_videos(SOURCE, 1, 0, frames=4, side=64).videos[0]
+    frames = [source.read() for source in clip.frames]
+    prompts = [Prompt(object_id=i, box=box) for i, box in enumerate([(5.0, 5.0, 30.0, 30.0), (20.0, 30.0, 60.0, 60.0)])]
+
+    def logits(*streams):
+        """Each stream's logits; the streams take turns, frame by frame."""
+        banks = [tracker.start(len(frames)) for _ in streams]
+        out = [[] for _ in streams]
+        for t, frame in enumerate(frames):
+            for i, prompted in enumerate(streams):
+                prediction, banks[i] = tracker.step(frame, banks[i], prompted if t == 0 else ())
+                out[i].append(prediction.logits)
+        return out
+
+    alone = logits(prompts[:1])[0]
+    together, again = logits(prompts, prompts[:1])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, together, strict=True))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, again, strict=True))
+
+
+def test_at_video_level_layers_outside_memory_attention_are_refused():
+    model = build_model(ModelConfig(image_size=64))
+    before = list(model.state_dict())
+    config = LoraConfig(target_modules=["memory_attention.*.q_proj", "obj_ptr_tpos_proj"], router={"level": "video"})
+    with pytest.raises(UserError, match=r"lora\.router\.level is video.*obj_ptr_tpos_proj"):
+        apply_method(model, config)
+    assert list(model.state_dict()) == before

@@ -14,11 +14,20 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 
 from src.config import Config, LoraConfig, ModelConfig
+from src.data.masks import bounding_box, centre_point
 from src.data.synthetic import SOURCE, make_video
 from src.errors import UserError
-from src.evaluation.predict import bounding_box, centre_point, init_state
+from src.evaluation.predict import init_state
 from src.lora.adapter import adapters_disabled, iter_adapters
-from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
+from src.lora.adapter_io import (
+    adapter_state_dict,
+    base_state_dict,
+    join_adapters,
+    read_adapter,
+    save_adapter,
+    write_adapter,
+)
+from src.lora.expert_groups import activate
 from src.lora.lora_utils import count_parameters
 from src.lora.moe_layer import MoELoRALinear
 from src.model import automatic_mask_generator, build_sam2_moe, build_sam2_video_predictor_moe, image_predictor
@@ -254,6 +263,21 @@ class TestAdapter:
         assert_same(loaded.state_dict(), model.state_dict())
         assert f"335 random base keys; 4 adapter keys from {folder}\n" in capsys.readouterr().out
         assert sum(p.requires_grad for p in loaded.parameters()) == 4
+
+    def test_expert_groups_are_those_adapters_and_the_base_one_switch_away(self, tiny_yaml, trained, tmp_path, capsys):
+        _, folder = trained
+        parts = [(name, read_adapter(folder)) for name in ("cells", "endoscopy")]
+        write_adapter(tmp_path / "joined", join_adapters(parts))
+        plain = build_sam2_video_predictor_moe(tiny_yaml, device="cpu", adapter=folder)
+        loaded = build_sam2_video_predictor_moe(tiny_yaml, device="cpu", adapter=tmp_path / "joined")
+        assert "8 adapter keys from" in (said := capsys.readouterr().out)
+        assert "expert groups cells, endoscopy (active: none)" in said
+        with adapters_disabled(plain):
+            base = track_forward(plain)
+        assert torch.equal(track_forward(loaded), base)
+        activate(loaded, "endoscopy")
+        assert torch.equal(track_forward(loaded), track_forward(plain))
+        assert not torch.equal(track_forward(loaded), base)
 
     @pytest.mark.parametrize(("method", "said"), [("mope", "64 adapter keys"), ("full", "335 trained keys")])
     def test_a_checkpoint_of_a_run(self, tiny_yaml, make_config, capsys, method, said):

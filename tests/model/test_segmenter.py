@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from training.loss_fns import MultiStepMultiMasksAndIous
+from training.model.sam2 import SAM2Train
 from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
@@ -28,7 +32,7 @@ MODEL = ModelConfig(image_size=64)
 def random_clip(objects: int, seed: int, frames: int = 3, side: int = 8) -> Clip:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
-    return Clip(f"clip{seed}", pixels, rng.random((frames, objects, side, side)) < 0.5)
+    return Clip(f"clip{seed}", pixels, rng.random((frames, objects, side, side)) < 0.5, np.ones(frames, bool))
 
 
 def still_batch(frames: int) -> ClipBatch:
@@ -141,10 +145,149 @@ class TestLoss:
         """With nothing but the first frame's mask to go by, more frames are more loss, as in SAM 2's recipe."""
         loss, prompts = build_loss(LossConfig()), PromptConfig(mask=1, box=0, point=0)
         batch = still_batch(4)
-        short = ClipBatch(batch.names, batch.frames_BTHWC[:, :2], batch.masks_TOHW[:2], batch.video_of_object)
+        short = replace(
+            batch,
+            frames_BTHWC=batch.frames_BTHWC[:, :2],
+            masks_TOHW=batch.masks_TOHW[:2],
+            annotated_TO=batch.annotated_TO[:2],
+        )
         two = segmentation_losses(trainable(2, prompts), loss, short)["total"]
         four = segmentation_losses(trainable(2, prompts), loss, batch)["total"]
         assert four > 1.3 * two
+
+
+def predictions(frames: int, objects: int, side: int = 8) -> list[dict]:
+    """What the model hands to the loss, made up: two steps on each frame, of three masks and of one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, requires_grad=True)
+
+    return [
+        {
+            "multistep_pred_multimasks_high_res": [leaf(objects, m, side, side) for m in (3, 1)],
+            "multistep_pred_ious": [leaf(objects, m) for m in (3, 1)],
+            "multistep_object_score_logits": [leaf(objects, 1) for _ in range(2)],
+        }
+        for _ in range(frames)
+    ]
+
+
+def rows(outs: list[dict], frames: list[int], objects: list[int]) -> list[dict]:
+    return [{name: [step[objects] for step in steps] for name, steps in outs[t].items()} for t in frames]
+
+
+class TestAnnotatedFramesOnly:
+    MASKS = torch.from_numpy(np.random.default_rng(1).random((4, 3, 8, 8)) < 0.3)
+
+    @staticmethod
+    def stock() -> MultiStepMultiMasksAndIous:
+        loss = build_loss(LossConfig())
+        loss.__class__ = MultiStepMultiMasksAndIous
+        return loss
+
+    def test_where_all_are_annotated_it_is_sam2s_loss(self):
+        outs = predictions(4, 3)
+        found = build_loss(LossConfig())(outs, self.MASKS, torch.ones(4, 3, dtype=torch.bool))
+        expected = self.stock()(outs, self.MASKS)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_without_some_frames_it_is_the_loss_of_the_others(self):
+        outs = predictions(4, 3)
+        annotated = torch.tensor([True, False, True, False])[:, None].expand(4, 3)
+        found = build_loss(LossConfig())(outs, self.MASKS, annotated)
+        expected = self.stock()(rows(outs, [0, 2], [0, 1, 2]), self.MASKS[[0, 2]])
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def test_without_some_objects_it_is_the_loss_of_the_others(self):
+        """A mean over three objects of which one counts is a third of the mean over that one."""
+        outs = predictions(4, 3)
+        annotated = torch.zeros(4, 3, dtype=torch.bool)
+        annotated[:, 1] = True
+        found = build_loss(LossConfig())(outs, self.MASKS, annotated)
+        expected = self.stock()(rows(outs, [0, 1, 2, 3], [1]), self.MASKS[:, [1]])
+        assert all(found[name].item() == pytest.approx(expected[name].item() / 3, rel=1e-5) for name in expected)
+
+    def test_nothing_else_gets_a_gradient(self):
+        outs = predictions(4, 3)
+        annotated = torch.tensor([[1, 1, 1], [0, 1, 0], [0, 0, 0], [1, 0, 1]], dtype=torch.bool)
+        build_loss(LossConfig())(outs, self.MASKS, annotated)["core_loss"].backward()
+        for t, frame in enumerate(outs):
+            for steps in frame.values():
+                for step in steps:
+                    gradient_O = torch.zeros(3) if step.grad is None else step.grad.flatten(1).abs().amax(1)
+                    assert not gradient_O[~annotated[t]].any()
+            scores = frame["multistep_object_score_logits"][0]
+            assert scores.grad is None or torch.equal(scores.grad[:, 0] != 0, annotated[t])
+
+    def test_what_the_masks_of_other_frames_say_changes_nothing(self):
+        model, loss = trainable(4, PromptConfig(mask=0, box=0.5, point=0.5)), build_loss(LossConfig())
+        batch = still_batch(4)
+        batch = replace(batch, annotated_TO=batch.annotated_TO.clone())
+        batch.annotated_TO[1:3] = False
+        other = replace(batch, masks_TOHW=batch.masks_TOHW.clone())
+        other.masks_TOHW[1:3] = torch.rand(other.masks_TOHW[1:3].shape) < 0.5
+        totals = []
+        for each in (batch, other):
+            model.rng = np.random.default_rng(0)
+            torch.manual_seed(0)
+            with torch.no_grad():
+                totals.append(segmentation_losses(model, loss, each)["total"])
+        assert torch.equal(*totals)
+
+    def test_only_annotated_frames_are_prompted_and_corrected(self):
+        model = trainable(6, PromptConfig(mask=0.3, box=0.3, point=0.4))
+        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 6, 64)]), CPU)
+        data.annotated_TO = torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.bool)[:, None].expand(6, 2)
+        first, corrected = set(), set()
+        for _ in range(60):
+            prompts = model.prepare_prompt_inputs({}, data)
+            assert prompts["num_frames"] == 6
+            given = prompts["mask_inputs_per_frame"] | prompts["point_inputs_per_frame"]
+            assert set(given) == set(prompts["init_cond_frames"])
+            assert sorted(prompts["init_cond_frames"] + prompts["frames_not_in_init_cond"]) == list(range(6))
+            for t, masks in prompts["mask_inputs_per_frame"].items():
+                assert torch.equal(masks[:, 0], data.masks[t])
+            for t in prompts["frames_to_add_correction_pt"]:
+                assert torch.equal(prompts["gt_masks_per_frame"][t][:, 0], data.masks[t])
+            first.update(prompts["init_cond_frames"])
+            corrected.update(prompts["frames_to_add_correction_pt"])
+        assert first == corrected == {0, 2, 4, 5}
+        assert (model.num_init_cond_frames_for_train, model.num_frames_to_correct_for_train) == (2, 2)
+
+    @pytest.mark.parametrize("annotated", [[0], [0, 3]])
+    def test_an_annotated_frame_is_left_to_memory_and_prompts_keep_their_shares(self, annotated):
+        model = trainable(4, PromptConfig(mask=0.5, box=0.5, point=0))
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 4, 64)]), CPU)
+        data.annotated_TO = torch.zeros(4, 1, dtype=torch.bool)
+        data.annotated_TO[annotated] = True
+        drawn = [model.prepare_prompt_inputs({}, data) for _ in range(100)]
+        assert all(prompts["init_cond_frames"] == [0] for prompts in drawn)
+        assert 30 < sum(bool(prompts["mask_inputs_per_frame"]) for prompts in drawn) < 70
+
+    def test_prompts_are_those_of_sam2_where_all_are_annotated(self):
+        ours, theirs = trainable(4), trainable(4)
+        theirs.__class__ = SAM2Train
+        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 4, 64)]), CPU)
+        for seed in range(10):
+            found = []
+            for model in (ours, theirs):
+                torch.manual_seed(seed)
+                found.append(model.prepare_prompt_inputs({}, data))
+            for name in ("init_cond_frames", "frames_to_add_correction_pt", "use_pt_input"):
+                assert found[0][name] == found[1][name]
+
+    def test_a_sparse_clip_reaches_memory_attention(self):
+        model = trainable(4)
+        adapters = apply_method(model, LoraConfig(experts=2, top_k=2))
+        batch = still_batch(4)
+        batch = replace(batch, annotated_TO=batch.annotated_TO.clone())
+        batch.annotated_TO[1:3] = False
+        for _ in range(3):
+            model.zero_grad(set_to_none=True)
+            segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
+            assert all(adapter.lora_B.grad.any() for adapter in adapters.values())
 
 
 class TestGradient:

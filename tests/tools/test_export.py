@@ -14,7 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from src.config import Config, ModelConfig, load_config
 from src.errors import UserError
-from src.lora.adapter_io import WEIGHTS_FILE, save_adapter
+from src.lora.adapter_io import WEIGHTS_FILE, join_adapters, read_adapter, save_adapter, write_adapter
 from src.lora.lora_utils import remove_adapters
 from src.model import build_sam2_moe
 from src.model.build import config_overrides
@@ -69,6 +69,14 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(export.__file__)), run_name="__main__")
     return ended.value.code
+
+
+def test_a_folder_of_expert_groups_is_refused_with_the_way_out(runs, tmp_path):
+    folder = Path(runs["lora"].output_dir) / "adapter"
+    write_adapter(tmp_path / "joined", join_adapters([("cells", read_adapter(folder))]))
+    with pytest.raises(UserError, match=r"expert groups, cells: .*groups\.py extract"):
+        export.export(runs["lora"], tmp_path / "joined", "auto", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

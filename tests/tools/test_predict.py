@@ -13,19 +13,17 @@ import torch
 from PIL import Image
 
 from src.config import LoraConfig, load_config
-from src.data.coco import load_coco
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.video import VideoWriter, open_footage
 from src.errors import UserError
 from src.evaluation.predict import predicting, track
-from src.evaluation.report import COLOURS
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.lora_utils import apply_method
 from src.model.build import build_model
 from src.model.streaming import Prediction, StreamingTracker
-from tools.predict import frame_rate, load_tracker, predict, write_palette_image, write_prediction
+from tools.predict import frame_rate, label_frame, load_tracker, predict, write_prediction
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
 HEIGHT, WIDTH, FRAMES = 48, 80, 5
@@ -106,14 +104,14 @@ class TestOutputs:
         for t, stem in enumerate(stems):
             with Image.open(tmp_path / "out" / "Annotations" / "walk" / f"{stem}.png") as image:
                 assert image.mode == "P"
-                assert image.getpalette()[3:6] == COLOURS[1].tolist()
+                assert image.getpalette()[3:6] == [128, 0, 0], "the first colour of DAVIS"
                 numbers = np.array(image)
             here = {i: mask for (frame, i), mask in masks.items() if frame == t}
             assert numbers.shape == (HEIGHT, WIDTH)
             assert np.array_equal(numbers > 0, np.any(list(here.values()), axis=0))
             assert all(mask[numbers == i].all() for i, mask in here.items())
 
-    def test_the_json_is_read_back_by_our_own_reader(self, tracker, folder, tmp_path):
+    def test_the_json_is_read_back_by_our_own_reader(self, tracker, folder, tmp_path, load_coco):
         write_prediction(tracker, open_footage(folder), parse_prompts([BOX]), tmp_path, "none")
         data = load_coco(folder, tmp_path / "walk.json")
         masks = annotated(tmp_path / "walk.json")
@@ -153,14 +151,12 @@ class TestOutputs:
         overlay = open_footage(tmp_path / "out" / "walk.mp4")
         assert (overlay.count, overlay.rate) == (FRAMES, 5)
 
-    def test_where_objects_overlap_the_higher_logit_is_shown(self, tmp_path):
+    def test_where_objects_overlap_the_higher_logit_is_shown(self):
         logits = {
             4: torch.tensor([[1.0, 3.0, -1.0, 2.0]]),
             200: torch.tensor([[2.0, 1.0, -2.0, -5.0]]),
         }
-        write_palette_image(tmp_path / "x.png", Prediction(0, logits, {4: 1.0, 200: 1.0}), (1, 4))
-        with Image.open(tmp_path / "x.png") as image:
-            assert np.array(image).tolist() == [[200, 4, 0, 4]]
+        assert label_frame(Prediction(0, logits, {4: 1.0, 200: 1.0}), (1, 4)).tolist() == [[200, 4, 0, 4]]
 
 
 class TestPredictions:

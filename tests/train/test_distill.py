@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import DistillConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
-from src.data.clips import Clip, ClipBatch
+from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.data.clips import Clip, ClipBatch, draw_unlabelled
 from src.data.synthetic import SOURCE, make_videos, write_coco
 from src.data.unlabelled import open_unlabelled
 from src.errors import UserError
 from src.lora.adapter import iter_adapters
 from src.lora.lora_utils import apply_method
 from src.model.segmenter import Tracked, build_trainable, track_clips
-from src.train.distill import Distiller, difference, draw_frames, find_things, general_clips
+from src.train.distill import Distiller, difference, find_things, general_clips
 
 SIZE, FRAMES = 64, 3
 
@@ -27,7 +27,7 @@ def new_model(method="mope", targets=("memory_attention.*.q_proj", "image_encode
 def distiller(model, **settings):
     config = DistillConfig(**{"weight": 2.0, "clips": 6, "batch_size": 2, **settings})
     data = make_videos(SOURCE, 6, 0, FRAMES, SIZE)
-    return Distiller(model, data, FRAMES, SIZE, MotionConfig(), config, LossConfig(), seed=0)
+    return Distiller(model, data, ClipConfig(frames=FRAMES), SIZE, config, LossConfig(), seed=0)
 
 
 def disturb(model):
@@ -131,7 +131,7 @@ class TestTrackClips:
         frames = np.stack([frame.read() for frame in video.frames])
         first = np.stack(list(video.masks(0).values()))
         masks = np.concatenate([first[None], np.zeros((FRAMES - 1, *first.shape), bool)])
-        return ClipBatch.collate([Clip("a", frames, masks)])
+        return ClipBatch.collate([Clip("a", frames, masks, np.arange(FRAMES) == 0)])
 
     @pytest.mark.parametrize(("prompt", "frames"), [("mask", FRAMES - 1), ("box", FRAMES), ("point", FRAMES)])
     def test_shapes(self, prompt, frames):
@@ -171,11 +171,11 @@ class TestGeneralClips:
         write_coco(tmp_path / "general", make_videos(SOURCE, 2, 0, 1, 80))
         data = general_clips(make_config(f"training.distill.folder={tmp_path / 'general'}"))
         assert [video.height for video in data.videos] == [80, 80]
-        frames = draw_frames(data.videos[0], 3, SIZE, MotionConfig(), np.random.default_rng(0))
+        frames = draw_unlabelled(data.videos[0], ClipConfig(frames=3), SIZE, np.random.default_rng(0))
         assert frames.shape == (3, SIZE, SIZE, 3) and frames.dtype == np.uint8
 
     def test_a_folder_without_images(self, tmp_path):
         with pytest.raises(UserError, match="no such folder"):
             open_unlabelled(tmp_path / "none")
-        with pytest.raises(UserError, match="no images"):
+        with pytest.raises(UserError, match="no images or videos"):
             open_unlabelled(tmp_path)

@@ -18,11 +18,17 @@ from src.data.clips import ClipBatch
 from src.errors import UserError
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import read_adapter_config
+from src.lora.lora_utils import routed_layers
 from src.model.build import build_model, pick_device
 from src.train.trainer import Trainer
 
 # the same loss for the same batch, whatever was drawn before
 FIXED = ("training.prompts={mask: 1, box: 0, point: 0}", "dataset.clip.frames=2")
+
+
+def untouched(folder: Path) -> bool:
+    """Whether no run was begun in a folder: it holds at most the report on the data."""
+    return not folder.exists() or [path.name for path in folder.iterdir()] == ["data_checks"]
 
 
 class Recorded(Trainer):
@@ -171,7 +177,7 @@ class TestResume:
         with pytest.raises(UserError, match="trained on another base") as caught:
             Trainer(config, best)
         assert first.base_fingerprint[:12] in str(caught.value)
-        assert not (tmp_path / "other").exists()
+        assert untouched(tmp_path / "other")
 
     @pytest.mark.parametrize(
         ("setting", "difference"),
@@ -188,7 +194,7 @@ class TestResume:
         with pytest.raises(UserError, match="does not fit the config") as caught:
             Trainer(config, finished[1])
         assert difference in str(caught.value)
-        assert not Path(config.output_dir).exists()
+        assert untouched(Path(config.output_dir))
 
 
 class TestAccumulation:
@@ -244,7 +250,7 @@ class TestErrors:
         config = make_config("dataset.clip.frames=1")
         with pytest.raises(UserError, match=r"dataset\.clip\.frames is 1"):
             Trainer(config)
-        assert not Path(config.output_dir).exists()
+        assert untouched(Path(config.output_dir))
 
     def test_one_frame_can_train_the_decoder(self, make_config):
         trainer = Recorded(
@@ -285,7 +291,7 @@ class TestErrors:
         with pytest.raises(UserError) as caught:
             Trainer(config)
         assert message in str(caught.value)
-        assert not Path(config.output_dir).exists()
+        assert untouched(Path(config.output_dir))
 
     def test_adapters_that_take_no_part_are_told(self, make_config):
         """Clips of one frame and adapters in layers that only tracked frames use, by another name than memory_*."""
@@ -312,6 +318,16 @@ class TestMethods:
         assert checkpoint(trainer)["weights"].keys() == own
         assert read_adapter_config(trainer.folder / "adapter").lora == trainer.config.lora
         assert ("balance" in trainer.losses[0]) == (method == "mope")
+
+    def test_the_balance_bias_follows_the_use_of_experts_and_is_saved(self, make_config):
+        settings = ("lora.router.bias_rate=0.1", "lora.router.balance_weight=0", "training.max_steps=1")
+        trainer, _ = self.trained(make_config, *settings)
+        biases = {name: b for name, b in trainer.model.named_buffers() if name.endswith("gate.balance_bias")}
+        assert len(biases) == len(routed_layers(trainer.model))
+        assert all(b.any() and b.abs().max() < 0.2 and b.sum().abs() < 1e-6 for b in biases.values())
+        assert all(torch.equal(checkpoint(trainer)["weights"][name], b) for name, b in biases.items())
+        resumed = Trainer(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
+        assert all(torch.equal(resumed.model.get_buffer(name), b) for name, b in biases.items())
 
     def test_full_trains_the_whole_model(self, make_config):
         trainer, changed = self.trained(make_config, "lora.method=full")
@@ -441,7 +457,7 @@ class TestOneRun:
         text = (trainer.folder / "logs/training.log").read_text()
         for line in (
             "target, train: 5 images",
-            "target: 2 images",
+            "target, valid: 2 images",
             "parameters train",
             "base, before training: J",
             "done: best J",
@@ -458,7 +474,9 @@ class TestOneRun:
         (aside,) = (second.folder / "earlier").iterdir()
         assert (aside / "checkpoints/best.pt").read_bytes() == kept
         assert {p.name for p in aside.iterdir()} == {"checkpoints", "adapter", "config.yaml", "metrics.json"}
-        assert {p.name for p in second.folder.iterdir()} == {"earlier", "logs", "notes.txt", "config.yaml"}
+        assert {p.name for p in second.folder.iterdir()} == {
+            "earlier", "logs", "notes.txt", "config.yaml", "data_checks",
+        }  # fmt: skip
         assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
 
 
@@ -526,3 +544,59 @@ def test_epoch_files_do_not_wait_for_validations(make_config):
     )
     run.fit()
     assert [path.name for path in sorted((run.folder / "checkpoints").glob("epoch_*"))] == ["epoch_003.pt"]
+
+
+class TestSeveralSets:
+    """A run that learns two domains: each is validated, and their mean decides."""
+
+    @pytest.fixture(scope="class")
+    def several(self, tiny_yaml, tiny_data, tmp_path_factory) -> Recorded:
+        valid = f"{tiny_data}/valid"
+        places = {
+            f"{split}_{key}": value
+            for split in ("train", "val")
+            for key, value in (("img_folder", valid), ("ann_file", f"{valid}/_annotations.coco.json"))
+        }
+        more = json.dumps([{"name": "other", "weight": 0.75, **places}])
+        settings = [f"output_dir={tmp_path_factory.mktemp('several')}", f"dataset.more={more}"]
+        trainer = Recorded(load_config(tiny_yaml, settings))
+        trainer.fit()
+        return trainer
+
+    def test_every_step_names_the_sets_of_its_clips(self, several):
+        epochs = [
+            [name.split("/")[0] for step in steps for name in step] for steps in (several.names[:4], several.names[4:])
+        ]
+        assert epochs[0].count("target") == epochs[1].count("target") == 4
+        assert epochs[0].count("other") == epochs[1].count("other") == 3
+
+    def test_each_set_is_scored_and_the_mean_decides(self, several):
+        for entry in several.progress.history:
+            assert entry["val_J"] == pytest.approx((entry["val_target/J"] + entry["val_other/J"]) / 2)
+            assert entry["val_Dice"] == pytest.approx((entry["val_target/Dice"] + entry["val_other/Dice"]) / 2)
+        assert several.progress.best_J == max(entry["val_J"] for entry in several.progress.history)
+
+    def test_all_of_it_is_logged(self, several):
+        (run,) = [p for p in (several.folder / "logs").iterdir() if p.is_dir()]
+        events = EventAccumulator(str(run), {"scalars": 0, "images": 0})
+        events.Reload()
+        for tag in ("val/J", "val/target/J", "val/other/J"):
+            assert [event.step for event in events.Scalars(tag)] == [0, 4, 8]
+        assert {tag.split("/")[1] for tag in events.Tags()["images"]} == {"target", "other"}
+        text = (several.folder / "logs/training.log").read_text()
+        for line in (
+            "target, train: 5 images or videos; 4 of 7 clips",
+            "other, train: 2 images or videos; 3 of 7 clips",
+        ):
+            assert line in text
+        assert "; target 0." in text
+
+    def test_it_resumes_exactly(self, several, tiny_yaml, tmp_path):
+        config = several.config.model_copy(update={"output_dir": str(tmp_path / "again")})
+        half = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": 3})})
+        first = Recorded(half)
+        first.fit()
+        second = Recorded(config, checkpoint_path(first))
+        second.fit()
+        assert first.names + second.names == several.names
+        assert first.losses + second.losses == several.losses

@@ -1,0 +1,52 @@
+"""A long list of small objects in one block of memory, which processes can share.
+
+A list of Python objects is copied into every loader process little by little, forked or not: reading an object writes
+its reference count, and with that its memory page. Bytes in a tensor have no such counts.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+
+class PackedList(Sequence[Any]):
+    """A read-only list whose items lie serialised in one tensor, and are made anew whenever they are asked for.
+
+    Processes forked from this one read the same memory. Processes that are spawned get it through shared memory
+    (``/dev/shm`` on Linux must hold it), into which torch moves the tensors once, however many processes follow.
+
+    Args:
+        items: anything that pickles.
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        content, ends = bytearray(), [0]
+        for item in items:
+            content += pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+            ends.append(len(content))
+        self._bytes = torch.from_numpy(np.frombuffer(content, dtype=np.uint8))
+        self._ends = torch.tensor(ends, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        start, end = self._ends.numpy()[place : place + 2]
+        return pickle.loads(self._bytes.numpy()[start:end].data)  # written by this class
+
+    @property
+    def nbytes(self) -> int:
+        """The memory it takes, in bytes."""
+        return self._bytes.nbytes + self._ends.nbytes

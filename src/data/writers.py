@@ -1,0 +1,287 @@
+"""Records → files, in the formats that the parsers read.
+
+Masks are written at the frames' own size, under the frames' own file stems (their numbers, if stems repeat) and with
+the objects' own numbers. Frames become PNG files, but for COCO, where they are JPEG unless told otherwise, and SA-V's
+videos.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contourpy import contour_generator
+from PIL import Image
+from scipy.ndimage import label
+
+from src.data.labels import VOID, davis_palette
+from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
+from src.data.sav import KINDS, STEP, VIDEO_SUFFIX
+from src.data.video import VideoWriter
+from src.errors import UserError
+from src.files import write_atomically, write_text
+
+
+def write_palette_png(path: Path, ids_HW: np.ndarray) -> None:
+    """Write object numbers, (H, W), 0 for background, as DAVIS does: a PNG of palette indices.
+
+    Numbers above 255, for which a palette has no room, make it a grey PNG of 16 bits; the parsers read both.
+
+    Raises:
+        UserError: a number is negative or above 65535, or the file cannot be written.
+    """
+    least, most = int(ids_HW.min()), int(ids_HW.max())
+    if least < 0 or most > np.iinfo(np.uint16).max:
+        raise UserError(f"{path}: object numbers in a PNG go from 1 to 65535, not to {least if least < 0 else most}")
+    if most > np.iinfo(np.uint8).max:
+        image = Image.fromarray(ids_HW.astype(np.uint16))
+    else:
+        image = Image.fromarray(ids_HW.astype(np.uint8))
+        image.putpalette(davis_palette().tobytes())
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+
+
+def write_frame_labels(folder: Path, video: VideoRecord, per_object: bool = False) -> None:
+    """Write a mask for every annotated frame, as DAVIS does: numbers of objects, and 255 for void.
+
+    Args:
+        folder: of the masks, called after the video.
+        video: where its objects overlap, the later one is shown, unless ``per_object``.
+        per_object: a folder of black and white masks for each object, as in SA-V's validation set.
+    """
+    for t, name in enumerate(frame_names(video)):
+        if video.is_annotated(t) and per_object:
+            for obj in video.objects:
+                write_palette_png(folder / str(obj.object_id) / f"{name}.png", _mask(obj, t, video).astype(np.uint8))
+        elif video.is_annotated(t):
+            write_palette_png(folder / f"{name}.png", label_frame(video, t))
+
+
+def label_frame(video: VideoRecord, frame: int) -> np.ndarray:
+    """The numbers of the objects on a frame, (H, W); the later one where they overlap, ``VOID`` where there is void."""
+    ids_HW = np.zeros((video.height, video.width), dtype=np.int64)
+    if frame in video.void:
+        ids_HW[video.void[frame].decode()] = VOID
+    for object_id, mask_HW in video.masks(frame).items():
+        ids_HW[mask_HW] = object_id
+    return ids_HW
+
+
+def frame_names(video: VideoRecord) -> list[str]:
+    """What a video's frames are called in files: their stems, or their numbers if stems repeat."""
+    stems = [frame.stem for frame in video.frames]
+    return stems if len(set(stems)) == len(stems) else [f"{t:05d}" for t in range(len(stems))]
+
+
+def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, list_as: str | None = None) -> None:
+    """Write videos as DAVIS and MOSE do: ``JPEGImages/<video>/`` and ``Annotations/<video>/``.
+
+    ``per_object`` as in :func:`write_frame_labels`; ``list_as`` also lists the videos in ``ImageSets/<list_as>.txt``.
+    """
+    folder = Path(folder)
+    for video in data.videos:
+        _write_frames(folder / "JPEGImages", video)
+        write_frame_labels(folder / "Annotations" / video.video_id, video, per_object)
+    if list_as is not None:
+        write_text(folder / "ImageSets" / f"{list_as}.txt", "".join(f"{video.video_id}\n" for video in data.videos))
+
+
+def write_folder(folder: str | Path, data: DataSet) -> None:
+    """Write first frames as stills with masks, called alike: ``images/<video>.png`` and ``masks/<video>.png``."""
+    for video in data.videos:
+        _write_png(Path(folder) / "images" / f"{video.video_id}.png", video.frames[0].read())
+        write_palette_png(Path(folder) / "masks" / f"{video.video_id}.png", label_frame(video, 0))
+
+
+def write_ytvis(folder: str | Path, data: DataSet) -> None:
+    """Write videos as YouTube-VIS does: ``<video>/`` for frames, ``instances.json`` with a list of masks per object.
+
+    The format has no frames that nobody labelled: data must be annotated throughout.
+    """
+    annotations: list[dict[str, Any]] = []
+    videos: list[dict[str, Any]] = []
+    categories = _category_ids(data)
+    for number, video in enumerate(data.videos, start=1):
+        videos.append({"id": number, "file_names": _write_frames(Path(folder), video), **_size(video)})
+        for obj in video.objects:
+            masks = [None if s is None else s.decode() for s in obj.segmentations]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "video_id": number,
+                    "category_id": categories[obj.category],
+                    "iscrowd": 0,
+                    "segmentations": [None if mask is None else _uncompressed(mask) for mask in masks],
+                    "areas": [None if mask is None else int(mask.sum()) for mask in masks],
+                    "bboxes": [None if mask is None else _box(mask) for mask in masks],
+                }
+            )
+    content = {"videos": videos, "annotations": annotations, "categories": _categories(categories)}
+    _write_json(Path(folder) / "instances.json", content)
+
+
+def write_tracked_coco(folder: str | Path, data: DataSet) -> None:
+    """Write videos as labelling tools do: ``<video>/`` for frames, and ``instances.json``, COCO whose images have a
+    ``video_id`` and ``frame_id`` and whose annotations a ``track_id``; masks as compressed RLE.
+
+    The format has no frames that nobody labelled: data must be annotated throughout.
+    """
+    videos: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories = _category_ids(data)
+    for number, video in enumerate(data.videos, start=1):
+        videos.append({"id": number, "name": video.video_id})
+        for t, file in enumerate(_write_frames(Path(folder), video)):
+            place = {"id": len(images) + 1, "video_id": number, "frame_id": t}
+            images.append({**place, "file_name": file, **_size(video)})
+            for obj in video.objects:
+                if (segmentation := obj.segmentations[t]) is None:
+                    continue
+                mask = segmentation.decode()
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1, "image_id": place["id"], "track_id": obj.object_id, "iscrowd": 0,
+                        "category_id": categories[obj.category], "segmentation": _compressed(mask),
+                        "area": int(mask.sum()), "bbox": _box(mask),
+                    }
+                )  # fmt: skip
+    content = {"videos": videos, "images": images, "annotations": annotations, "categories": _categories(categories)}
+    _write_json(Path(folder) / "instances.json", content)
+
+
+def write_sav(folder: str | Path, data: DataSet, lossless: bool = False) -> None:
+    """Write videos as in SA-V's training set: ``<video>.mp4``, and ``<video>_manual.json`` with every fourth frame.
+
+    Frames must have even sides, as H.264 wants it, and lose a little in it unless it is ``lossless``.
+    """
+    folder = Path(folder)
+    for video in data.videos:
+        with VideoWriter(folder / f"{video.video_id}{VIDEO_SUFFIX}", lossless=lossless) as writer:
+            for frame in video.frames:
+                writer.write(frame.read())
+        labelled = range(0, len(video), STEP)
+        content = {
+            "video_id": video.video_id,
+            "video_frame_count": float(len(video)),
+            "video_height": float(video.height),
+            "video_width": float(video.width),
+            "masklet": [[_compressed(_mask(obj, t, video)) for obj in video.objects] for t in labelled],
+            "masklet_id": [obj.object_id for obj in video.objects],
+            "masklet_num": len(video.objects),
+        }
+        _write_json(folder / f"{video.video_id}{KINDS[0]}", content)
+
+
+def write_coco(folder: str | Path, data: DataSet, quality: int | None = 80, description: str = "") -> None:
+    """Write the first frame of every video as a COCO data set: images with ``_annotations.coco.json`` beside them.
+
+    Outlines become polygons; a mask with a hole in it becomes uncompressed RLE, since polygons would fill it.
+
+    Args:
+        folder: the images are written into.
+        data: its videos' ids become file names.
+        quality: of JPEG files; None: PNG files, which lose nothing.
+        description: of the data, for its ``info``.
+    """
+    folder = Path(folder)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories = _category_ids(data)
+    for image_id, video in enumerate(data.videos, 1):
+        file_name = f"{video.video_id}.{'png' if quality is None else 'jpg'}"
+        image = Image.fromarray(video.frames[0].read())
+        options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+        write_atomically(folder / file_name, partial(image.save, **options))
+        images.append({"id": image_id, "file_name": file_name, **_size(video)})
+        for obj in video.objects:
+            if (segmentation := obj.segmentations[0]) is None:
+                continue
+            mask = segmentation.decode()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": categories[obj.category],
+                    "iscrowd": 0, "bbox": _box(mask), "area": int(mask.sum()),
+                    "segmentation": _outlines(mask) or _uncompressed(mask),
+                }
+            )  # fmt: skip
+    content = {
+        "info": {"description": description},
+        "categories": _categories(categories),
+        "images": images,
+        "annotations": annotations,
+    }
+    _write_json(folder / "_annotations.coco.json", content)
+
+
+def _write_frames(root: Path, video: VideoRecord) -> list[str]:
+    """Write a video's frames as PNG into a folder of its name, and return their paths below the root."""
+    files = [f"{video.video_id}/{name}.png" for name in frame_names(video)]
+    for file, frame in zip(files, video.frames, strict=True):
+        _write_png(root / file, frame.read())
+    return files
+
+
+def _write_png(path: Path, pixels_HWC: np.ndarray) -> None:
+    write_atomically(path, partial(Image.fromarray(pixels_HWC).save, format="PNG"))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_text(path, json.dumps(content, separators=(",", ":")))
+
+
+def _category_ids(data: DataSet) -> dict[str | None, int]:
+    """Category → its id, counted from 1 in the order of the data; what has none is an ``object``."""
+    names = dict.fromkeys(obj.category for video in data.videos for obj in video.objects)
+    return {name: number for number, name in enumerate(names, start=1)}
+
+
+def _categories(ids: dict[str | None, int]) -> list[dict[str, Any]]:
+    return [{"id": number, "name": name or "object"} for name, number in ids.items()]
+
+
+def _size(video: VideoRecord) -> dict[str, int]:
+    return {"height": video.height, "width": video.width}
+
+
+def _mask(obj: ObjectTrack, frame: int, video: VideoRecord) -> np.ndarray:
+    segmentation = obj.segmentations[frame]
+    return np.zeros((video.height, video.width), dtype=bool) if segmentation is None else segmentation.decode()
+
+
+def _box(mask_HW: np.ndarray) -> list[int]:
+    """COCO's box of a mask that is not empty: left, top, width, height."""
+    ys, xs = np.nonzero(mask_HW)
+    return [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
+
+
+def _compressed(mask_HW: np.ndarray) -> dict[str, Any]:
+    rle = RLE.encode(mask_HW).rle
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def _outlines(mask_HW: np.ndarray) -> list[list[float]] | None:
+    """The mask's outlines as COCO polygons, or None where it has a hole."""
+    if label(np.pad(~mask_HW, 1, constant_values=True))[1] > 1:
+        return None
+    lines: Any = contour_generator(z=np.pad(mask_HW, 1).astype(float)).lines(0.5)
+    # pixel (x, y) covers x…x+1, so its centre, where contours are drawn through, lies at +0.5; the padding is taken out
+    return [(_corners(np.round(line, 1)) - 0.5).flatten().tolist() for line in lines if len(line) > 3]
+
+
+def _corners(closed_N2: np.ndarray) -> np.ndarray:
+    """The points of a closed line (its first point again at the end) at which it turns."""
+    points = closed_N2[:-1]
+    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
+    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+
+
+def _uncompressed(mask_HW: np.ndarray) -> dict[str, Any]:
+    """Uncompressed COCO RLE: lengths of runs of 0 and 1 in turn, column by column."""
+    flat = mask_HW.flatten(order="F").astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return {"size": list(mask_HW.shape), "counts": [0, *runs] if flat[0] else runs}

@@ -1,0 +1,52 @@
+"""How far scores would be off with other videos of the same kind: 95 % bootstrap intervals.
+
+Videos are drawn with replacement, as many as there are, and their objects pooled again; the interval holds the middle
+95 % of what comes out (the percentile method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+13). Objects of one video are alike, so videos are drawn, not objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.evaluation.metrics import ObjectScores
+
+DRAWS = 2000
+SEED = 0
+PERCENTILES = (2.5, 97.5)
+
+Draws = dict[str, np.ndarray]
+
+
+def bootstrap(videos: Sequence[Sequence[ObjectScores]]) -> Draws | None:
+    """J, F and J&F, each as float64 (DRAWS,), on draws of the videos; each video is given by its objects' scores.
+
+    The draws depend on the number of videos alone: of two models on the same videos they are paired, and the difference
+    of their scores is that of the models on the same draw. None with fewer than two videos, which say nothing about
+    others.
+    """
+    videos = [objects for objects in videos if objects]
+    if len(videos) < 2:
+        return None
+    totals_V3 = np.array([(sum(o.J for o in objects), sum(o.F for o in objects), len(objects)) for objects in videos])
+    rng = np.random.default_rng(SEED)
+    drawn_D3 = np.array([totals_V3[rng.integers(len(videos), size=len(videos))].sum(axis=0) for _ in range(DRAWS)])
+    J_D, F_D = drawn_D3[:, 0] / drawn_D3[:, 2], drawn_D3[:, 1] / drawn_D3[:, 2]
+    return {"J": J_D, "F": F_D, "J&F": (J_D + F_D) / 2}
+
+
+def intervals(draws: Draws | None) -> dict[str, tuple[float, float]] | None:
+    """Score → the ends of its 95 % interval; None without draws."""
+    if draws is None:
+        return None
+    ends = {score: np.percentile(values_D, PERCENTILES) for score, values_D in draws.items()}
+    return {score: (float(low), float(high)) for score, (low, high) in ends.items()}
+
+
+def change(base: Draws | None, adapted: Draws | None) -> Draws | None:
+    """What the adapted model scores more than the base, draw by draw."""
+    if base is None or adapted is None:
+        return None
+    return {score: adapted[score] - base[score] for score in base}

@@ -1,0 +1,61 @@
+"""Predicted masks as PNG files, in the layouts that the official tools score.
+
+Masks are written for every frame, at the size they were scored at: a video's own, a still's up to
+``evaluation.max_side``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from src.data.records import RLE, VideoRecord
+from src.data.writers import write_palette_png
+from src.errors import UserError
+
+MOST_IN_A_PALETTE = 255
+
+
+def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequence[RLE]], exclusive: bool) -> None:
+    """Write one video's masks.
+
+    Args:
+        folder: of the data set; the video gets a folder in it.
+        video: whose frames give the files their names.
+        predicted: object id → masks, one a frame.
+        exclusive: whether no two masks of a frame overlap. If so, a frame is one PNG of object numbers,
+            ``VIDEO/FRAME.png``, as in DAVIS; otherwise, or with numbers above 255, an object has a folder of its own,
+            ``VIDEO/NUMBER/FRAME.png``, as in SA-V.
+
+    Raises:
+        UserError: a file cannot be written, or the video's name leads out of the folder.
+    """
+    place = folder / video.video_id
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"masks of video '{video.video_id}' would be written outside {folder}; rename the video")
+    together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
+    for t, source in enumerate(video.frames):
+        ids_HW = np.zeros((video.height, video.width), np.int64)
+        for object_id, masks in predicted.items():
+            mask_HW = masks[t].decode()
+            if together:
+                ids_HW[mask_HW] = object_id
+            else:
+                write_palette_png(place / f"{object_id:03d}" / f"{source.stem}.png", mask_HW.astype(np.int64))
+        if together:
+            write_palette_png(place / f"{source.stem}.png", ids_HW)
+
+
+def refuse_overlap(video: VideoRecord) -> None:
+    """Raise UserError if true masks of a video overlap, which a protocol of one object per pixel cannot score."""
+    for t in filter(video.is_annotated, range(len(video))):
+        found = [s for o in video.objects if (s := o.segmentations[t]) is not None]
+        masks = [s if isinstance(s, RLE) else RLE.encode(s.decode()) for s in found]
+        if coco_mask.area(coco_mask.merge([mask.rle for mask in masks])) < sum(mask.area() for mask in masks):
+            raise UserError(
+                f"{video.video_id}: true masks overlap on frame {t}, and evaluation.protocol davis gives a pixel to "
+                "one object; take sav or after_prompt"
+            )

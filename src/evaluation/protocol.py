@@ -1,0 +1,66 @@
+"""Which frames of an object are scored: the protocols of ``evaluation.protocol``.
+
+Frames that nobody annotated are never scored, in any of them.
+
+- ``after_prompt``: the frames after the one that the object is prompted on.
+- ``davis``: DAVIS' semi-supervised task, as https://github.com/davisvideochallenge/davis2017-evaluation scores it.
+- ``sav``: SA-V's, as ``sav_dataset/sav_evaluator.py`` of https://github.com/facebookresearch/sam2 scores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.config import Protocol
+from src.data.records import RLE, ObjectTrack, VideoRecord
+
+MEANING: dict[Protocol, str] = {
+    "after_prompt": "scores are of the frames after that one",
+    "davis": "scores are DAVIS' semi-supervised ones: without first and last frame, each pixel one object's",
+    "sav": "scores are SA-V's: without first and last annotated frame",
+}
+
+
+def first_frame(video: VideoRecord, object_id: int) -> int:
+    """The frame an object is first seen on, which is where it is prompted."""
+    track = next(o for o in video.objects if o.object_id == object_id)
+    return next(t for t, segmentation in enumerate(track.segmentations) if segmentation is not None)
+
+
+def one_object_per_pixel(protocol: Protocol) -> bool:
+    """Whether predictions may not overlap: those that DAVIS scores are images of object numbers."""
+    return protocol == "davis"
+
+
+def scored_frames(protocol: Protocol, video: VideoRecord, obj: ObjectTrack, predicted: Sequence[RLE]) -> list[int]:
+    """The frames that an object's scores are the mean of.
+
+    Args:
+        protocol: of the evaluation.
+        video: the object's video.
+        obj: the object.
+        predicted: its predicted masks, one a frame.
+
+    Returns:
+        In order; none if the protocol leaves the object out:
+
+        - ``after_prompt``: it is seen on the last annotated frame only;
+        - ``davis``: its number is above the largest on the first annotated frame, which is where DAVIS counts objects.
+          An object numbered within those that comes later counts from the start: frames on which it is rightly
+          predicted absent score 1;
+        - ``sav``: it is on none of the frames. Those before it is first seen, or first predicted, are not counted.
+    """
+    annotated = [t for t in range(len(video)) if video.is_annotated(t)]
+    if protocol == "after_prompt":
+        prompted = first_frame(video, obj.object_id)
+        return [t for t in annotated if t > prompted]
+    inner = annotated[1:-1]
+    if not inner:
+        return []
+    if protocol == "davis":
+        counted = max((o.object_id for o in video.objects if o.segmentations[annotated[0]] is not None), default=0)
+        return inner if obj.object_id <= counted else []
+    if all(obj.segmentations[t] is None for t in inner):
+        return []
+    begin = next(t for t in inner if obj.segmentations[t] is not None or predicted[t].area())
+    return [t for t in inner if t >= begin]

@@ -1,0 +1,134 @@
+"""The tables of an evaluation: base and adapted model side by side, as plain text or Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from src.evaluation.coco_eval import ImageResult, shown_prompts
+from src.evaluation.forgetting import Domain, DomainResult
+from src.evaluation.intervals import DRAWS, bootstrap, change, intervals
+from src.evaluation.metrics import ObjectScores
+
+Scores = dict[str, float]
+Intervals = dict[str, tuple[float, float]] | None
+
+SCORES = ("J", "F", "J&F", "mIoU", "Dice")
+IMAGES_TITLE = "Single images, prompted by ground truth (a box, or clicks on what is still wrong), nothing tracked:"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The base and the adapted model on one domain; ``adapted`` is None where there is only the base.
+
+    ``images`` are the same two on its single images, None where they were not asked for.
+    """
+
+    domain: Domain
+    base: DomainResult
+    adapted: DomainResult | None
+    images: tuple[ImageResult, ImageResult | None] | None = None
+
+    def intervals(self) -> dict[str, Intervals]:
+        """The 95 % intervals of base, adapted and change; None for those that there are none of."""
+        base = bootstrap(_by_video(self.base))
+        adapted = bootstrap(_by_video(self.adapted)) if self.adapted is not None else None
+        return {
+            "base": intervals(base),
+            "adapted": intervals(adapted),
+            "change": intervals(change(base, adapted)),
+        }
+
+
+def _by_video(result: DomainResult) -> list[list[ObjectScores]]:
+    return [list(video.scores.values()) for video in result.videos]
+
+
+def table(comparisons: list[Comparison], markdown: bool = False) -> str:
+    """The scores side by side, with their difference and J's interval; plain text of aligned columns, or Markdown."""
+    rows: list[list[str]] = []
+    for c in comparisons:
+        ends = c.intervals()
+        for model, values in _base_adapted_change(c.base.scores, c.adapted.scores if c.adapted else None).items():
+            counts = [c.domain.name, str(len(c.base.videos)), str(c.base.objects)] if model == "base" else [""] * 3
+            cells = _cells(model, values, SCORES)
+            cells.insert(1, _interval_cell(ends[model], "J", model))
+            rows.append([*counts, model, *cells])
+    return aligned(["domain", "videos", "objects", "model", "J", "J, 95 %", *SCORES[1:]], rows, {0, 3}, markdown)
+
+
+def intervals_table(comparisons: list[Comparison]) -> str:
+    """The 95 % intervals of J, F and J&F, as Markdown."""
+    rows = []
+    for c in comparisons:
+        for model, of in c.intervals().items():
+            if of is not None:
+                name = c.domain.name if model == "base" else ""
+                rows.append([name, model, *(_interval_cell(of, score, model) for score in ("J", "F", "J&F"))])
+    return aligned(["domain", "model", "J", "F", "J&F"], rows, {0, 1}, markdown=True)
+
+
+def statistics_table(comparisons: list[Comparison]) -> str:
+    """Recall and decay of J and F, as Markdown."""
+    names = ("J_recall", "J_decay", "F_recall", "F_decay")
+    rows = []
+    for c in comparisons:
+        for model, values in _base_adapted_change(c.base.scores, c.adapted.scores if c.adapted else None).items():
+            rows.append([c.domain.name if model == "base" else "", model, *_cells(model, values, names)])
+    return aligned(["domain", "model", *(name.replace("_", " ") for name in names)], rows, {0, 1}, markdown=True)
+
+
+def image_table(comparisons: list[Comparison], markdown: bool = False) -> str:
+    """What became of single images, prompt by prompt: COCO's AP, mean IoU and Dice."""
+    names = ("AP", "AP50", "AP75", "mIoU", "Dice")
+    rows = []
+    for c in comparisons:
+        if c.images is None:
+            continue
+        base, adapted = c.images
+        for place, prompt in enumerate(shown_prompts(base.clicks)):
+            counts = ["", "", ""] if place else [c.domain.name, str(base.images), str(len(base.objects))]
+            both = _base_adapted_change(base.scores(prompt), adapted.scores(prompt) if adapted else None)
+            for model, values in both.items():
+                head = [*counts, prompt] if model == "base" else [""] * 4
+                rows.append([*head, model, *_cells(model, values, names)])
+    return aligned(["domain", "images", "objects", "prompt", "model", *names], rows, {0, 3, 4}, markdown)
+
+
+def _base_adapted_change(base: Scores, adapted: Scores | None) -> dict[str, Scores]:
+    if adapted is None:
+        return {"base": base}
+    return {"base": base, "adapted": adapted, "change": {name: adapted[name] - base[name] for name in base}}
+
+
+def _cells(model: str, values: Scores, names: Sequence[str]) -> list[str]:
+    return [f"{values[name]:{'+' if model == 'change' else ''}.3f}" for name in names]
+
+
+def _interval_cell(ends: Intervals, score: str, model: str) -> str:
+    if ends is None:
+        return "-"
+    low, high = (f"{end:{'+' if model == 'change' else ''}.2f}" for end in ends[score])
+    return f"{low} to {high}"
+
+
+def aligned(header: list[str], rows: list[list[str]], left: set[int], markdown: bool) -> str:
+    """Columns of text, those in ``left`` flush left, the others flush right; plain, or as Markdown."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [f"{c:<{w}}" if i in left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+
+    rule = [("-" * w if i in left else "-" * (w - 1) + ":") if markdown else "-" * w for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def legend(comparisons: list[Comparison]) -> list[str]:
+    """What a reader of the table must know beside it, as lines."""
+    lines = [f"95 %: bootstrap over videos, {DRAWS} draws; a change whose interval holds 0 may be chance"]
+    for c in comparisons:
+        if c.base.not_scored:
+            counted = f"{c.base.not_scored} objects are" if c.base.not_scored > 1 else "1 object is"
+            lines.append(f"{c.domain.name}: {counted} on no frame that counts, and left out")
+    return lines

@@ -1,0 +1,135 @@
+"""Start new adapters from the data they will see, in place of at random.
+
+The first factor A of an adapter looks along the directions in which its layer's inputs vary most, and the gate's rows
+point at clusters of these inputs, so that experts begin with a part of the data each. B stays zero: the model computes
+what it did before. Sources: Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance
+Adaptation (EVA), 2024, for A; the clusters are this project's extension of it to experts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from src.lora.adapter import AdapterLayer, adapters_disabled
+from src.lora.lora_layer import LoRALinear
+from src.lora.moe_layer import MoELoRALinear
+
+
+def data_driven_init(
+    model: nn.Module,
+    adapters: Mapping[str, AdapterLayer],
+    run: Callable[[], object],
+    samples: int = 4096,
+    seed: int = 0,
+) -> None:
+    """Initialise untrained adapters from the inputs that their layers get in the base model.
+
+    The inputs of a layer with experts are parted into E clusters. Expert e's A gets the R principal directions of
+    cluster e, each as long as a row drawn at random is on average; where a cluster has fewer, the rows left keep their
+    random draw. The gate's logits become those of the nearest centroid (c·x − ‖c‖² / 2), scaled to differ between
+    experts as much as a random gate's do, with the null expert's row as drawn. At the level ``video`` the gate decides
+    on something else than the layer's input and stays as drawn. A LoRA layer's inputs are one cluster.
+
+    Args:
+        model: that the adapters are in.
+        adapters: as :func:`~src.lora.lora_utils.apply_method` or :func:`~src.lora.expert_groups.add_group` returned
+            them.
+        run: runs the model on some batches of the new data; all adapters are off and no graph is kept meanwhile.
+        samples: tokens kept of each layer, drawn from all that it sees.
+        seed: of the drawing and of the clustering.
+
+    Raises:
+        ValueError: a layer did not run, or got nothing but numbers that are not finite.
+    """
+    inputs = _collect_inputs(model, adapters, run, samples, seed)
+    for layer, adapter in adapters.items():
+        x_ND = inputs[layer]
+        if isinstance(adapter, MoELoRALinear):
+            _init_experts(adapter, x_ND, seed)
+        elif isinstance(adapter, LoRALinear):
+            _init_rows(adapter.lora_A, x_ND)
+
+
+def _collect_inputs(
+    model: nn.Module, adapters: Mapping[str, AdapterLayer], run: Callable[[], object], samples: int, seed: int
+) -> dict[str, Tensor]:
+    """(N, D) float32 tokens per layer, N ≤ samples, each token of all calls with the same chance."""
+    generator = torch.Generator().manual_seed(seed)
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: str, x_ND: Tensor) -> None:
+        x_ND = x_ND[x_ND.isfinite().all(dim=1)]
+        # Each token draws a number, and those with the smallest ones are kept.
+        draw_N = torch.rand(len(x_ND), generator=generator).to(x_ND.device)
+        if layer in kept:
+            x_ND, draw_N = torch.cat([kept[layer][0], x_ND]), torch.cat([kept[layer][1], draw_N])
+        first = draw_N.argsort()[:samples]
+        kept[layer] = (x_ND[first], draw_N[first])
+
+    hooks = [
+        adapter.base_layer.register_forward_pre_hook(
+            lambda _, args, layer=layer: keep(layer, args[0].detach().flatten(0, -2).float())
+        )
+        for layer, adapter in adapters.items()
+    ]
+    try:
+        with adapters_disabled(model), torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if empty := [layer for layer in adapters if layer not in kept or not len(kept[layer][0])]:
+        raise ValueError(f"no finite input was seen by {', '.join(empty[:3])}")
+    return {layer: x_ND for layer, (x_ND, _) in kept.items()}
+
+
+@torch.no_grad()
+def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
+    centroids_ED, cluster_N = _clusters(x_ND, layer.num_experts, seed)
+    for expert, A_RD in enumerate(layer.lora_A):
+        _init_rows(A_RD, x_ND[cluster_N == expert])
+    gate = layer.gate
+    if gate.level == "video":
+        return
+    weight_ED = centroids_ED - centroids_ED.mean(dim=0)
+    bias_E = -centroids_ED.square().sum(dim=1) / 2
+    bias_E -= bias_E.mean()
+    drawn_ED = gate.weight[: layer.num_experts]
+    drawn, found = ((x_ND @ w_ED.T).std(dim=1, correction=0).mean() for w_ED in (drawn_ED, weight_ED))
+    if not found > 0:  # a single expert, or inputs that are all the same: nothing to tell apart
+        return
+    scale = drawn / found
+    gate.weight[: layer.num_experts] = scale * weight_ED
+    if gate.bias is not None:
+        gate.bias[: layer.num_experts] = scale * bias_E
+
+
+def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """k-means: centroids (count, D) and each token's cluster (N,)."""
+    points = x_ND.cpu().numpy().astype(np.float64)
+    rng = np.random.default_rng(seed)
+    if len(np.unique(points, axis=0)) <= count:  # nothing to gather: each of the first points by itself
+        centroids = np.resize(points, (count, points.shape[1]))
+        clusters = np.arange(len(points)) % count
+    else:
+        with warnings.catch_warnings():  # of an empty cluster, whose expert keeps its random A
+            warnings.simplefilter("ignore", UserWarning)
+            centroids, clusters = kmeans2(points, count, minit="++", rng=rng)
+    return torch.from_numpy(centroids).to(x_ND), torch.from_numpy(clusters).to(x_ND.device)
+
+
+@torch.no_grad()
+def _init_rows(A_RD: Tensor, x_ND: Tensor) -> None:
+    """The principal directions of the inputs into the rows of A, as far as there are any."""
+    centred = x_ND - x_ND.mean(dim=0)
+    directions_KD = torch.linalg.svd(centred, full_matrices=False).Vh if len(x_ND) > 1 else centred[:0]
+    rows = min(len(A_RD), len(x_ND) - 1, len(directions_KD))
+    if rows > 0:
+        # A row of numbers uniform within ±1/√D has squared length 1/3 on average.
+        A_RD[:rows] = directions_KD[:rows] / 3**0.5

@@ -1,0 +1,308 @@
+"""Expert groups: a model learns one domain after another, each with adapters of its own, and one of them is in use.
+
+A group is a named set of adapters, one for each layer that its config's target_modules select, of method mope (experts
+and their gate) or lora. Routing has two steps: first a group is made active (:func:`activate`), then its gate chooses
+among its own experts. So a group's output depends on no other group: learning, adding or removing others leaves it as
+it was, bit for bit. With no group active the model is the base, at the base's speed.
+
+    add_group(model, "cells", config)          # the only part that trains, and active
+    ...                                        # train
+    add_group(model, "endoscopy", other)       # "cells" is frozen from here on
+    ...
+    with activated(model, "cells"): ...        # or activate(model, None): the base
+    save_adapter(model, folder, {"cells": config, "endoscopy": other}, extra)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from src.config import LoraConfig
+from src.errors import UserError
+from src.lora.adapter import ActiveGroup, AdapterLayer, GroupedLinear, iter_adapted, list_groups
+from src.lora.lora_utils import new_adapters, replace_module
+
+
+def add_group(model: nn.Module, name: str, config: LoraConfig) -> dict[str, AdapterLayer]:
+    """Add a group of untrained adapters, which becomes active and all that trains; other groups stay as they are.
+
+    The model computes what the base computes until the group is trained.
+
+    Args:
+        model: without adapters, or with groups; adapters without a name get one by :func:`name_adapters` first.
+        name: letters, digits, ``-`` and ``_``.
+        config: of method mope or lora; groups may differ in everything, target_modules included.
+
+    Returns:
+        The group's adapters by the dotted names of the layers that they adapt.
+
+    Raises:
+        UserError: the name is taken or not a name, or the config does not fit the model; the model is unchanged.
+        ValueError: the model has adapters without a name, or the config's method has none.
+    """
+    _check_new_name(model, name)
+    adapters = new_adapters(model, config)
+    _attach(model, name, adapters)
+    activate(model, name)
+    freeze_groups_except(model, name)
+    return adapters
+
+
+def name_adapters(model: nn.Module, name: str) -> None:
+    """Make the adapters of a model without groups its first group, which is active; nothing else changes.
+
+    Raises:
+        UserError: ``name`` is not a name.
+        ValueError: the model has no adapters, or groups already.
+    """
+    adapters = {layer: adapted for layer, adapted in iter_adapted(model) if isinstance(adapted, AdapterLayer)}
+    if not adapters or list_groups(model):
+        raise ValueError("only adapters without groups can be named")
+    check_name(name)
+    for layer, adapter in adapters.items():
+        replace_module(model, layer, adapter.base_layer)
+    _attach(model, name, adapters)
+    activate(model, name)
+
+
+def remove_group(model: nn.Module, name: str) -> None:
+    """Take a group out of the model; where it was active the base is. Layers without another group are plain again.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    _check_known(model, [name])
+    for layer, grouped in list(_grouped(model)):
+        if name in grouped.groups:
+            del grouped.groups[name]
+        if not grouped.groups:
+            replace_module(model, layer, grouped.base_layer)
+    active = active_group(model)
+    if isinstance(active, tuple):
+        activate(model, [None if group == name else group for group in active])
+    elif active == name:
+        activate(model, None)
+
+
+def activate(model: nn.Module, active: str | Sequence[str | None] | None) -> None:
+    """Choose the group to use.
+
+    Args:
+        model: with groups.
+        active: a group's name; None for the base alone; or one of these for each element of the batch, as memory
+            attention and mask decoder see it: for each object. Then every adapted layer that is called must be given a
+            batch of that size.
+
+    Raises:
+        UserError: there is no such group; the choice is as before.
+    """
+    chosen: ActiveGroup = active if isinstance(active, str | None) else tuple(active)
+    _check_known(model, [group for group in (chosen if isinstance(chosen, tuple) else [chosen]) if group is not None])
+    for _, grouped in _grouped(model):
+        grouped.active = chosen
+
+
+@contextmanager
+def activated(model: nn.Module, active: str | Sequence[str | None] | None) -> Iterator[None]:
+    """:func:`activate` inside the scope; as before on leaving it, whatever happens inside."""
+    before = active_group(model)
+    activate(model, active)
+    try:
+        yield
+    finally:
+        activate(model, before)
+
+
+def active_group(model: nn.Module) -> ActiveGroup:
+    """What :func:`activate` was last given; None for a model without groups."""
+    return next((grouped.active for _, grouped in _grouped(model)), None)
+
+
+def freeze_groups_except(model: nn.Module, name: str) -> None:
+    """Train the parameters of this group and nothing else.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    _check_known(model, [name])
+    model.requires_grad_(False)
+    for adapter in group_adapters(model, name).values():
+        for parameter in adapter.adapter_parameters():
+            parameter.requires_grad_(True)
+
+
+def group_adapters(model: nn.Module, name: str) -> dict[str, AdapterLayer]:
+    """A group's adapters by the dotted names of the layers that they adapt; empty if there is no such group."""
+    return {layer: grouped.adapters[name] for layer, grouped in _grouped(model) if name in grouped.groups}
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """A group outside a model.
+
+    Attributes:
+        config: what its adapters are.
+        weights: by the adapted layer's dotted name and the adapter's own, such as ``….q_proj.lora_A``.
+    """
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+
+    def layers(self) -> list[str]:
+        """The dotted names of the adapted layers."""
+        own = ".lora_A" if self.config.method == "mope" else ".adapter.lora_A"
+        return [name.removesuffix(own) for name in self.weights if name.endswith(own)]
+
+    def of_layers(self) -> dict[tuple[str, str], Tensor]:
+        """The weights by layer and by the name inside the layer's adapter."""
+        return {
+            (layer, name.removeprefix(f"{layer}.")): tensor
+            for layer in self.layers()
+            for name, tensor in self.weights.items()
+            if name.startswith(f"{layer}.")
+        }
+
+
+def prune_experts(
+    model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
+) -> LoraConfig:
+    """Keep some of a group's experts in each layer (:func:`pruned`); returns the group's new config.
+
+    Raises:
+        UserError: there is no such group, it has no experts, or ``keep`` is out of range; the model is unchanged.
+    """
+    _check_known(model, [name])
+    before, active = group_adapters(model, name), active_group(model)
+    weights = {f"{layer}.{key}": t for layer, adapter in before.items() for key, t in adapter.adapter_state().items()}
+    group = pruned(ExpertGroup(config, weights), keep, scores)
+    adapters = new_adapters(model, group.config)
+    for layer, adapter in adapters.items():
+        for key, tensor in adapter.adapter_state().items():
+            tensor.copy_(group.weights[f"{layer}.{key}"])
+        for parameter in adapter.adapter_parameters():
+            parameter.requires_grad_(next(before[layer].adapter_parameters()).requires_grad)
+    _attach(model, name, adapters)
+    activate(model, active)
+    return group.config
+
+
+def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = None) -> ExpertGroup:
+    """A group with fewer experts: those of the highest scores in each layer, in their order; null experts stay.
+
+    Args:
+        group: of method mope.
+        keep: experts kept per layer; ``top_k`` is lowered where it would be more than there are to choose from.
+        scores: by layer, (E,) or (E + 1,) with the null expert last, such as
+            :meth:`~src.lora.routing.RoutingRecord.usage`; None: :func:`expert_sizes`.
+
+    Raises:
+        UserError: the group has no experts, a layer has no score, or ``keep`` is not within 1 and E.
+    """
+    config, experts = group.config, group.config.experts
+    if config.method != "mope":
+        raise UserError(f"only groups of method mope have experts to prune, this one is of method {config.method}")
+    if not 1 <= keep <= experts:
+        raise UserError(f"keep must be within 1 and {experts}, the experts of the group, not {keep}")
+    scores = expert_sizes(group) if scores is None else scores
+    if missing := [layer for layer in group.layers() if layer not in scores]:
+        raise UserError(f"no scores for {', '.join(missing[:3])}")
+    kept = {layer: scores[layer][:experts].topk(keep).indices.sort().values.cpu() for layer in group.layers()}
+    weights = {}
+    for (layer, name), tensor in group.of_layers().items():
+        null_rows = torch.arange(experts, len(tensor))
+        weights[f"{layer}.{name}"] = tensor[torch.cat([kept[layer], null_rows]).to(tensor.device)]
+    choices = keep + config.router.null_expert
+    return ExpertGroup(config.model_copy(update={"experts": keep, "top_k": min(config.top_k, choices)}), weights)
+
+
+def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:
+    """Per layer (E,), the Frobenius norm of each expert's product B A: how much it can add."""
+    sizes = {}
+    for layer in group.layers():
+        A_ERD, B_EOR = group.weights[f"{layer}.lora_A"].double(), group.weights[f"{layer}.lora_B"].double()
+        # ‖BA‖² = Σ (BᵀB) ∘ (AAᵀ), without making the (O, D) product.
+        squares_E = ((B_EOR.mT @ B_EOR) * (A_ERD @ A_ERD.mT)).sum(dim=(1, 2))
+        sizes[layer] = squares_E.clamp(min=0).sqrt()
+    return sizes
+
+
+def experts_used(usage: dict[str, Tensor], share: float) -> int:
+    """How many experts to keep, so that in each layer those with at least this share of its choices stay; 1 or more.
+
+    Args:
+        usage: per layer (E,), as :meth:`~src.lora.routing.RoutingRecord.usage` says, null experts left out.
+        share: between 0 and 1.
+    """
+    return max([1, *(int((use_E >= share).sum()) for use_E in usage.values())])
+
+
+def merged(groups: Sequence[ExpertGroup]) -> ExpertGroup:
+    """One group of all experts, gate rows joined. The experts compete from here on: outputs are not those of before.
+
+    Each gate learned to compare its own experts only, so the result is a start for further training, not a sum of
+    what was learned.
+
+    Raises:
+        UserError: fewer than two groups, groups of method lora, with null experts (each is measured against its own
+            gate's experts), or that differ in more than the number of experts.
+    """
+    if len(groups) < 2:
+        raise UserError("two groups or more are needed to merge")
+    first = groups[0]
+    for group in groups:
+        if group.config.method != "mope" or group.config.router.null_expert:
+            raise UserError("only groups of method mope without a null expert can be merged")
+        theirs, ours = group.config.model_dump(), first.config.model_dump()
+        differing = [key for key in ours if key != "experts" and theirs[key] != ours[key]]
+        if differing or group.weights.keys() != first.weights.keys():
+            what = ", ".join(f"lora.{key}" for key in differing or ["target_modules"])
+            raise UserError(f"groups that differ in {what} cannot be merged")
+    weights = {name: torch.cat([group.weights[name] for group in groups]) for name in first.weights}
+    total = sum(group.config.experts for group in groups)
+    return ExpertGroup(first.config.model_copy(update={"experts": total}), weights)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless the text can name a group: letters, digits, ``-`` and ``_``."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise UserError(f"'{name}' cannot name an expert group: use letters, digits, '-' and '_'")
+    if hasattr(nn.ModuleDict(), name):
+        raise UserError(f"'{name}' cannot name an expert group: torch uses it itself; choose another name")
+
+
+def _grouped(model: nn.Module) -> Iterator[tuple[str, GroupedLinear]]:
+    for layer, adapted in iter_adapted(model):
+        if isinstance(adapted, GroupedLinear):
+            yield layer, adapted
+
+
+def _attach(model: nn.Module, name: str, adapters: dict[str, AdapterLayer]) -> None:
+    """Put adapters into their layers under a group's name; no group is active on layers that had none."""
+    grouped = dict(_grouped(model))
+    for layer, adapter in adapters.items():
+        if layer not in grouped:
+            grouped[layer] = GroupedLinear(adapter.base_layer).train(adapter.training)
+            replace_module(model, layer, grouped[layer])
+        grouped[layer].groups[name] = adapter
+
+
+def _check_new_name(model: nn.Module, name: str) -> None:
+    check_name(name)
+    groups = list_groups(model)
+    if name in groups:
+        raise UserError(f"the model has a group '{name}' already; its groups are {', '.join(groups)}")
+    if not groups and any(iter_adapted(model)):
+        raise ValueError("the model has adapters without a name: give them one with name_adapters")
+
+
+def _check_known(model: nn.Module, names: list[str]) -> None:
+    groups = list_groups(model)
+    for name in names:
+        if name not in groups:
+            raise UserError(f"no expert group '{name}'; the model has {', '.join(groups) or 'none'}")

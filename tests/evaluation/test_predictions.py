@@ -1,0 +1,141 @@
+"""Saved masks, scored again from the files as the official tools do, give the numbers of the evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.config import ModelConfig, MotionConfig
+from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
+from src.data.synthetic import CELLS, SOURCE, make_video, make_videos
+from src.data.writers import write_palette_png
+from src.errors import UserError
+from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from src.evaluation.predictions import refuse_overlap, write_masks
+from src.model.build import build_model
+from tests.evaluation import reference
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(image_size=64))
+    with torch.no_grad():  # random weights predict next to nothing: let them predict something on every frame
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def videos() -> DataSet:
+    """Objects that are there from the start, that go, that come late, numbered within the first frame's and above."""
+    first, second = (make_video(SOURCE, seed, 7, 48) for seed in (4, 11))
+    a, b = first.objects[:2]
+    later = [None, None, *b.segmentations[2:]]
+    gone = [*a.segmentations[:3], None, None, None, None]
+    return DataSet(
+        "videos",
+        [
+            VideoRecord("one", 48, 48, first.frames, [ObjectTrack(2, a.segmentations), ObjectTrack(1, later)]),
+            VideoRecord("two", 48, 48, second.frames, second.objects),
+            VideoRecord("three", 48, 48, first.frames, [ObjectTrack(1, gone), ObjectTrack(5, later)]),
+        ],
+    )
+
+
+def evaluated(model, data: DataSet, protocol: str, folder: Path) -> DomainResult:
+    domain = Domain("d", data, 5, 3, 48, MotionConfig(), protocol)
+    return evaluate_domain(model, domain, "box", masks=folder)
+
+
+def write_truth(folder: Path, data: DataSet, per_object: bool) -> None:
+    """True masks as DAVIS (one object per pixel) or SA-V has them; annotated frames only."""
+    for video in data.videos:
+        for t, source in enumerate(video.frames):
+            if not video.is_annotated(t):
+                continue
+            ids_HW, masks = np.zeros((video.height, video.width), int), video.masks(t)
+            for obj in video.objects:
+                mask_HW = masks.get(obj.object_id, np.zeros_like(ids_HW, bool))
+                ids_HW[mask_HW] = obj.object_id
+                if per_object:
+                    place = folder / video.video_id / f"{obj.object_id:03d}"
+                    write_palette_png(place / f"{source.stem}.png", mask_HW.astype(int))
+            if not per_object:
+                write_palette_png(folder / video.video_id / f"{source.stem}.png", ids_HW)
+
+
+def test_davis_files_score_as_the_evaluation_says(model, videos, tmp_path):
+    result = evaluated(model, videos, "davis", tmp_path / "predicted")
+    write_truth(tmp_path / "true", videos, per_object=False)
+    expected = reference.davis(tmp_path / "true", tmp_path / "predicted")
+    assert {name: result.scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected["J"] < 1
+    assert result.not_scored == 1, "object 5 of the third video comes later than DAVIS counts"
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_sav_files_score_as_the_evaluation_says(model, videos, every, tmp_path):
+    frames = frozenset(range(0, 7, every))
+    data = DataSet("sav", [replace(video, annotated=frames) for video in videos.videos])
+    result = evaluated(model, data, "sav", tmp_path / "predicted")
+    write_truth(tmp_path / "true", data, per_object=True)
+    expected = reference.sav(tmp_path / "true", tmp_path / "predicted")
+    assert {name: result.scores[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected["J"] < 1
+
+
+def test_files_have_the_frames_names_sizes_and_a_palette(model, videos, tmp_path):
+    evaluated(model, videos, "davis", tmp_path)
+    image = Image.open(tmp_path / "one" / "00003.png")
+    assert (image.mode, image.size) == ("P", (48, 48))
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {f"{t:05d}.png" for t in range(7)}
+    assert not np.asarray(Image.open(tmp_path / "three" / "00000.png")).max() > 1, "object 5 is not there yet"
+
+
+def test_stills_and_objects_that_overlap_have_a_folder_each(model, tmp_path):
+    stills = make_videos(CELLS, 2, 0, frames=1, side=64)
+    result = evaluated(model, stills, "after_prompt", tmp_path)
+    for video in result.videos:
+        for object_id, masks in video.predicted.items():
+            for t, mask in enumerate(masks):
+                written = Image.open(tmp_path / video.video_id / f"{object_id:03d}" / f"{t:05d}.png")
+                assert np.array_equal(np.asarray(written) > 0, mask.decode())
+
+
+def record(*masks: np.ndarray, ids: tuple[int, ...]) -> VideoRecord:
+    objects = [ObjectTrack(i, [RLE.encode(mask)]) for i, mask in zip(ids, masks, strict=True)]
+    return VideoRecord("v", 4, 4, [ArrayFrame(np.zeros((4, 4, 3), np.uint8), stem="f_07")], objects)
+
+
+LEFT, MIDDLE = np.tile([1, 1, 0, 0], (4, 1)).astype(bool), np.tile([0, 1, 1, 0], (4, 1)).astype(bool)
+
+
+@pytest.mark.parametrize(("number", "exclusive"), [(300, True), (3, False)])
+def test_numbers_without_room_in_a_palette_have_a_folder_each(number, exclusive, tmp_path):
+    video = record(LEFT, ~LEFT, ids=(1, number))
+    write_masks(tmp_path, video, {1: [RLE.encode(LEFT)], number: [RLE.encode(~LEFT)]}, exclusive)
+    for object_id, mask in ((1, LEFT), (number, ~LEFT)):
+        written = Image.open(tmp_path / "v" / f"{object_id:03d}" / "f_07.png")
+        assert np.array_equal(np.asarray(written), mask)
+
+
+@pytest.mark.parametrize("name", ["../v", "/tmp/v"])
+def test_no_video_is_written_outside_the_folder(name, tmp_path):
+    video = replace(record(LEFT, ids=(1,)), video_id=name)
+    with pytest.raises(UserError, match="would be written outside"):
+        write_masks(tmp_path / "masks", video, {1: [RLE.encode(LEFT)]}, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_davis_cannot_score_true_masks_that_overlap():
+    refuse_overlap(record(LEFT, ~LEFT, ids=(1, 2)))
+    refuse_overlap(record(LEFT, ids=(1,)))
+    refuse_overlap(replace(record(LEFT, ids=(1,)), objects=[ObjectTrack(1, [None])]))
+    refuse_overlap(replace(record(LEFT, MIDDLE, ids=(1, 2)), annotated=frozenset()))
+    with pytest.raises(UserError, match=r"v: true masks overlap on frame 0.*take sav or after_prompt"):
+        refuse_overlap(record(LEFT, MIDDLE, ids=(1, 2)))

@@ -1,0 +1,144 @@
+"""Look into adapter folders and change their expert groups: list, join, extract, remove, prune, merge."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from src import cli
+from src.errors import UserError
+from src.lora.adapter_io import (
+    AdapterConfig,
+    AdapterFile,
+    file_of,
+    groups_of,
+    join_adapters,
+    read_adapter,
+    write_adapter,
+)
+from src.lora.expert_groups import ExpertGroup, check_name, merged, pruned
+
+UNNAMED = "default"  # what adapters without groups are called where they need a name
+
+
+def list_folders(arguments: argparse.Namespace) -> None:
+    for folder in arguments.folders:
+        file = read_adapter(folder)
+        print(f"{folder}: base {file.config.base_fingerprint[:12]}")
+        for name, group in groups_of(file, UNNAMED).items():
+            print(f"  {name}: {describe(group)}")
+
+
+def describe(group: ExpertGroup) -> str:
+    """One line about a group: method, size, layers, parameters."""
+    config = group.config
+    size = f"rank {config.rank}"
+    if config.method == "mope":
+        null = " or null" if config.router.null_expert else ""
+        size = f"{config.experts} experts × {size}, top {config.top_k}{null}, per {config.router.level}"
+    parameters = sum(tensor.numel() for tensor in group.weights.values())
+    return f"{config.method}, {size}; {len(group.layers())} layers, {parameters:,} parameters"
+
+
+def join(arguments: argparse.Namespace) -> None:
+    parts = []
+    for text in arguments.parts:
+        name, equals, folder = text.partition("=")
+        named = equals and not Path(text).is_dir()
+        parts.append((name, read_adapter(folder)) if named else (UNNAMED, read_adapter(text)))
+    write(arguments.output, join_adapters(parts))
+
+
+def extract(arguments: argparse.Namespace) -> None:
+    file, groups = read_groups(arguments.folder, [arguments.name])
+    group = groups[arguments.name]
+    config = AdapterConfig(group.config, file.config.base_fingerprint, file.config.extra)
+    write(arguments.output, AdapterFile(config, group.weights))
+
+
+def remove(arguments: argparse.Namespace) -> None:
+    file, groups = read_groups(arguments.folder, [arguments.name])
+    del groups[arguments.name]
+    if not groups:
+        raise UserError(f"{arguments.folder}: '{arguments.name}' is its only group; without it nothing is left")
+    write_groups(arguments, file, groups)
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    file, groups = read_groups(arguments.folder, [arguments.name])
+    groups[arguments.name] = pruned(groups[arguments.name], arguments.keep)
+    write_groups(arguments, file, groups)
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    file, groups = read_groups(arguments.folder, arguments.names)
+    union = merged([groups.pop(name) for name in arguments.names])
+    check_name(arguments.into)
+    if arguments.into in groups:
+        raise UserError(f"{arguments.folder}: there is a group '{arguments.into}' already")
+    groups[arguments.into] = union
+    write_groups(arguments, file, groups)
+
+
+def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, ExpertGroup]]:
+    """A folder's content, and its groups by name. Raises UserError where a needed group is missing or named twice."""
+    file = read_adapter(folder)
+    groups = groups_of(file, UNNAMED)
+    for name in needed:
+        if name not in groups:
+            raise UserError(f"{folder}: no expert group '{name}'; it holds {', '.join(groups)}")
+        if needed.count(name) > 1:
+            raise UserError(f"the group '{name}' is named twice")
+    return file, groups
+
+
+def write_groups(arguments: argparse.Namespace, file: AdapterFile, groups: dict[str, ExpertGroup]) -> None:
+    write(arguments.output, file_of(groups, file.config.base_fingerprint, file.config.extra))
+
+
+def write(output: str, file: AdapterFile) -> None:
+    if Path(output).exists():
+        raise UserError(f"{output} exists already; name another --output, or delete it first")
+    write_adapter(output, file)
+    print(f"written: {output}")
+    for name, group in groups_of(file, UNNAMED).items():
+        print(f"  {name}: {describe(group)}")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    arguments.action(arguments)
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__, "python tools/groups.py join cells=runs/cells/adapter runs/b/adapter --output joined")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    listing = actions.add_parser("list", help="the groups in adapter folders")
+    listing.add_argument("folders", nargs="+", metavar="FOLDER")
+    listing.set_defaults(action=list_folders)
+
+    joining = actions.add_parser("join", help="the groups of several adapters of the same base into one folder")
+    joining.add_argument("parts", nargs="+", metavar="[NAME=]FOLDER", help="NAME is for adapters that are in no group")
+    joining.set_defaults(action=join)
+
+    extracting = actions.add_parser("extract", help="one group as adapters without groups, such as for tools/export.py")
+    removing = actions.add_parser("remove", help="all groups but one; the others are not changed")
+    pruning = actions.add_parser("prune", help="keep a group's largest experts in each layer")
+    for action, function in ((extracting, extract), (removing, remove), (pruning, prune)):
+        action.add_argument("folder", metavar="FOLDER")
+        action.add_argument("name", metavar="GROUP")
+        action.set_defaults(action=function)
+    pruning.add_argument("--keep", type=int, required=True, metavar="N", help="experts to keep per layer")
+
+    merging = actions.add_parser("merge", help="groups into one, whose experts then compete: for further training")
+    merging.add_argument("folder", metavar="FOLDER")
+    merging.add_argument("names", nargs="+", metavar="GROUP")
+    merging.add_argument("--into", required=True, metavar="NAME", help="the new group's name")
+    merging.set_defaults(action=merge)
+
+    for action in (joining, extracting, removing, pruning, merging):
+        action.add_argument("--output", required=True, metavar="FOLDER", help="the folder to write; must not exist")
+    cli.run(main, parser)
