@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
 from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
-from src.data.clips import Clip, ClipBatch
+from src.data.clips import Clip, ClipBatch, draw_unlabelled
 from src.data.records import DataSet
 from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
 from src.data.unlabelled import open_unlabelled
@@ -95,6 +95,7 @@ class Distiller:
         """Clip number ``index`` with the teacher's word on it: found out once, kept from then on."""
         if index not in self.lessons:
             rng = np.random.default_rng((self.seed, index, 2))
+            video = self.data.videos[index % len(self.data)]
             frames_THWC = draw_unlabelled(video, self.clip, self.size, rng)
             with self._teacher() as teacher:
                 masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, rng)
