@@ -19,7 +19,7 @@ from training.model.sam2 import SAM2Train
 
 from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
 from src.data.clips import Clip, ClipBatch, draw_unlabelled
-from src.data.records import DataSet
+from src.data.records import RLE, DataSet
 from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
 from src.data.unlabelled import open_unlabelled
 from src.errors import UserError
@@ -34,12 +34,19 @@ SAME_THING = 0.7  # IoU from which two masks are the same thing
 SURE = 10.0  # logits beyond ± this differ in nothing that counts
 
 
+KEPT_FRAMES = 2**30  # bytes of general frames kept; where all would be more, they are drawn anew for every step
+
+
 @dataclass(frozen=True)
 class _Lesson:
-    """A general clip with things found on its first frame, and what the teacher said of it."""
+    """What is kept of a general clip: the things found on its first frame, and what the teacher said of them.
 
-    clip: Clip
+    ``frames_THWC`` is None where frames would take too much room, and are drawn anew.
+    """
+
+    things: list[RLE]
     taught: Tracked
+    frames_THWC: np.ndarray | None
 
 
 class Distiller:
@@ -64,6 +71,7 @@ class Distiller:
         self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
         self.clip, self.size = clip, size
         self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
+        self.keep_frames = config.clips * clip.frames * size**2 * 3 <= KEPT_FRAMES
         self.lessons: dict[int, _Lesson] = {}
 
     def losses(self, step: int) -> dict[str, Tensor]:
@@ -79,8 +87,8 @@ class Distiller:
         chosen = rng.choice(pool, min(self.config.batch_size, len(pool)), replace=False)
         with evaluating(self.model):
             lessons = [self._lesson(int(index)) for index in chosen]
-            taught = _joined([lesson.taught for lesson in lessons], next(self.model.parameters()).device)
-            batch = ClipBatch.collate([lesson.clip for lesson in lessons])
+            taught = _joined([taught for _, taught in lessons], next(self.model.parameters()).device)
+            batch = ClipBatch.collate([clip for clip, _ in lessons])
             said = track_clips(self.model, batch, PROMPTS[kind], features=taught.features_TNOC is not None)
         parts = difference(said, taught)
         weights = {
@@ -91,21 +99,23 @@ class Distiller:
         return {"total": self.config.weight * total, **{name: value.detach() for name, value in parts.items()}}
 
     @torch.no_grad()
-    def _lesson(self, index: int) -> _Lesson:
-        """Clip number ``index`` with the teacher's word on it: found out once, kept from then on."""
-        if index not in self.lessons:
-            rng = np.random.default_rng((self.seed, index, 2))
+    def _lesson(self, index: int) -> tuple[Clip, Tracked]:
+        """Clip number ``index`` with the teacher's word on it, which is found out once and kept from then on."""
+        lesson = self.lessons.get(index)
+        frames_THWC = None if lesson is None else lesson.frames_THWC
+        if frames_THWC is None:
             video = self.data.videos[index % len(self.data)]
-            frames_THWC = draw_unlabelled(video, self.clip, self.size, rng)
+            frames_THWC = draw_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
+        if lesson is None:
             with self._teacher() as teacher:
-                masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, rng)
-                first_only = np.arange(len(frames_THWC)) == 0
-                later = np.zeros((len(frames_THWC) - 1, *masks_OHW.shape), bool)
-                clip = Clip(f"general {index}", frames_THWC, np.concatenate([masks_OHW[None], later]), first_only)
-                batch = ClipBatch.collate([clip])
+                clicks = np.random.default_rng((self.seed, index, 3))
+                masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, clicks)
+                batch = ClipBatch.collate([_clip(index, frames_THWC, masks_OHW)])
                 taught = track_clips(teacher, batch, PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0)
-            self.lessons[index] = _Lesson(clip, _stored(taught))
-        return self.lessons[index]
+            things = [RLE.encode(mask) for mask in masks_OHW]
+            lesson = _Lesson(things, _stored(taught), frames_THWC if self.keep_frames else None)
+            self.lessons[index] = lesson
+        return _clip(index, frames_THWC, np.stack([thing.decode() for thing in lesson.things])), lesson.taught
 
     @contextmanager
     def _teacher(self) -> Iterator[SAM2Train]:
@@ -194,6 +204,13 @@ def find_things(model: SAM2Train, picture_HWC: np.ndarray, count: int, rng: np.r
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.count_nonzero(a & b) > SAME_THING * np.count_nonzero(a | b))
+
+
+def _clip(index: int, frames_THWC: np.ndarray, masks_OHW: np.ndarray) -> Clip:
+    """A clip of which only the first frame's masks are known."""
+    masks_TOHW = np.zeros((len(frames_THWC), *masks_OHW.shape), bool)
+    masks_TOHW[0] = masks_OHW
+    return Clip(f"general {index}", frames_THWC, masks_TOHW, np.arange(len(frames_THWC)) == 0)
 
 
 @contextmanager

@@ -86,6 +86,17 @@ class TestDistiller:
         assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numbers).all()
         assert model.training
 
+    def test_frames_are_drawn_anew_where_keeping_them_takes_too_much(self, monkeypatch):
+        model = new_model()
+        kept = distiller(model)
+        monkeypatch.setattr("src.train.distill.KEPT_FRAMES", 1000)
+        drawn = distiller(model)
+        disturb(model)
+        for step in (0, 1, 0):
+            assert torch.equal(kept.losses(step)["total"], drawn.losses(step)["total"])
+        assert all(lesson.frames_THWC is None for lesson in drawn.lessons.values())
+        assert all(lesson.frames_THWC is not None for lesson in kept.lessons.values())
+
     def test_each_clip_is_asked_about_once(self, monkeypatch):
         taught = distiller(new_model(), clips=3, batch_size=1)
         for step in range(12):
