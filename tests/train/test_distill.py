@@ -49,11 +49,11 @@ class TestDistiller:
         disturb(model)
         before = taught.losses(1)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        for _ in range(15):
+        for _ in range(40):
             optimizer.zero_grad()
             taught.losses(1)["total"].backward()
             optimizer.step()
-        assert taught.losses(1)["total"] < 0.8 * before["total"]
+        assert taught.losses(1)["total"] < 0.9 * before["total"]
         assert ("features" in before) == bool(features_weight)
 
     def test_the_teacher_is_the_base_though_the_student_moved(self):
