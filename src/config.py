@@ -216,6 +216,19 @@ class LossConfig(Section):
     occlusion: float = Field(1.0, ge=0, description="object score")
 
 
+class DistillConfig(Section):
+    """Self-distillation: the base teaches the adapted model on general clips without labels."""
+
+    weight: float = Field(0.0, ge=0, description="of the distillation loss; 0: off")
+    folder: str | None = Field(
+        None, description="general images and videos; null: clips of the bundled base's source domain (sam2_nano)"
+    )
+    clips: int = Field(500, ge=3, description="general clips; the teacher's answers on them are kept")
+    batch_size: int = Field(2, gt=0, description="general clips per optimizer step")
+    objects: int = Field(2, gt=0, description="things followed per clip")
+    features_weight: float = Field(0.0, ge=0, description="of the distance of memory-conditioned features")
+
+
 class TrainingConfig(Section):
     """The trainer."""
 
@@ -241,6 +254,7 @@ class TrainingConfig(Section):
     )
     prompts: PromptConfig = Field(default_factory=PromptConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
     save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")

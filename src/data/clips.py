@@ -208,6 +208,22 @@ def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) 
     raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out")
 
 
+def draw_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a clip of a video or still whose objects nobody looks at: its frames alone, uint8 (T, H, W, 3).
+
+    Consecutive frames of a video, which turns back at its ends; of a still, simulated motion. Arguments and errors are
+    those of :func:`draw_clip`.
+    """
+    last = len(video) - 1
+    path_T = _turned_back(rng.integers(len(video)) + np.arange(config.frames if last else 1), last)
+    frames_T3HW = _read_pictures(video, path_T, size)
+    if not last:
+        nothing_1HW = torch.zeros(1, size, size)
+        aspect = video.width / video.height
+        frames_T3HW, _ = simulate_motion(frames_T3HW[0], nothing_1HW, config.frames, aspect, config.motion, rng)
+    return to_pixels(frames_T3HW)
+
+
 def _turned_back(places: np.ndarray, last: int) -> np.ndarray:
     """Places on an endless line → frame numbers 0…last of a video that is played to and fro."""
     there = places % max(1, 2 * last)
@@ -242,15 +258,20 @@ def _read_frames(
 ) -> tuple[Tensor, Tensor]:
     """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
-    frames = frames_S.tolist()
-    pictures = [resize(torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float(), size, size) for t in frames]
     empty = np.zeros((video.height, video.width), bool)
     masks = []
-    for t in frames:
+    for t in frames_S.tolist():
         found = (o.segmentations[t] for o in objects)
         stack_OHW = np.stack([empty if s is None else s.decode() for s in found])
         masks.append(resize(torch.from_numpy(stack_OHW.astype(np.float32)), size, size))
-    return torch.stack(pictures)[place_T], torch.stack(masks)[place_T]
+    return _read_pictures(video, path_T, size), torch.stack(masks)[place_T]
+
+
+def _read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
+    """Frames (T, 3, size, size); none is read twice."""
+    frames_S, place_T = np.unique(path_T, return_inverse=True)
+    pixels = (torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float() for t in frames_S.tolist())
+    return torch.stack([resize(picture, size, size) for picture in pixels])[place_T]
 
 
 def _pixels(video: VideoRecord, frame: int) -> np.ndarray:

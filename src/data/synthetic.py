@@ -607,6 +607,7 @@ def _retextured_background(domain: Domain) -> Callable[[np.random.Generator], np
 
 
 HELD_OUT_SEED = 1_000_000  # seeds from here on are never trained on
+GENERAL_SEED = 500_000  # of clips to distil on
 
 
 def write_sample(folder: str | Path) -> None:

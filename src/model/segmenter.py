@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -21,8 +23,9 @@ from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
-from src.config import LossConfig, ModelConfig, PromptConfig
+from src.config import LossConfig, ModelConfig, Prompt, PromptConfig
 from src.data.clips import ClipBatch
+from src.data.masks import bounding_box, centre_point
 from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
 from src.model.gating import gate_video_methods
 
@@ -173,6 +176,72 @@ def segmentation_losses(model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a model says of the frames of a batch that tell something.
+
+    ``logits_TOhw``: masks, at low resolution; ``scores_TO``: object scores, as logits; ``features_TNOC``, where asked
+    for: what memory attention made of the tracked frames.
+    """
+
+    logits_TOhw: Tensor
+    scores_TO: Tensor
+    features_TNOC: Tensor | None = None
+
+
+def track_clips(model: SAM2Train, batch: ClipBatch, prompt: Prompt, features: bool = False) -> Tracked:
+    """Prompt every object on the first frame of its clip and track it, without anything drawn at random.
+
+    Args:
+        model: in the mode it is to run in; evaluation mode has no dropout.
+        batch: clips of T frames; of their masks only those of the first frame are used.
+        prompt: the mask itself, its tight box, or one click, at the mask's innermost pixel.
+        features: whether to keep what memory attention made of the tracked frames.
+
+    Returns:
+        All T frames, or with a mask prompt T − 1: there the first frame's mask is only passed through.
+    """
+    datapoint = to_datapoint(batch, next(model.parameters()).device)
+    first_O1HW = datapoint.masks[0][:, None]
+    frames = len(datapoint.masks)
+    backbone = model.forward_image(datapoint.flat_img_batch)
+    backbone |= {
+        "gt_masks_per_frame": {},
+        "num_frames": frames,
+        "use_pt_input": prompt != "mask",
+        "init_cond_frames": [0],
+        "frames_not_in_init_cond": list(range(1, frames)),
+        "mask_inputs_per_frame": {0: first_O1HW} if prompt == "mask" else {},
+        "point_inputs_per_frame": {} if prompt == "mask" else {0: _clicks(first_O1HW, prompt)},
+        "frames_to_add_correction_pt": [],
+    }
+    kept: list[Tensor] = []
+    hook = model.memory_attention.register_forward_hook(lambda _, __, output: kept.append(output)) if features else None
+    try:
+        outputs = model.forward_tracking(backbone, datapoint)
+    finally:
+        if hook is not None:
+            hook.remove()
+    told = outputs[1:] if prompt == "mask" else outputs
+    return Tracked(
+        torch.stack([output["pred_masks"][:, 0] for output in told]),
+        torch.stack([output["multistep_object_score_logits"][-1][:, 0] for output in told]),
+        torch.stack(kept) if kept else None,
+    )
+
+
+def _clicks(masks_O1HW: Tensor, prompt: Prompt) -> dict[str, Tensor]:
+    """A box (its two corners, labelled 2 and 3) or a click (labelled 1) on each mask, as SAM 2 takes them."""
+    points, labels = [], [2, 3] if prompt == "box" else [1]
+    for mask_HW in masks_O1HW[:, 0].cpu().numpy():
+        points.append(np.reshape(bounding_box(mask_HW) if prompt == "box" else centre_point(mask_HW), (-1, 2)))
+    device = masks_O1HW.device
+    return {
+        "point_coords": torch.tensor(np.stack(points), dtype=torch.float32, device=device),
+        "point_labels": torch.tensor(labels, dtype=torch.int32, device=device).repeat(len(points), 1),
+    }
 
 
 def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:

@@ -48,6 +48,7 @@ from src.model.checkpoint import (
 from src.model.gate_fitting import fit_gate
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.data import labelled_frames, load_training_sets, training_clips
+from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
 
@@ -115,6 +116,14 @@ class Trainer:
         self.model = build_trainable(config.model, training.prompts, dataset.clip.frames)
         self.base_fingerprint = base_fingerprint(self.model)
         adapters = apply_method(self.model, config.lora)
+        distill = training.distill
+        self.distiller = (
+            Distiller(
+                self.model, general_clips(config), dataset.clip, size, distill, training.loss, training.seed
+            )
+            if distill.weight
+            else None
+        )  # fmt: skip
         if resumed and resume:
             check_fits(resumed, resume, self.base_fingerprint, config.lora)
             load_weights(self.model, resumed, resume)
@@ -297,6 +306,11 @@ class Trainer:
             self.scaler.scale(total / len(window)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(window)
+        if self.distiller is not None:
+            with self.autocast():
+                kept = self.distiller.losses(self.progress.step)
+            self.scaler.scale(kept.pop("total")).backward()
+            sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
             raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
         self.scaler.unscale_(self.optimizer)

@@ -1,0 +1,38 @@
+"""General images and videos without labels, from a folder: something to keep a model as it was on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src.data.images import ImageFile, image_size
+from src.data.records import DataSet, FrameSource, VideoRecord
+from src.data.video import VideoFrame, is_image, read_header
+from src.errors import UserError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
+
+
+def open_unlabelled(folder: str | Path) -> DataSet:
+    """Every image in a folder and the folders in it as a still, every video file as a video; read when asked for.
+
+    Raises:
+        UserError: there is no such folder, nothing is in it, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    videos = [video for path in sorted(folder.rglob("*")) if (video := _record(path)) is not None]
+    if not videos:
+        raise UserError(f"{folder}: no images or videos in it")
+    return DataSet(folder.name, videos)
+
+
+def _record(path: Path) -> VideoRecord | None:
+    if is_image(path):
+        _, (height, width) = image_size(path)
+        return VideoRecord(path.stem, height, width, [ImageFile(path)], [])
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        header = read_header(path)
+        frames: list[FrameSource] = [VideoFrame(path, index) for index in range(header.count)]
+        return VideoRecord(path.stem, *header.size, frames, [])
+    return None

@@ -1,0 +1,249 @@
+"""Self-distillation: the base, one switch away, teaches the adapted model on general clips that nobody has labelled.
+
+What the base would have answered there is kept while the new domain is learned (Li & Hoiem, "Learning without
+Forgetting", ECCV 2016, with the adapters switched off as the teacher).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from training.model.sam2 import SAM2Train
+
+from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
+from src.data.clips import Clip, ClipBatch, draw_unlabelled
+from src.data.records import RLE, DataSet
+from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
+from src.data.unlabelled import open_unlabelled
+from src.errors import UserError
+from src.lora.adapter import adapters_disabled, iter_adapters
+from src.model.build import image_size_of
+from src.model.predictors import image_predictor
+from src.model.segmenter import Tracked, track_clips
+
+PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
+CLICKS = 24  # clicks in the search for things on a first frame
+SAME_THING = 0.7  # IoU from which two masks are the same thing
+SURE = 10.0  # logits beyond ± this differ in nothing that counts
+
+
+KEPT_FRAMES = 2**30  # bytes of general frames kept; where all would be more, they are drawn anew for every step
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is kept of a general clip: the things found on its first frame, and what the teacher said of them.
+
+    ``frames_THWC`` is None where frames would take too much room, and are drawn anew.
+    """
+
+    things: list[RLE]
+    taught: Tracked
+    frames_THWC: np.ndarray | None
+
+
+class Distiller:
+    """Draws general clips, asks the teacher once about each, and says how far the student has moved from it.
+
+    The teacher is the model with its adapters off; of a model without adapters it is a copy, made here.
+
+    Args:
+        model: as it is before it trains.
+        data: general videos and still images; objects on them are not looked at.
+        clip: length of the clips, and simulated motion for stills.
+        size: side of their frames in pixels.
+        config: how much.
+        loss: the weights of mask, dice and object score, as in the loss on labelled clips.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self, model: SAM2Train, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
+        self.clip, self.size = clip, size
+        self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
+        self.keep_frames = config.clips * clip.frames * size**2 * 3 <= KEPT_FRAMES
+        self.lessons: dict[int, _Lesson] = {}
+
+    def losses(self, step: int) -> dict[str, Tensor]:
+        """The student against the teacher on the clips of a step, always the same ones for the same step.
+
+        Returns:
+            Scalars: ``total``, weighted, with graph; ``mask``, ``dice``, ``score`` and, where weighted, ``features``,
+            unweighted and detached, averaged over objects and summed over frames.
+        """
+        rng = np.random.default_rng((self.seed, step, 1))
+        kind = int(rng.integers(len(PROMPTS)))  # a batch has prompts of one type
+        pool = np.arange(kind, self.config.clips, len(PROMPTS))
+        chosen = rng.choice(pool, min(self.config.batch_size, len(pool)), replace=False)
+        with evaluating(self.model):
+            lessons = [self._lesson(int(index)) for index in chosen]
+            taught = _joined([taught for _, taught in lessons], next(self.model.parameters()).device)
+            batch = ClipBatch.collate([clip for clip, _ in lessons])
+            said = track_clips(self.model, batch, PROMPTS[kind], features=taught.features_TNOC is not None)
+        parts = difference(said, taught)
+        weights = {
+            "mask": self.weights.mask, "dice": self.weights.dice, "score": self.weights.occlusion,
+            "features": self.config.features_weight,
+        }  # fmt: skip
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return {"total": self.config.weight * total, **{name: value.detach() for name, value in parts.items()}}
+
+    @torch.no_grad()
+    def _lesson(self, index: int) -> tuple[Clip, Tracked]:
+        """Clip number ``index`` with the teacher's word on it, which is found out once and kept from then on."""
+        lesson = self.lessons.get(index)
+        frames_THWC = None if lesson is None else lesson.frames_THWC
+        if frames_THWC is None:
+            video = self.data.videos[index % len(self.data)]
+            frames_THWC = draw_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
+        if lesson is None:
+            with self._teacher() as teacher:
+                clicks = np.random.default_rng((self.seed, index, 3))
+                masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, clicks)
+                batch = ClipBatch.collate([_clip(index, frames_THWC, masks_OHW)])
+                taught = track_clips(teacher, batch, PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0)
+            things = [RLE.encode(mask) for mask in masks_OHW]
+            lesson = _Lesson(things, _stored(taught), frames_THWC if self.keep_frames else None)
+            self.lessons[index] = lesson
+        return _clip(index, frames_THWC, np.stack([thing.decode() for thing in lesson.things])), lesson.taught
+
+    @contextmanager
+    def _teacher(self) -> Iterator[SAM2Train]:
+        if self.copy is not None:
+            yield self.copy.to(next(self.model.parameters()).device).eval()
+        else:
+            with adapters_disabled(self.model):
+                yield self.model
+
+
+def general_clips(config: Config) -> DataSet:
+    """The videos to distil on: those of a folder, or of the bundled base's source domain.
+
+    Raises:
+        UserError: the config names no folder, and the model is not the bundled base; or the folder cannot be read.
+    """
+    settings = config.training.distill
+    if settings.folder is None:
+        if config.model.name != "sam2_nano":
+            raise UserError(
+                "training.distill.folder: name a folder of general images or videos; only sam2_nano has its own"
+            )
+        return make_videos(
+            SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
+        )
+    return open_unlabelled(settings.folder)
+
+
+def difference(said: Tracked, taught: Tracked) -> dict[str, Tensor]:
+    """How far a student's words are from its teacher's: 0 where they agree.
+
+    Returns:
+        ``mask``: relative entropy per pixel of the masks; ``dice``: 1 − soft Dice between them; ``score``: relative
+        entropy of the object scores; ``features``: squared error, as a share of the teacher's variance. All averaged
+        over objects and summed over frames.
+    """
+    objects = said.scores_TO.shape[1]
+    student_TOhw, teacher_TOhw = said.logits_TOhw.clamp(-SURE, SURE), taught.logits_TOhw.clamp(-SURE, SURE)
+    p, q = student_TOhw.sigmoid(), teacher_TOhw.sigmoid()
+    overlap_TO = 2 * (p * q).sum((-2, -1)) + 1
+    areas_TO = (p * p).sum((-2, -1)) + (q * q).sum((-2, -1)) + 1
+    parts = {
+        "mask": _relative_entropy(student_TOhw, teacher_TOhw).mean((-2, -1)).sum() / objects,
+        "dice": (1 - overlap_TO / areas_TO).sum() / objects,
+        "score": _relative_entropy(said.scores_TO, taught.scores_TO.clamp(-SURE, SURE)).sum() / objects,
+    }
+    if said.features_TNOC is not None and taught.features_TNOC is not None:
+        error_TO = (said.features_TNOC - taught.features_TNOC).square().mean((1, 3))
+        parts["features"] = (error_TO / taught.features_TNOC.var((1, 3)).clamp_min(1e-6)).sum() / objects
+    return parts
+
+
+def _relative_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of two Bernoulli variables given by their logits."""
+    q = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(student, q, reduction="none")
+    return cross - F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
+
+
+def find_things(model: SAM2Train, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Things on a picture, by the model's own judgement: the masks of random clicks that it trusts most.
+
+    Args:
+        model: in evaluation mode.
+        picture_HWC: RGB uint8, at the model's size.
+        count: things wanted.
+        rng: where the clicks come from.
+
+    Returns:
+        Masks bool (O, H, W), 1 ≤ O ≤ ``count``, no two of them the same thing.
+    """
+    predictor = image_predictor(model)
+    predictor.set_image(picture_HWC)
+    points = rng.uniform(0, picture_HWC.shape[0], (CLICKS, 1, 2)).astype(np.float32)
+    masks_PMHW, scores_PM, _ = predictor.predict(points, np.ones((CLICKS, 1), np.int32), multimask_output=True)
+    masks_NHW = masks_PMHW.reshape(-1, *masks_PMHW.shape[-2:]).astype(bool)
+    found: list[np.ndarray] = []
+    for candidate in np.argsort(-scores_PM.reshape(-1)):
+        mask = masks_NHW[candidate]
+        if 0 < mask.mean() < 0.9 and not any(_same(mask, other) for other in found):
+            found.append(mask)
+        if len(found) == count:
+            break
+    return np.stack(found) if found else np.ones((1, *masks_NHW.shape[1:]), bool)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.count_nonzero(a & b) > SAME_THING * np.count_nonzero(a | b))
+
+
+def _clip(index: int, frames_THWC: np.ndarray, masks_OHW: np.ndarray) -> Clip:
+    """A clip of which only the first frame's masks are known."""
+    masks_TOHW = np.zeros((len(frames_THWC), *masks_OHW.shape), bool)
+    masks_TOHW[0] = masks_OHW
+    return Clip(f"general {index}", frames_THWC, masks_TOHW, np.arange(len(frames_THWC)) == 0)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, so that nothing is dropped or drawn; gradients flow as they did."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _stored(tracked: Tracked) -> Tracked:
+    """On the CPU, in half precision: what is kept of every clip."""
+    features = tracked.features_TNOC
+    return replace(
+        tracked,
+        logits_TOhw=tracked.logits_TOhw.clamp(-SURE, SURE).half().cpu(),
+        scores_TO=tracked.scores_TO.clamp(-SURE, SURE).cpu(),
+        features_TNOC=None if features is None else features.half().cpu(),
+    )
+
+
+def _joined(lessons: list[Tracked], device: torch.device) -> Tracked:
+    """What was said of several clips as of one batch."""
+
+    def cat(tensors: list[Tensor], axis: int) -> Tensor:
+        return torch.cat(tensors, dim=axis).float().to(device)
+
+    features = [lesson.features_TNOC for lesson in lessons if lesson.features_TNOC is not None]
+    return Tracked(
+        cat([lesson.logits_TOhw for lesson in lessons], 1),
+        cat([lesson.scores_TO for lesson in lessons], 1),
+        cat(features, 2) if features else None,
+    )
