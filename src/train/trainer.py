@@ -293,12 +293,7 @@ class Trainer:
                 for layer, share_E in routing.usage().items():
                     used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
             total = losses["total"]
-            if not torch.isfinite(total):
-                raise UserError(
-                    f"the loss is {total.item()} at step {self.progress.step + 1} on {', '.join(batch.names)}; "
-                    f"nothing was saved since {self.folder / 'checkpoints' / 'last.pt'}; "
-                    "try a lower training.learning_rate or training.use_amp=false"
-                )
+            self.refuse_unless_finite(total, ", ".join(batch.names))
             if not total.requires_grad:
                 raise UserError(
                     "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
@@ -309,6 +304,7 @@ class Trainer:
         if self.distiller is not None:
             with self.autocast():
                 kept = self.distiller.losses(self.progress.step)
+            self.refuse_unless_finite(kept["total"], "the general clips of training.distill")
             self.scaler.scale(kept.pop("total")).backward()
             sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
@@ -324,6 +320,14 @@ class Trainer:
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums
+
+    def refuse_unless_finite(self, loss: Tensor, where: str) -> None:
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.progress.step + 1} on {where}; "
+                f"nothing was saved since {self.folder / 'checkpoints' / 'last.pt'}; "
+                "try a lower training.learning_rate or training.use_amp=false"
+            )
 
     def validate(self, label: str) -> dict[str, float]:
         """Score the validation sets as evaluation does: same clips, same prompts, same J.

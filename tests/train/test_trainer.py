@@ -102,6 +102,9 @@ def finished(tiny_yaml, tmp_path_factory) -> tuple[Recorded, Path]:
     return trainer, best
 
 
+DISTILLED = ["training.distill.weight=1", "training.distill.clips=6", "training.distill.batch_size=1"]
+
+
 class TestResume:
     @pytest.mark.parametrize(
         "settings",
@@ -113,8 +116,18 @@ class TestResume:
             ["training.batch_size=2", "lora.dropout=0.2", "lora.router.jitter=0.1", "lora.router.null_expert=true"],
             ["training.batch_size=2", "lora.method=lora", "lora.dropout=0.2"],
             ["training.batch_size=2", "lora.method=full", "training.use_amp=true"],
+            ["training.batch_size=2", "lora.router.jitter=0.1", *DISTILLED],
+            ["training.batch_size=2", "lora.method=full", *DISTILLED],
         ],
-        ids=["at the end of an epoch", "within an epoch", "random numbers", "lora", "full"],
+        ids=[
+            "at the end of an epoch",
+            "within an epoch",
+            "random numbers",
+            "lora",
+            "full",
+            "distilled",
+            "taught by a copy",
+        ],
     )
     def test_four_steps_are_two_and_a_resume_and_two(self, make_config, tmp_path, settings):
         settings = [*settings, "training.max_epochs=4", "training.warmup_steps=1", "training.learning_rate=1e-2"]
