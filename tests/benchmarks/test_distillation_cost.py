@@ -1,0 +1,28 @@
+"""benchmarks/distillation_cost.py runs, and measures what it says."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from src.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distillation_cost.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> dict:
+    return runpy.run_path(str(SCRIPT))
+
+
+def test_a_step_costs_more_with_it(script, tiny_yaml):
+    found = script["measure"](["training.distill.clips=3"], str(tiny_yaml), steps=1, rounds=1)
+    assert found["with"] > found["without"] > 0
+    assert found["asked"] > 0
+
+
+def test_nothing_to_measure(script, tiny_yaml):
+    with pytest.raises(UserError, match="nothing to measure"):
+        script["measure"](["training.distill.weight=0"], str(tiny_yaml), steps=1, rounds=1)
