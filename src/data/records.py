@@ -226,12 +226,14 @@ class DataSet:
     """The videos of one split, with what was left out or repaired on the way in.
 
     ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
-    left out") to how often it happened.
+    left out") to how often it happened. ``median_side``, where a check has found it out: the median over objects and
+    frames of the area's square root, as a share of the frame's.
     """
 
     name: str
     videos: Sequence[VideoRecord]
     notes: dict[str, int] = field(default_factory=dict)
+    median_side: float | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -239,8 +241,10 @@ class DataSet:
     def median_object_side(self, size: int) -> float:
         """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``.
 
-        Of more than 500 videos, 500 are looked at, evenly spread over the list.
+        Where no check has found it out, videos are parsed for it: of more than 500, 500 evenly spread over the list.
         """
+        if self.median_side is not None:
+            return self.median_side * size
         count = min(len(self.videos), _SAMPLED_VIDEOS)
         sampled = (self.videos[i * len(self.videos) // count] for i in range(count))
         return float(np.median(np.concatenate([object_sides(video) for video in sampled]))) * size

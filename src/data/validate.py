@@ -140,7 +140,8 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
             reasons.append(f"{len(report.errors)} damaged, the first of them {report.errors[0]}")
         where = source.files[0] if source.files else source.name
         raise UserError(f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}")
-    return DataSet(source.name, SourceVideos(source, np.array(report.keep, dtype=np.int64)), report.notes)
+    videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
+    return DataSet(source.name, videos, report.notes, report.median_side)
 
 
 def load_checked(source: Source, place: DomainConfig, config: Config) -> DataSet:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from src.config import Config, DomainConfig
-from src.data.coco import open_coco
+from src.data.coco import CocoSource, open_coco
 from src.data.formats import load_data
 from src.data.images import ImageFile
 from src.data.records import RLE, ArrayFrame, Finding, ObjectTrack, VideoRecord
@@ -230,6 +230,11 @@ class TestLoading:
         assert [video.video_id for video in few] == ["1", "2"]
         assert [video.video_id for video in few[::-1]] == ["2", "1"]
         assert data.videos[-1].masks(0)[1].sum() == 64
+        assert data.median_object_side(64) == 16
+
+    def test_the_size_of_objects_is_known_from_the_check(self, place, config, monkeypatch):
+        data = load_data(place, config)
+        monkeypatch.setattr(CocoSource, "read", lambda *_: pytest.fail("parsed once more"))
         assert data.median_object_side(64) == 16
 
     def test_damage_is_refused_in_one_line(self, place, config):
