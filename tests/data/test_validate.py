@@ -262,6 +262,30 @@ class TestLoading:
         assert len(load_data(place, skipping)) == 4
         assert list(json.loads(path.read_text())) == [f"things: {other.ann_file}"]
 
+    def test_a_video_left_out_for_one_of_its_frames_is_listed_as_such(self, config, tmp_path):
+        frames, masks = tmp_path / "set" / "JPEGImages", tmp_path / "set" / "Annotations"
+        rng = np.random.default_rng(0)
+        for video in ("good", "bad"):
+            for folder in (frames / video, masks / video):
+                folder.mkdir(parents=True)
+            for t in range(3):
+                noise = rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(frames / video / f"{t}.png")
+                Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(masks / video / f"{t}.png")
+        truncate(frames / "bad" / "1.png")
+        (masks / "good" / "2.png").write_bytes(b"no mask")
+        place = DomainConfig(name="videos", img_folder=str(frames))
+        for _ in range(2):  # the second time from the cache
+            (video,) = load_data(place, self.skip(config)).videos
+            assert (video.video_id, len(video)) == ("good", 3)
+        (listed,) = json.loads((Path(config.output_dir) / "skipped.json").read_text()).values()
+        assert {(Path(one["file"]).relative_to(tmp_path / "set").as_posix(), one["action"]) for one in listed} == {
+            ("JPEGImages/bad/1.png", "left out"),
+            ("Annotations/good/2.png", "left out"),
+            ("JPEGImages/bad/1.png", "the video is left out whole"),
+        }
+        assert [one["problem"] for one in listed if one["entry"] == "video bad"] == ["1 of its 3 frames cannot be used"]
+
     def test_nothing_usable_is_refused_whatever_is_left_out(self, place, config):
         for image in Path(place.img_folder).glob("*.png"):
             image.unlink()
