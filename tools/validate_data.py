@@ -126,7 +126,7 @@ def main(arguments: argparse.Namespace) -> int:
         result = check_place(label, place, config, arguments.workers, not arguments.headers_only)
         print(describe(result), flush=True)
         if config.dataset.skip_bad and result.refusal is None:
-            list_skipped(place, config, result.report.errors)
+            list_skipped(place, config, result.report.skipped)
         results.append(result)
     if arguments.report:
         write_text(Path(arguments.report), json.dumps([result.to_json() for result in results], indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Clips: the unit of training. Cuts them from videos, makes them from stills, and puts them into batches.
 
-Every draw comes from (seed, epoch, clip): data are the same with any number of loader workers and after a resume.
+Every draw comes from (seed, epoch, clip): data are the same with any number of loader workers, of threads in
+each, and after a resume.
 """
 
 from __future__ import annotations

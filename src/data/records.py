@@ -182,20 +182,60 @@ class Source(Protocol):
         """
 
 
+AT_HAND_BYTES = 256 * 2**20
+"""What the parsed videos that a process keeps of a data set may take: parsing one may mean reading all of its masks."""
+
 AT_HAND = 32
-"""Parsed videos that are kept: parsing one may mean reading all of its masks."""
+"""Parsed videos that are kept whatever they take."""
+
+_BYTES_PER_ITEM = 512
+"""About what Python takes for a frame source, or a segmentation without its runs."""
+
+
+class _Recent:
+    """The videos used last, up to the above limits. What is pickled is empty: each process has its own."""
+
+    def __init__(self) -> None:
+        self._videos: OrderedDict[int, tuple[VideoRecord, int]] = OrderedDict()
+        self._bytes = 0
+
+    def __reduce__(self) -> tuple[type[_Recent], tuple[()]]:
+        return _Recent, ()
+
+    def get(self, number: int) -> VideoRecord | None:
+        if number not in self._videos:
+            return None
+        self._videos.move_to_end(number)
+        return self._videos[number][0]
+
+    def put(self, number: int, video: VideoRecord) -> None:
+        size = _parsed_bytes(video)
+        self._videos[number] = video, size
+        self._bytes += size
+        while self._bytes > AT_HAND_BYTES and len(self._videos) > AT_HAND:
+            self._bytes -= self._videos.popitem(last=False)[1][1]
+
+
+def _parsed_bytes(video: VideoRecord) -> int:
+    """About the memory that a parsed video takes."""
+    known = [s for o in video.objects for s in o.segmentations if s is not None] + list(video.void.values())
+    runs = sum(len(s.rle["counts"]) for s in known if isinstance(s, RLE))
+    return runs + _BYTES_PER_ITEM * (len(known) + len(video.frames))
 
 
 @dataclass(frozen=True, eq=False)
 class SourceVideos(Sequence[VideoRecord]):
-    """Some videos of a source, each parsed when it is asked for; the last few parsed are at hand.
+    """Some videos of a source, each parsed when it is asked for.
+
+    Every process, so each loader process too, keeps those it used last at hand, as long as they take no more than
+    ``AT_HAND_BYTES`` (256 MB) together, and never fewer than ``AT_HAND``.
 
     ``kept``: their indices there, int64.
     """
 
     source: Source
     kept: np.ndarray
-    _recent: OrderedDict[int, VideoRecord] = field(default_factory=OrderedDict, init=False, repr=False, compare=False)
+    _recent: _Recent = field(default_factory=_Recent, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -209,15 +249,13 @@ class SourceVideos(Sequence[VideoRecord]):
         if isinstance(index, slice):
             return SourceVideos(self.source, self.kept[index])
         number = int(self.kept[index])
-        if number in self._recent:
-            self._recent.move_to_end(number)
-            return self._recent[number]
+        known = self._recent.get(number)
+        if known is not None:
+            return known
         record, findings = self.source.read(number)
         if record is None:
             raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, findings[:1]))}")
-        self._recent[number] = record
-        if len(self._recent) > AT_HAND:
-            self._recent.popitem(last=False)
+        self._recent.put(number, record)
         return record
 
 
@@ -226,12 +264,14 @@ class DataSet:
     """The videos of one split, with what was left out or repaired on the way in.
 
     ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
-    left out") to how often it happened.
+    left out") to how often it happened. ``median_side``, where a check has found it out: the median over objects and
+    frames of the area's square root, as a share of the frame's.
     """
 
     name: str
     videos: Sequence[VideoRecord]
     notes: dict[str, int] = field(default_factory=dict)
+    median_side: float | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -239,8 +279,10 @@ class DataSet:
     def median_object_side(self, size: int) -> float:
         """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``.
 
-        Of more than 500 videos, 500 are looked at, evenly spread over the list.
+        Where no check has found it out, videos are parsed for it: of more than 500, 500 evenly spread over the list.
         """
+        if self.median_side is not None:
+            return self.median_side * size
         count = min(len(self.videos), _SAMPLED_VIDEOS)
         sampled = (self.videos[i * len(self.videos) // count] for i in range(count))
         return float(np.median(np.concatenate([object_sides(video) for video in sampled]))) * size

@@ -1,6 +1,7 @@
 """Geometry and colour of clips: resizing, augmentation, and the simulated motion that turns a still image into a clip.
 
 Pictures are float in 0–255, masks float in 0–1 (the share of a pixel that is the object's) until the last resampling.
+All is the same to the bit with any number of torch's threads: only sums would depend on it, so :func:`_mean` does them.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def simulate_motion(
         _pass_in_front(moved_T3HW, masks_TOHW, rng)
     gain_T = (1 + spread(motion.contrast))[:, None, None, None]
     offset_T = 255 * spread(motion.brightness)[:, None, None, None]
-    centre = moved_T3HW.mean()
+    centre = _mean(moved_T3HW)
     return (moved_T3HW - centre) * gain_T + centre + offset_T, masks_TOHW
 
 
@@ -129,13 +130,25 @@ def _jitter(
     """Change three qualities in a random order, each times a number within 1 ± its limit."""
     changes = (
         (colour.adjust_brightness, brightness),
-        (colour.adjust_contrast, contrast),
+        (_adjust_contrast, contrast),
         (colour.adjust_saturation, saturation),
     )
     for i in rng.permutation(len(changes)):
         adjust, limit = changes[i]
         frames = adjust(frames, rng.uniform(1 - limit, 1 + limit))
     return frames
+
+
+def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
+    """As torchvision's, but by a mean of each frame (…, 3, H, W) that does not depend on the number of threads."""
+    grey_N1HW = colour.rgb_to_grayscale(frames).reshape(-1, 1, *frames.shape[-2:])
+    mean = torch.tensor([_mean(grey) for grey in grey_N1HW]).reshape(*frames.shape[:-3], 1, 1, 1)
+    return (frames * factor + mean * (1 - factor)).clamp(0, 1)
+
+
+def _mean(values: Tensor) -> float:
+    """The mean, summed by NumPy in one thread: torch shares a sum out among threads, which changes its rounding."""
+    return float(values.numpy().mean(dtype=np.float64))
 
 
 def _affine(angle_T: Tensor, shear_T: Tensor, scale_T: Tensor, x_T: Tensor, y_T: Tensor, aspect: float) -> Tensor:

@@ -55,6 +55,7 @@ class Report:
         median_side: the median over their objects and frames of the area's square root, as a share of the frame's;
             None without any.
         findings: all errors, and the first of every kind of repair and note.
+        dropped: of every video of several frames that some damaged ones make unusable, that it is left out whole.
         counts: how often each kind of repair and note was met, by severity and problem.
         decoded: whether frames were decoded, or only their headers read.
     """
@@ -65,12 +66,18 @@ class Report:
     objects: int = 0
     median_side: float | None = None
     findings: list[Finding] = field(default_factory=list)
+    dropped: list[Finding] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"repaired": {}, "note": {}})
     decoded: bool = True
 
     @property
     def errors(self) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == "error"]
+
+    @property
+    def skipped(self) -> list[Finding]:
+        """What is left out where damage may be: every error, and videos for some of their frames."""
+        return [*(replace(finding, action="left out") for finding in self.errors), *self.dropped]
 
     def examples(self, severity: str) -> list[tuple[int, Finding]]:
         """Every kind of repair or note: how often it was met, and the first of them."""
@@ -91,7 +98,8 @@ class Report:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Report:
-        return cls(**{**content, "findings": [Finding(**finding) for finding in content["findings"]]})
+        lists = {key: [Finding(**finding) for finding in content[key]] for key in ("findings", "dropped")}
+        return cls(**{**content, **lists})
 
 
 def check(source: Source, workers: int = 1, decode: bool = True, cache: Path | None = None) -> Report:
@@ -140,7 +148,8 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
             reasons.append(f"{len(report.errors)} damaged, the first of them {report.errors[0]}")
         where = source.files[0] if source.files else source.name
         raise UserError(f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}")
-    return DataSet(source.name, SourceVideos(source, np.array(report.keep, dtype=np.int64)), report.notes)
+    videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
+    return DataSet(source.name, videos, report.notes, report.median_side)
 
 
 def load_checked(source: Source, place: DomainConfig, config: Config) -> DataSet:
@@ -153,11 +162,11 @@ def load_checked(source: Source, place: DomainConfig, config: Config) -> DataSet
     """
     report = check(source, config.training.num_workers, cache=cache_file(place, config))
     data = data_set(source, report, config.dataset.skip_bad)
-    list_skipped(place, config, report.errors)
+    list_skipped(place, config, report.skipped)
     return data
 
 
-def list_skipped(place: DomainConfig, config: Config, errors: list[Finding]) -> None:
+def list_skipped(place: DomainConfig, config: Config, skipped: list[Finding]) -> None:
     """Put what is left out of a data set into the run's ``skipped.json``, beside what other sets leave out."""
     path = Path(config.output_dir) / SKIPPED_FILE
     try:
@@ -167,8 +176,8 @@ def list_skipped(place: DomainConfig, config: Config, errors: list[Finding]) -> 
     before = dict(listed)
     key = f"{place.name}: {place.ann_file or place.img_folder}"
     listed.pop(key, None)
-    if errors:
-        listed[key] = [asdict(finding) for finding in errors]
+    if skipped:
+        listed[key] = [asdict(finding) for finding in skipped]
     if listed != before:
         write_text(path, json.dumps(listed, indent=2) + "\n")
 
@@ -199,11 +208,15 @@ def _refusal(source: Source, errors: list[Finding]) -> str:
 
 @dataclass
 class _Checked:
-    """What was found of one video. ``sides`` is None where it is not usable; ``paths``: the files looked at."""
+    """What was found of one video. ``sides`` is None where it is not usable; ``paths``: the files looked at.
+
+    ``dropped`` says that it is left out whole for some of its frames.
+    """
 
     index: int
     findings: list[Finding]
     paths: set[str]
+    dropped: Finding | None = None
     frames: int = 0
     objects: int = 0
     sides: np.ndarray | None = None
@@ -214,14 +227,18 @@ def _check_one(source: Source, index: int, decode: bool) -> _Checked:
     checked = _Checked(index, list(met), {finding.file for finding in met})
     if record is None:
         return checked
-    sound = True
+    damaged: list[Finding] = []
     for frame in record.frames:
         checked.paths.update(_files_of(frame))
         if decode:
             problems = _check_frame(frame, record)
             checked.findings += problems
-            sound = sound and not any(problem.severity == "error" for problem in problems)
-    if sound:
+            damaged += [problem for problem in problems if problem.severity == "error"]
+    if damaged and len(record) > 1:
+        problem = f"{len(damaged)} of its {len(record)} frames cannot be used"
+        entry = f"video {record.video_id}"
+        checked.dropped = Finding("error", damaged[0].file, entry, problem, "the video is left out whole")
+    if not damaged:
         checked.frames, checked.objects = len(record), len(record.objects)
         checked.sides = object_sides(record).astype(np.float32)
     return checked
@@ -258,6 +275,8 @@ class _Collected:
     def add(self, checked: _Checked) -> None:
         self.add_findings(checked.findings)
         self.paths |= checked.paths
+        if checked.dropped is not None:
+            self.report.dropped.append(checked.dropped)
         if checked.sides is not None:
             self.report.keep.append(checked.index)
             self.report.frames += checked.frames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as torchvision_colour
 
 from src.config import AugmentationConfig, MotionConfig
 from src.data.transforms import (
@@ -187,6 +188,41 @@ def test_resize_averages_and_leaves_the_same_size_alone():
     assert resize(image, 2, 4) is image
     assert resize(image, 1, 2).shape == (1, 1, 2)
     assert resize(torch.full((3, 9, 7), 5.0), 4, 4) == pytest.approx(torch.full((3, 4, 4), 5.0))
+
+
+@pytest.fixture
+def restore_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("side", [256, 387, 512])
+def test_clips_are_the_same_with_any_number_of_threads(side):
+    """Drawn to the end in floats, where a difference shows that pixels show in few clips only."""
+    image, masks = noise(400, 500)
+
+    def draw(threads: int, seed: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        rng = np.random.default_rng(seed)
+        picture, soft = resize(as_floats(image), side, side), resize(torch.from_numpy(masks).float(), side, side)
+        view = draw_view(soft, 1.25, AugmentationConfig(degrees=20), rng)
+        frames, soft_TOHW = apply_view(picture[None], soft[None], view)
+        moved, moved_masks = simulate_motion(frames[0], soft_TOHW[0], 3, 1.25, EVERYTHING, rng)
+        return [moved, moved_masks, augment_colours(moved, AugmentationConfig(), rng)]
+
+    for seed in range(4):
+        for one, four in zip(draw(1, seed), draw(4, seed), strict=True):
+            assert torch.equal(one, four)
+
+
+def test_contrast_is_that_of_torchvision():
+    frames = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (3, 3, 8, 8)).astype(np.float32))
+    changed = augment_colours(frames, augmentation(contrast=0.9), np.random.default_rng(0))
+    draws, limits = np.random.default_rng(0), (0, 0.9, 0)
+    factors = {i: draws.uniform(1 - limits[i], 1 + limits[i]) for i in draws.permutation(3)}
+    assert torch.allclose(changed, 255 * torchvision_colour.adjust_contrast(frames / 255, factors[1]), atol=1e-3)
 
 
 class TestView:

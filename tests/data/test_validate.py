@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from src.config import Config, DomainConfig
-from src.data.coco import open_coco
+from src.data.coco import CocoSource, open_coco
 from src.data.formats import load_data
 from src.data.images import ImageFile
 from src.data.records import RLE, ArrayFrame, Finding, ObjectTrack, VideoRecord
@@ -232,6 +232,11 @@ class TestLoading:
         assert data.videos[-1].masks(0)[1].sum() == 64
         assert data.median_object_side(64) == 16
 
+    def test_the_size_of_objects_is_known_from_the_check(self, place, config, monkeypatch):
+        data = load_data(place, config)
+        monkeypatch.setattr(CocoSource, "read", lambda *_: pytest.fail("parsed once more"))
+        assert data.median_object_side(64) == 16
+
     def test_damage_is_refused_in_one_line(self, place, config):
         truncate(Path(place.img_folder) / "2.png")
         for _ in range(2):  # the second time from the cache
@@ -256,6 +261,30 @@ class TestLoading:
         coco(Path(place.img_folder))  # mended
         assert len(load_data(place, skipping)) == 4
         assert list(json.loads(path.read_text())) == [f"things: {other.ann_file}"]
+
+    def test_a_video_left_out_for_one_of_its_frames_is_listed_as_such(self, config, tmp_path):
+        frames, masks = tmp_path / "set" / "JPEGImages", tmp_path / "set" / "Annotations"
+        rng = np.random.default_rng(0)
+        for video in ("good", "bad"):
+            for folder in (frames / video, masks / video):
+                folder.mkdir(parents=True)
+            for t in range(3):
+                noise = rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(frames / video / f"{t}.png")
+                Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(masks / video / f"{t}.png")
+        truncate(frames / "bad" / "1.png")
+        (masks / "good" / "2.png").write_bytes(b"no mask")
+        place = DomainConfig(name="videos", img_folder=str(frames))
+        for _ in range(2):  # the second time from the cache
+            (video,) = load_data(place, self.skip(config)).videos
+            assert (video.video_id, len(video)) == ("good", 3)
+        (listed,) = json.loads((Path(config.output_dir) / "skipped.json").read_text()).values()
+        assert {(Path(one["file"]).relative_to(tmp_path / "set").as_posix(), one["action"]) for one in listed} == {
+            ("JPEGImages/bad/1.png", "left out"),
+            ("Annotations/good/2.png", "left out"),
+            ("JPEGImages/bad/1.png", "the video is left out whole"),
+        }
+        assert [one["problem"] for one in listed if one["entry"] == "video bad"] == ["1 of its 3 frames cannot be used"]
 
     def test_nothing_usable_is_refused_whatever_is_left_out(self, place, config):
         for image in Path(place.img_folder).glob("*.png"):
