@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -42,3 +44,30 @@ def test_every_requirement_is_pinned_exactly_and_names_no_host() -> None:
         if line and line[0] != "#"
     }
     assert wanted <= pinned
+
+
+def test_every_package_that_is_imported_is_a_requirement() -> None:
+    named = set(re.findall(r"^[a-z][\w-]*", (ROOT / "requirements.in").read_text().lower(), re.MULTILINE))
+    provided_by = importlib.metadata.packages_distributions()
+    files = [
+        *ROOT.glob("*.py"),
+        *(file for part in ("src", "tools", "benchmarks", "tests") for file in (ROOT / part).rglob("*.py")),
+    ]
+    imported = {package for file in files for package in _imports(file)} - set(sys.stdlib_module_names)
+    missing = [
+        package
+        for package in sorted(imported & provided_by.keys())
+        if not any(name.lower().replace("_", "-") in named for name in provided_by[package])
+    ]
+    assert not missing
+
+
+def _imports(file: Path) -> set[str]:
+    """The top packages that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module.split(".")[0])
+    return found
