@@ -16,7 +16,15 @@ from torch.utils.data import Dataset, Sampler
 
 from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.transforms import apply_view, augment_colours, draw_view, resize, simulate_motion, to_pixels
+from src.data.transforms import (
+    apply_view,
+    augment_colours,
+    draw_view,
+    resize_mask,
+    resize_picture,
+    simulate_motion,
+    to_pixels,
+)
 from src.errors import UserError
 
 
@@ -244,13 +252,12 @@ def _read_frames(
     """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
     frames = frames_S.tolist()
-    pictures = [resize(torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float(), size, size) for t in frames]
-    empty = np.zeros((video.height, video.width), bool)
+    pictures = [resize_picture(_pixels(video, t), size, size) for t in frames]
+    empty = torch.zeros(size, size)
     masks = []
     for t in frames:
         found = (o.segmentations[t] for o in objects)
-        stack_OHW = np.stack([empty if s is None else s.decode() for s in found])
-        masks.append(resize(torch.from_numpy(stack_OHW.astype(np.float32)), size, size))
+        masks.append(torch.stack([empty if s is None else resize_mask(s.decode(), size, size) for s in found]))
     return torch.stack(pictures)[place_T], torch.stack(masks)[place_T]
 
 
@@ -263,7 +270,12 @@ def _pixels(video: VideoRecord, frame: int) -> np.ndarray:
             f"{source.name}: the frame is {width}×{height} pixels, its annotations are for "
             f"{video.width}×{video.height}; all frames of a video must have one size"
         )
-    return np.array(pixels)
+    return _for_torch(pixels)
+
+
+def _for_torch(pixels: np.ndarray) -> np.ndarray:
+    """The same array if torch can share its memory, else a copy."""
+    return np.require(pixels, requirements=["C", "W"])
 
 
 def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
@@ -293,11 +305,9 @@ def evaluation_video(
     height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
     rng = np.random.default_rng((len(video.objects), index))
     rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
-    picture = torch.from_numpy(np.array(video.frames[0].read())).permute(2, 0, 1).float()
-    soft_OHW = torch.from_numpy(np.stack([masks[object_id] for object_id in largest]).astype(np.float32))
-    frames_T3HW, masks_TOHW = simulate_motion(
-        resize(picture, height, width), resize(soft_OHW, height, width), frames, video.width / video.height, motion, rng
-    )
+    picture_3HW = resize_picture(_for_torch(video.frames[0].read()), height, width)
+    soft_OHW = torch.stack([resize_mask(masks[object_id], height, width) for object_id in largest])
+    frames_T3HW, masks_TOHW = simulate_motion(picture_3HW, soft_OHW, frames, video.width / video.height, motion, rng)
     tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
     known = {o.object_id: o for o in video.objects}
     objects = [
