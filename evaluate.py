@@ -16,11 +16,9 @@ from src.evaluation.coco_eval import evaluate_images
 from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain, with_gate
 from src.evaluation.report import write_report
 from src.evaluation.tables import GATE_TITLE, IMAGES_TITLE, Comparison, gate_table, image_table, legend, table
-from src.lora.adapter_io import base_fingerprint
-from src.lora.domain_gate import GATE_FILE, DomainGate
 from src.model.build import build_model, pick_device
-from src.model.checkpoint import ADAPTER_FOLDER, load_trained
-from src.model.gating import decide_for_frame
+from src.model.checkpoint import load_trained
+from src.model.gating import decide_for_frame, saved_gate
 
 
 def evaluate(
@@ -44,7 +42,7 @@ def evaluate(
     domains = [*learned, *kept_domains(config)]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
-    gate = _find_gate(models["base"], checkpoint)
+    gate = saved_gate(models["base"], checkpoint)
     comparisons = []
     for domain in domains:
         tracked, images = {}, {}
@@ -87,15 +85,6 @@ def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, SA
         load_trained(adapted, checkpoint)
         models["adapted"] = adapted.to(device)
     return models
-
-
-def _find_gate(base: SAM2Base, checkpoint: str | Path | None) -> DomainGate | None:
-    """The domain gate of an adapter folder, or of the one beside a run's checkpoints; None if there is none."""
-    if checkpoint is None:
-        return None
-    place = Path(checkpoint)
-    folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
-    return DomainGate.load(folder, base_fingerprint(base)) if (folder / GATE_FILE).exists() else None
 
 
 def _build_base(config: Config) -> SAM2Base:

@@ -28,6 +28,7 @@ from src.lora.lora_layer import LoRALinear
 from src.model import build_sam2_moe
 from src.model.build import MODEL_ZOO, config_overrides, image_size_of
 from src.model.checkpoint import read_checkpoint
+from src.model.gating import remove_gate, saved_gate
 
 # what can be written of each method; the first is what --format auto takes
 FORMATS = {"lora": ("official", "adapter", "peft"), "full": ("official",), "mope": ("adapter",)}
@@ -76,11 +77,14 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
         MODEL_ZOO[config.model.name].config, config.model.checkpoint, "cpu",
         adapter=trained, hydra_overrides_extra=config_overrides(config.model),
     )  # fmt: skip
+    remove_gate(model)  # what is written is compared with the adapters on, whatever the probe looks like
     about = {"model_name": config.model.name, "image_size": image_size_of(config.model)}
     if chosen == "official":
         write_official(model, config, output)
     elif chosen == "adapter":
         save_adapter(model, output, lora, about)
+        if (gate := saved_gate(model, trained)) is not None:
+            gate.save(output)
     else:
         write_peft(model, lora, config.model.name, output)
     print(f"written: {output}")

@@ -42,12 +42,17 @@ class Result:
     refusal: Finding | None
 
     @property
+    def _untold(self) -> list[Finding]:
+        """The refusal, unless the report's errors are what it comes from."""
+        return [self.refusal] if self.refusal and not self.report.errors else []
+
+    @property
     def errors(self) -> list[Finding]:
-        return [*([self.refusal] if self.refusal else []), *self.report.errors]
+        return [*self._untold, *self.report.errors]
 
     def to_json(self) -> dict:
         content = self.report.to_json()
-        findings = [*([self.refusal] if self.refusal else []), *self.report.findings]
+        findings = [*self._untold, *self.report.findings]
         content["findings"] = [vars(finding) for finding in findings]
         return {"data_set": self.label, **self.place.model_dump(), **content}
 
@@ -71,10 +76,16 @@ def check_place(label: str, place: DomainConfig, config: Config, workers: int, d
         report = check(source, workers, decode, cache_file(place, config))
         data_set(source, report, skip_bad=True)
     except UserError as error:
-        file = place.ann_file or place.img_folder
-        message = str(error).removeprefix(f"{file}: ")
-        return Result(label, place, report, Finding("error", file, "", message, "the data set cannot be used"))
+        return Result(label, place, report, _refusal(place, str(error)))
     return Result(label, place, report, None)
+
+
+def _refusal(place: DomainConfig, message: str) -> Finding:
+    """Why a data set cannot be used, with the file that the message names, or else the one in the config."""
+    file, named = place.ann_file or place.img_folder, message.partition(": ")[0]
+    if not message.startswith(f"{file}: ") and os.path.exists(named):
+        file = named
+    return Finding("error", file, "", message.removeprefix(f"{file}: "), "the data set cannot be used")
 
 
 def describe(result: Result) -> str:
@@ -133,6 +144,8 @@ def main(arguments: argparse.Namespace) -> int:
     line, status = conclude(results, config)
     if arguments.preview and status == 0:
         save_preview(Path(arguments.preview), config, arguments.clips)
+    elif arguments.preview:
+        print("preview: not drawn, since there are errors")
     print(line)
     return status
 

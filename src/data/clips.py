@@ -16,7 +16,15 @@ from torch.utils.data import Dataset, Sampler
 
 from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.transforms import apply_view, augment_colours, draw_view, resize, simulate_motion, to_pixels
+from src.data.transforms import (
+    apply_view,
+    augment_colours,
+    draw_view,
+    resize_mask,
+    resize_picture,
+    simulate_motion,
+    to_pixels,
+)
 from src.errors import UserError
 
 
@@ -181,7 +189,7 @@ def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) 
     """Draw which frames of a video are a clip, in steps of 1 to ``max_stride`` frames, forwards or backwards.
 
     The first frame is annotated and shows an object. Another annotated one follows if there is any, for a prompted
-    frame alone teaches memory nothing: where labels are sparser than the clip is long, steps grow until one is
+    frame alone teaches memory nothing: where the drawn step meets none, steps grow, and then shrink, until one is
     reached. At the ends of the video the clip turns back, but only if it must.
 
     Returns:
@@ -194,7 +202,8 @@ def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) 
     time_T = np.arange(config.frames) * (-1 if rng.random() < config.reverse else 1)
     stride = max(1, min(int(rng.integers(1, config.max_stride + 1)), last // max(1, config.frames - 1)))
     starts_S = np.flatnonzero(annotated_N)
-    steps = range(stride, last + 1) if config.frames > 1 and len(starts_S) > 1 else [stride]
+    sparse = config.frames > 1 and len(starts_S) > 1
+    steps = [*range(stride, last + 1), *range(stride - 1, 0, -1)] if sparse else [stride]
     for step in steps:
         straight_ST = starts_S[:, None] + step * time_T
         paths_ST = _turned_back(straight_ST, last)
@@ -259,20 +268,19 @@ def _read_frames(
 ) -> tuple[Tensor, Tensor]:
     """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
-    empty = np.zeros((video.height, video.width), bool)
+    empty = torch.zeros(size, size)
     masks = []
     for t in frames_S.tolist():
         found = (o.segmentations[t] for o in objects)
-        stack_OHW = np.stack([empty if s is None else s.decode() for s in found])
-        masks.append(resize(torch.from_numpy(stack_OHW.astype(np.float32)), size, size))
+        masks.append(torch.stack([empty if s is None else resize_mask(s.decode(), size, size) for s in found]))
     return _read_pictures(video, path_T, size), torch.stack(masks)[place_T]
 
 
 def _read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
     """Frames (T, 3, size, size); none is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
-    pixels = (torch.from_numpy(_pixels(video, t)).permute(2, 0, 1).float() for t in frames_S.tolist())
-    return torch.stack([resize(picture, size, size) for picture in pixels])[place_T]
+    pictures = [resize_picture(_pixels(video, t), size, size) for t in frames_S.tolist()]
+    return torch.stack(pictures)[place_T]
 
 
 def _pixels(video: VideoRecord, frame: int) -> np.ndarray:
@@ -284,7 +292,12 @@ def _pixels(video: VideoRecord, frame: int) -> np.ndarray:
             f"{source.name}: the frame is {width}×{height} pixels, its annotations are for "
             f"{video.width}×{video.height}; all frames of a video must have one size"
         )
-    return np.array(pixels)
+    return _for_torch(pixels)
+
+
+def _for_torch(pixels: np.ndarray) -> np.ndarray:
+    """The same array if torch can share its memory, else a copy."""
+    return np.require(pixels, requirements=["C", "W"])
 
 
 def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
@@ -314,11 +327,9 @@ def evaluation_video(
     height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
     rng = np.random.default_rng((len(video.objects), index))
     rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
-    picture = torch.from_numpy(np.array(video.frames[0].read())).permute(2, 0, 1).float()
-    soft_OHW = torch.from_numpy(np.stack([masks[object_id] for object_id in largest]).astype(np.float32))
-    frames_T3HW, masks_TOHW = simulate_motion(
-        resize(picture, height, width), resize(soft_OHW, height, width), frames, video.width / video.height, motion, rng
-    )
+    picture_3HW = resize_picture(_for_torch(video.frames[0].read()), height, width)
+    soft_OHW = torch.stack([resize_mask(masks[object_id], height, width) for object_id in largest])
+    frames_T3HW, masks_TOHW = simulate_motion(picture_3HW, soft_OHW, frames, video.width / video.height, motion, rng)
     tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
     known = {o.object_id: o for o in video.objects}
     objects = [

@@ -23,6 +23,9 @@ MAX_PIXELS = 178_956_970
 # The TIFF tags ImageWidth and ImageLength.
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257
 
+_ROWS = 256
+"""Rows that are converted at a time, so that a large image is in memory twice at most: decoded, and as an array."""
+
 
 @dataclass(frozen=True)
 class ImageFile:
@@ -151,7 +154,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
     """Decode: RGB, uint8, (H, W, 3), or grey of a deeper type, (H, W)."""
     if image.mode == "F" or image.mode.startswith("I"):
         return np.array(image)
-    return np.array(_lab_to_rgb(image) if image.mode == "LAB" else image.convert("RGB"))
+    image.load()  # only now are mode and size those of the pixels
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        rows = image.crop((0, top, image.width, min(top + _ROWS, image.height)))
+        pixels[top : top + _ROWS] = np.asarray(_lab_to_rgb(rows) if rows.mode == "LAB" else rows.convert("RGB"))
+    return pixels
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

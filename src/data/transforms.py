@@ -15,6 +15,8 @@ from torchvision.transforms.v2 import functional as colour
 from src.config import AugmentationConfig, MotionConfig
 
 MEAN_COLOUR = (123.0, 116.0, 103.0)  # what SAM 2's recipe puts where a turned picture leaves nothing
+LARGE, FACTOR = 2048, 4
+"""Sides over ``LARGE`` pixels and ``FACTOR`` times what is wanted are shortened to the larger, in bytes, first."""
 VIEWS_TRIED = 4  # draws of an affine view that loses an object, before there is none
 
 
@@ -23,6 +25,26 @@ def resize(image_CHW: Tensor, height: int, width: int) -> Tensor:
     if image_CHW.shape[-2:] == (height, width):
         return image_CHW
     return F.interpolate(image_CHW[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def resize_picture(pixels_HW3: np.ndarray, height: int, width: int) -> Tensor:
+    """A uint8 RGB picture (H, W, 3) → float (3, height, width); a large one never becomes float as it is."""
+    return resize(_shortened(torch.from_numpy(pixels_HW3).permute(2, 0, 1), height, width).float(), height, width)
+
+
+def resize_mask(mask_HW: np.ndarray, height: int, width: int) -> Tensor:
+    """A bool mask (H, W) → soft mask (height, width), as :func:`resize_picture`."""
+    bytes_1HW = torch.from_numpy(mask_HW.view(np.uint8) * np.uint8(255))[None]
+    return resize(_shortened(bytes_1HW, height, width).float() / 255, height, width)[0]
+
+
+def _shortened(bytes_CHW: Tensor, height: int, width: int) -> Tensor:
+    """A uint8 image (C, H, W) whose sides are shortened to the limits of ``LARGE`` and ``FACTOR``."""
+    before = bytes_CHW.shape[-2:]
+    sides = [min(side, max(LARGE, FACTOR * wanted)) for side, wanted in zip(before, (height, width), strict=True)]
+    if tuple(sides) == tuple(before):
+        return bytes_CHW
+    return F.interpolate(bytes_CHW[None], sides, mode="bilinear", antialias=True)[0]
 
 
 def to_pixels(frames_T3HW: Tensor) -> np.ndarray:

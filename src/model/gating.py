@@ -38,6 +38,7 @@ from src.lora.adapter import GroupedLinear, adapters_disabled, iter_adapted, ite
 from src.lora.adapter_io import base_fingerprint
 from src.lora.domain_gate import GATE_FILE, Decision, DomainGate
 from src.model.build import PIXEL_MEAN, PIXEL_STD
+from src.model.checkpoint import ADAPTER_FOLDER
 
 EVEN_MEAN, EVEN_STD = 0.45, 0.2  # exposure of the frames that the gate sees
 DECISION = "domain_decision"  # where an inference state keeps it
@@ -182,6 +183,19 @@ def gated(model: SAM2Base, gate: DomainGate, mode: str = "auto") -> Iterator[Non
         if before is not None:
             model.domain_gate = before
             gate_video_methods(model)
+
+
+def saved_gate(base: SAM2Base, trained: str | Path | None) -> DomainGate | None:
+    """The gate of an adapter folder, or of the one beside a run's checkpoint; None if there is none.
+
+    Raises:
+        UserError: it is damaged, or another base's.
+    """
+    if trained is None:
+        return None
+    place = Path(trained)
+    folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
+    return DomainGate.load(folder, base_fingerprint(base)) if (folder / GATE_FILE).is_file() else None
 
 
 def install_saved_gate(model: SAM2Base, adapter: str | Path | None, mode: str = "auto") -> None:

@@ -315,3 +315,10 @@ def test_one_picture_in_many_files():
 @pytest.mark.skipif(not CELLS.is_dir(), reason="the cells are not here")
 def test_16_bit_microscopy_equals_its_published_8_bit_version():
     np.testing.assert_array_equal(read_image(CELLS / "raw_16bit/set46.tif"), read_image(CELLS / "val/set46.png"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_tall_images_are_read_to_their_end(tmp_path, mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 7, 3), dtype=np.uint8)).convert(mode)
+    image.save(tmp_path / "tall.tif")
+    assert np.array_equal(read_image(tmp_path / "tall.tif"), np.asarray(image.convert("RGB")))

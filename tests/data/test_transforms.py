@@ -8,12 +8,15 @@ import torch
 from torchvision.transforms.v2 import functional as torchvision_colour
 
 from src.config import AugmentationConfig, MotionConfig
+from src.data import transforms
 from src.data.transforms import (
     MEAN_COLOUR,
     apply_view,
     augment_colours,
     draw_view,
     resize,
+    resize_mask,
+    resize_picture,
     simulate_motion,
     to_pixels,
 )
@@ -223,6 +226,23 @@ def test_contrast_is_that_of_torchvision():
     draws, limits = np.random.default_rng(0), (0, 0.9, 0)
     factors = {i: draws.uniform(1 - limits[i], 1 + limits[i]) for i in draws.permutation(3)}
     assert torch.allclose(changed, 255 * torchvision_colour.adjust_contrast(frames / 255, factors[1]), atol=1e-3)
+
+
+class TestLargePictures:
+    @pytest.mark.parametrize("shape", [(2048, 300), (90, 70), (40, 30)])
+    def test_others_are_resized_in_one_go(self, shape):
+        picture, masks = noise(*shape, objects=1)
+        assert torch.equal(resize_picture(picture, 40, 30), resize(as_floats(picture), 40, 30))
+        assert torch.equal(resize_mask(masks[0], 40, 30), resize(torch.from_numpy(masks).float(), 40, 30)[0])
+
+    def test_are_shortened_before_they_become_floats(self, monkeypatch):
+        picture, masks = noise(300, 2500, objects=1)
+        small, soft = resize(as_floats(picture), 40, 30), resize(torch.from_numpy(masks).float(), 40, 30)[0]
+        shapes, resized = [], resize
+        monkeypatch.setattr(transforms, "resize", lambda x, *size: shapes.append(tuple(x.shape)) or resized(x, *size))
+        assert resize_picture(picture, 40, 30).numpy() == pytest.approx(small.numpy(), abs=1)
+        assert resize_mask(masks[0], 40, 30).numpy() == pytest.approx(soft.numpy(), abs=0.01)
+        assert shapes == [(3, 300, 2048), (1, 300, 2048)]
 
 
 class TestView:

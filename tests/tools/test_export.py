@@ -15,6 +15,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from src.config import Config, ModelConfig, load_config
 from src.errors import UserError
 from src.lora.adapter_io import WEIGHTS_FILE, join_adapters, read_adapter, save_adapter, write_adapter
+from src.lora.domain_gate import GATE_FILE
 from src.lora.lora_utils import remove_adapters
 from src.model import build_sam2_moe
 from src.model.build import config_overrides
@@ -94,6 +95,12 @@ def test_an_adapter_folder_exports_as_its_checkpoint_does(runs, adapted, tmp_pat
     config = runs["lora"]
     written = export.export(config, Path(config.output_dir) / "adapter", "official", tmp_path / "merged.pt")
     assert export.largest_difference(export.probe(stock(config, written)), adapted["lora"]) <= 1e-5
+
+
+def test_an_exported_adapter_folder_keeps_the_domain_gate(runs, tmp_path):
+    written = export.export(runs["mope"], best(runs["mope"]), "adapter", tmp_path / "adapter")
+    fitted = Path(runs["mope"].output_dir) / "adapter" / GATE_FILE
+    assert (written / GATE_FILE).read_bytes() == fitted.read_bytes()
 
 
 def test_a_file_that_differs_is_not_written(runs, tmp_path, monkeypatch):

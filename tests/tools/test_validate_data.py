@@ -111,6 +111,30 @@ def test_a_set_that_cannot_be_used_does_not_hide_the_others(command, damaged, co
     assert output.splitlines()[-1] == "not OK: 1 errors in 1 of 3 data sets"
 
 
+def test_broken_json_that_was_looked_for_is_named_once(command, damaged):
+    Path(damaged[3].split("=")[1]).write_text("{")
+    _, output, _ = command(*damaged[:2], "--set", "dataset.train_ann_file=null", "--split", "train")
+    (error,) = [line for line in output.splitlines() if line.startswith("  error: ")]
+    assert error.startswith(f"  error: {damaged[3].split('=')[1]}: not valid JSON: ")
+    assert error.count(damaged[1].split("=")[1]) == 1
+
+
+@pytest.mark.parametrize("skip", [[], ["--skip-bad"]], ids=["", "skip-bad"])
+def test_a_set_of_damage_alone_tells_it_once(command, damaged, tmp_path, skip):
+    path = Path(damaged[3].split("=")[1])
+    content = json.loads(path.read_text())
+    lost = path.parent / content["images"][0]["file_name"]
+    lost.unlink(missing_ok=True)
+    content["images"] = content["images"][:1]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
+    path.write_text(json.dumps(content))
+    report = tmp_path / "found.json"
+    status, output, _ = command(*damaged, "--split", "train", "--report", report, *skip)
+    assert status == 2
+    assert output.count(f"{lost}: no such file") == report.read_text().count("no such file") == 1
+    assert output.splitlines()[-1] == "not OK: 1 errors in 1 of 1 data set"
+
+
 def test_headers_only(command, damaged, tiny_data):
     folder = Path(damaged[1].split("=")[1])
     shutil.copytree(tiny_data / "train", folder, dirs_exist_ok=True)
@@ -146,5 +170,7 @@ def test_a_preview_is_drawn(command, tmp_path):
 
 
 def test_no_preview_of_damaged_data(command, damaged, tmp_path):
-    assert command(*damaged, "--preview", tmp_path / "sheet.png")[0] == 2
+    status, output, _ = command(*damaged, "--preview", tmp_path / "sheet.png")
+    assert status == 2
+    assert "preview: not drawn, since there are errors" in output.splitlines()
     assert not (tmp_path / "sheet.png").exists()
