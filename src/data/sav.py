@@ -56,7 +56,7 @@ class SavSource:
         files = self.videos[index]
         log = Log(str(files.masklets))
         if not files.video.is_file():
-            log.error("", f"there is no video {files.video}", "put it there, or delete the JSON")
+            log.findings.append(_misfit(files, f"there is no video for {files.masklets}"))
             return None, log.findings
         try:
             content = read_json(files.masklets, log)
@@ -75,12 +75,19 @@ class SavSource:
     ) -> VideoRecord | None:
         declared = declared_size(content, "video_")
         if declared not in (None, size):
-            log.error(
-                "", f"the video is {sides(size)} pixels, the JSON says {sides(declared)}", "get the video it is of"
+            log.findings.append(
+                _misfit(files, f"the video is {sides(size)} pixels, {files.masklets} says {sides(declared)}")
             )
             return None
-        labelled = _annotated_frames(content, count, log)
+        labelled = _annotated_frames(content, log)
         if labelled is None:
+            return None
+        last = (len(labelled) - 1) * STEP
+        if last >= count:
+            problem = (
+                f"the video has {count} frames, {len(labelled)} annotated ones in {files.masklets} go up to {last}"
+            )
+            log.findings.append(_misfit(files, problem))
             return None
         tracks, annotated = _tracks(content, labelled, count, size, log)
         objects = make_objects(tracks, self.max_ann_per_img, log)
@@ -151,15 +158,16 @@ def _preferred(masklets: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _annotated_frames(content: dict[str, Any], count: int, log: Log) -> list[Any] | None:
-    """The lists of masks, one an annotated frame; None, and a finding, if they cannot be those of the video."""
+def _misfit(files: VideoFiles, problem: str) -> Finding:
+    """A video that is not the one its JSON is of: a finding in the video's file, since that is what has to change."""
+    return Finding("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
+
+
+def _annotated_frames(content: dict[str, Any], log: Log) -> list[Any] | None:
+    """The lists of masks, one an annotated frame; None, and a finding, if there are none."""
     labelled = content.get("masklet")
     if not isinstance(labelled, list) or not labelled:
         log.error("", "no masklets: 'masklet' must be a list of lists of masks, one an annotated frame")
-        return None
-    last = (len(labelled) - 1) * STEP
-    if last >= count:
-        log.error("", f"{len(labelled)} annotated frames go up to frame {last}, the video has {count} frames")
         return None
     return labelled
 
