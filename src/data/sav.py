@@ -10,6 +10,7 @@ Format: https://github.com/facebookresearch/sam2/tree/main/sav_dataset#sa-v-trai
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,8 @@ def open_sav(
         ann_folder: the folder of JSON files, laid out alike, or one such file; None: they are beside the videos.
         name: of the data set.
         max_ann_per_img: objects kept per video, the largest by mask area.
-        videos: names of videos, such as ``sav_000001``; None: all.
+        videos: names of videos, such as ``sav_000001``; None: all. Of videos in several folders that share a name,
+            each is called by its path, ``sav_000/sav_000001``.
 
     Raises:
         UserError: a folder is missing, there are no masklets, or not of a wanted name.
@@ -126,17 +128,17 @@ def open_sav(
     masklets = [place] if place.is_file() else list(_masklet_files(place))
     root = place.parent if place.is_file() else place
     found = [
-        VideoFiles(name, folder / path.parent.relative_to(root) / f"{name}{VIDEO_SUFFIX}", path)
-        for name, path in _preferred(masklets).items()
+        VideoFiles(name, folder / f"{below.as_posix()}{VIDEO_SUFFIX}", path)
+        for name, below, path in _named(_preferred(masklets, root))
     ]
     if not found:
         raise UserError(f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}")
     chosen = choose_videos([video.name for video in found], videos, place)
     log = Log(str(folder))
     if videos is None:
-        known = {video.name for video in found}
+        known = {video.video for video in found}
         for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
-            if path.stem not in known:
+            if path not in known:
                 log.repaired(path.name, "videos without masklets")
     return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, log.findings)
 
@@ -147,15 +149,22 @@ def _masklet_files(folder: Path) -> Iterator[Path]:
         yield from (Path(at) / file for file in sorted(files, key=natural) if file.endswith(KINDS))
 
 
-def _preferred(masklets: list[Path]) -> dict[str, Path]:
-    """Video's name → its file of masklets."""
-    found: dict[str, Path] = {}
+def _preferred(masklets: list[Path], root: Path) -> dict[Path, Path]:
+    """Video's path below the root, without extension → its file of masklets."""
+    found: dict[Path, Path] = {}
     for path in masklets:
         kind = next((kind for kind in KINDS if path.name.endswith(kind)), path.suffix)
-        name = path.name.removesuffix(kind)
-        if name not in found or kind == KINDS[0]:
-            found[name] = path
+        video = path.with_name(path.name.removesuffix(kind)).relative_to(root)
+        if video not in found or kind == KINDS[0]:
+            found[video] = path
     return found
+
+
+def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
+    """What each video is called, by its path where others have its name; with its path and its file of masklets."""
+    counts = Counter(video.name for video in found)
+    for video, path in found.items():
+        yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
 
 
 def _misfit(files: VideoFiles, problem: str) -> Finding:

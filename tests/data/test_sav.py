@@ -72,6 +72,18 @@ def test_people_s_masklets_are_read_before_the_machine_s(tmp_path):
     assert [video.name for video in open_sav(tmp_path, videos=["sav_000002"]).videos] == ["sav_000002"]
 
 
+def test_videos_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
+    for folder, name in (("a", "clip"), ("b", "clip"), ("b", "other")):
+        write(tmp_path / folder, name)
+    source = open_sav(tmp_path)
+    assert [video.name for video in source.videos] == ["a/clip", "b/clip", "other"]
+    assert [source.read(index)[0].video_id for index in range(3)] == ["a/clip", "b/clip", "other"]
+    assert [video.video.parent.name for video in open_sav(tmp_path, videos=["b/clip"]).videos] == ["b"]
+    write(tmp_path, "other")
+    assert len(open_sav(tmp_path)) == 4
+    assert open_sav(tmp_path).findings == []
+
+
 def test_masklets_may_lie_elsewhere(tmp_path):
     write(tmp_path / "videos")
     (tmp_path / "json").mkdir()
