@@ -50,6 +50,16 @@ class Piece:
     place: str
 
 
+@dataclass(frozen=True)
+class Image:
+    """An entry of ``images``; frames of a video are in the order of ``order``."""
+
+    video: int | str
+    order: tuple[int, list[tuple[int, str]]]
+    file: str
+    entry: dict[str, Any]
+
+
 @dataclass
 class Video:
     """One video as the file lists it: its frames, and its objects' pieces by their ids.
@@ -202,8 +212,12 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
 def _images_by_video(
     content: dict[str, Any], log: Log
 ) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
-    """The videos with their frames in order, and an image's id → its video and frame number."""
-    listed: dict[int | str, list[tuple[Any, int | str, str, dict[str, Any]]]] = defaultdict(list)
+    """The videos with their frames in order, and an image's id → its video and frame number.
+
+    An id that two files share is left out, as nothing tells which of them its annotations are for.
+    """
+    images: dict[int | str, Image] = {}
+    shared: set[int | str] = set()
     for place, entry in _entries(content["images"], "image", log):
         key = as_id(entry.get("id"))
         if key is None or not _stays_inside(entry.get("file_name")):
@@ -213,20 +227,29 @@ def _images_by_video(
         number = as_id(entry.get("frame_id", entry.get("frame_index")))
         order = (number if isinstance(number, int) else 0, natural(file))
         video = as_id(entry.get("video_id"))
-        listed[PurePosixPath(file).parent.as_posix() if video is None else video].append((order, key, file, entry))
+        image = Image(PurePosixPath(file).parent.as_posix() if video is None else video, order, file, entry)
+        if key not in images:
+            images[key] = image
+        elif (images[key].video, images[key].file) == (image.video, file):
+            log.repaired(place, "images listed more than once", "read once")
+        else:
+            log.error(
+                place, f"two files have this id: {shown(images[key].file)} and {shown(file)}", "give each its own"
+            )
+            shared.add(key)
+    listed: dict[int | str, list[tuple[int | str, Image]]] = defaultdict(list)
+    for key, image in images.items():
+        if key not in shared:
+            listed[image.video].append((key, image))
     names = {_id(entry, "id"): entry.get("name") for _, entry in _entries(content.get("videos") or [], "video", log)}
     videos: list[Video] = []
     frames: dict[int | str | None, tuple[Video, int]] = {}
-    for video_key, images in listed.items():
-        images.sort(key=lambda image: image[0])
-        files = [file for _, _, file, _ in images]
-        videos.append(
-            Video(_name(names.get(video_key), files, video_key), files, declared_size(images[0][3]), Log(log.file))
-        )
-        for t, (_, key, file, _) in enumerate(images):
-            if key in frames:
-                log.error(f"image {key}", f"two files have this id, {file} is one of them")
-            frames[key] = videos[-1], t
+    for video_key, placed in listed.items():
+        placed.sort(key=lambda item: item[1].order)
+        files = [image.file for _, image in placed]
+        size = declared_size(placed[0][1].entry)
+        videos.append(Video(_name(names.get(video_key), files, video_key), files, size, Log(log.file)))
+        frames.update({key: (videos[-1], t) for t, (key, _) in enumerate(placed)})
     return videos, frames
 
 
