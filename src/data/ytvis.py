@@ -3,7 +3,8 @@
 Two flavours, told apart by the file. In YouTube-VIS' own, ``videos`` list their ``file_names`` and an annotation is an
 object with a segmentation per frame, null where it is absent. In the other, ``images`` have a ``video_id`` and a
 ``frame_id``, and an annotation is an object on one image, the same object having the same ``track_id``
-(``instance_id``). A file's frames count as annotated, all of them: one without annotations is one without objects.
+(``instance_id``). A file's frames count as annotated: one without annotations is one without objects. Only a frame on
+which an annotation is damaged does not.
 
 Format: https://youtube-vos.org/dataset/vis/#data-format
 """
@@ -65,6 +66,7 @@ class Video:
     """One video as the file lists it: its frames, and its objects' pieces by their ids.
 
     Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
+    ``damaged``: frames with annotations that are of no object by the file.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Video:
     ids_are_numbers: bool = True
     pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
+    damaged: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -104,13 +107,16 @@ class YtvisSource:
             log.error(place, f"its frames are {sides(size)} pixels, the JSON says {sides(video.size)}")
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
-        tracks = {key: _masks(pieces, size, log) for key, pieces in video.pieces.items()}
+        damaged = video.damaged | _damaged_frames(video, size, log)
+        tracks = {key: _masks(pieces, damaged, size) for key, pieces in video.pieces.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
         objects = make_objects(placed, self.max_ann_per_img, log, video.categories, video.ids_are_numbers)
         if not objects:
             log.repaired(place, "videos without an object")
             return None
-        return VideoRecord(video.name, *size, [source for source in sources if source is not None], objects)
+        frames = [source for source in sources if source is not None]
+        annotated = None if damaged.isdisjoint(kept) else frozenset(i for i, t in enumerate(kept) if t not in damaged)
+        return VideoRecord(video.name, *size, frames, objects, annotated)
 
 
 def open_ytvis(
@@ -194,6 +200,7 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
             log.repaired(place, "annotations of unknown images")
         elif key is None:
             video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which tells an object from frame to frame")
+            video.damaged.add(t)
         else:
             video.categories.setdefault(key, _category(entry, categories))
             video.pieces.setdefault(key, []).append(Piece(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
@@ -322,13 +329,21 @@ def _with_unique_names(videos: list[Video]) -> list[Video]:
     return videos
 
 
-def _masks(pieces: list[Piece], size: tuple[int, int], log: Log) -> dict[int, RLE]:
-    """Frame → an object's mask where it is seen; of several on one frame their union."""
-    masks: dict[int, list[RLE]] = defaultdict(list)
-    for piece in pieces:
+def _damaged_frames(video: Video, size: tuple[int, int], log: Log) -> set[int]:
+    """The frames on which a segmentation is damaged, so that its object is neither seen nor known to be away."""
+    damaged = set()
+    for piece in (piece for pieces in video.pieces.values() for piece in pieces):
         problem = check_segmentation(piece.segmentation, *size)
         if problem is not None:
             log.error(piece.place, problem)
-        elif (mask := parse_segmentation(piece.segmentation, *size)).area():
+            damaged.add(piece.frame)
+    return damaged
+
+
+def _masks(pieces: list[Piece], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
+    """Frame that is not damaged → an object's mask where it is seen; of several on one frame their union."""
+    masks: dict[int, list[RLE]] = defaultdict(list)
+    for piece in pieces:
+        if piece.frame not in damaged and (mask := parse_segmentation(piece.segmentation, *size)).area():
             masks[piece.frame].append(mask)
     return {t: RLE(coco_mask.merge([mask.rle for mask in found])) for t, found in masks.items()}
