@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from src.data.records import RLE, VideoRecord
-from src.data.writers import write_palette_png
+from src.data.writers import frame_names, write_palette_png
 from src.errors import UserError
 
 MOST_IN_A_PALETTE = 255
@@ -24,7 +24,7 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
 
     Args:
         folder: of the data set; the video gets a folder in it.
-        video: whose frames give the files their names.
+        video: whose frames give the files their names: their numbers if these repeat.
         predicted: object id → masks, one a frame.
         exclusive: whether no two masks of a frame overlap. If so, a frame is one PNG of object numbers,
             ``VIDEO/FRAME.png``, as in DAVIS; otherwise, or with numbers above 255, an object has a folder of its own,
@@ -37,16 +37,16 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     if not place.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"masks of video '{video.video_id}' would be written outside {folder}; rename the video")
     together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
-    for t, source in enumerate(video.frames):
+    for t, name in enumerate(frame_names(video)):
         ids_HW = np.zeros((video.height, video.width), np.int64)
         for object_id, masks in predicted.items():
             mask_HW = masks[t].decode()
             if together:
                 ids_HW[mask_HW] = object_id
             else:
-                write_palette_png(place / f"{object_id:03d}" / f"{source.stem}.png", mask_HW.astype(np.int64))
+                write_palette_png(place / f"{object_id:03d}" / f"{name}.png", mask_HW.astype(np.int64))
         if together:
-            write_palette_png(place / f"{source.stem}.png", ids_HW)
+            write_palette_png(place / f"{name}.png", ids_HW)
 
 
 def refuse_overlap(video: VideoRecord) -> None:

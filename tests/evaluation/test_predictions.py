@@ -124,6 +124,14 @@ def test_numbers_without_room_in_a_palette_have_a_folder_each(number, exclusive,
         assert np.array_equal(np.asarray(written), mask)
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_frames_whose_names_repeat_have_a_file_each(exclusive, tmp_path):
+    frames = [ArrayFrame(np.zeros((4, 4, 3), np.uint8), stem="same")] * 2
+    video = replace(record(LEFT, ids=(1,)), frames=frames, objects=[ObjectTrack(1, [RLE.encode(LEFT)] * 2)])
+    write_masks(tmp_path, video, {1: [RLE.encode(LEFT), RLE.encode(~LEFT)]}, exclusive)
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["00000.png", "00001.png"]
+
+
 @pytest.mark.parametrize("name", ["../v", "/tmp/v"])
 def test_no_video_is_written_outside_the_folder(name, tmp_path):
     video = replace(record(LEFT, ids=(1,)), video_id=name)
