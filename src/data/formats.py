@@ -5,8 +5,8 @@ together with ``track_id`` or ``instance_id``; SA-V if it has ``masklet``; else 
 end in ``_manual.json`` or ``_auto.json``; what its only JSON file is, if it has one; a folder of stills if it and the
 image folder both hold their images directly, and it is not called Annotations; else DAVIS. Where no annotations are
 named, they are looked for in this order: SA-V's files; ``_annotations.coco.json``, ``instances_`` and the image
-folder's name, or the only JSON file, among the images or in a folder ``annotations`` in it or up to two above it;
-folders of masks; masks among the images.
+folder's name, or the only JSON file, among the images or in a folder ``annotations`` in it or up to two above it; in
+the folder above it ``instances_`` and its name only; folders of masks; masks among the images.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _recognise_folder(folder: Path, annotations: Path) -> tuple[Format, Path]:
     """What images are whose annotations lie in this folder."""
     if _holds_masklets(annotations):
         return "sav", annotations
-    file, several = _only_json(annotations, folder.name)
+    file, several = _only_json(annotations, folder)
     if file is not None:
         return _format_of_json(file), file
     if next(folders_of_images(annotations), None) is None:
@@ -157,8 +157,9 @@ def _recognise_around(folder: Path) -> tuple[Format, Path | None]:
         return "folder", None
     raise UserError(
         f"{folder}: no annotations found: looked for {' and '.join(SAV_KINDS)}, for {ROBOFLOW} or one other .json here "
-        f"and in folders 'annotations' in it and above it, for folders of masks in it and beside it ({MASKS}, masks, "
-        f"…), and for masks among the images (NAME_mask.png){several}; name them as the ann_file"
+        f"and in folders 'annotations' in it and above it, for {_made_for(folder)} above it, "
+        f"for folders of masks in it and beside it ({MASKS}, masks, …), and for masks among the images "
+        f"(NAME_mask.png){several}; name them as the ann_file"
     )
 
 
@@ -172,17 +173,23 @@ def _find_json(folder: Path) -> tuple[Path | None, str]:
     told = ""
     for place in (folder, *(above / "annotations" for above in (folder, *folder.absolute().parents[:2]))):
         if place.is_dir():
-            file, several = _only_json(place, folder.absolute().name)
+            file, several = _only_json(place, folder)
             if file is not None:
                 return file, ""
             told += several
-    return None, told
+    beside = folder.absolute().parent / _made_for(folder)
+    return (beside, "") if beside.is_file() else (None, told)
 
 
-def _only_json(folder: Path, of: str) -> tuple[Path | None, str]:
-    """Roboflow's file, the one made for images in a folder ``of`` this name, or the only one there is."""
+def _made_for(images: Path) -> str:
+    """What COCO calls the annotations of a folder of images."""
+    return f"instances_{images.absolute().name}.json"
+
+
+def _only_json(folder: Path, images: Path) -> tuple[Path | None, str]:
+    """Roboflow's file, the one made for a folder of images, or the only one there is."""
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
-    for name in (ROBOFLOW, f"instances_{of}.json"):
+    for name in (ROBOFLOW, _made_for(images)):
         if folder / name in files:
             return folder / name, ""
     if len(files) > 1:

@@ -10,6 +10,7 @@ Format: https://github.com/facebookresearch/sam2/tree/main/sav_dataset#sa-v-trai
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class SavSource:
         files = self.videos[index]
         log = Log(str(files.masklets))
         if not files.video.is_file():
-            log.error("", f"there is no video {files.video}", "put it there, or delete the JSON")
+            log.findings.append(_misfit(files, f"there is no video for {files.masklets}"))
             return None, log.findings
         try:
             content = read_json(files.masklets, log)
@@ -75,12 +76,19 @@ class SavSource:
     ) -> VideoRecord | None:
         declared = declared_size(content, "video_")
         if declared not in (None, size):
-            log.error(
-                "", f"the video is {sides(size)} pixels, the JSON says {sides(declared)}", "get the video it is of"
+            log.findings.append(
+                _misfit(files, f"the video is {sides(size)} pixels, {files.masklets} says {sides(declared)}")
             )
             return None
-        labelled = _annotated_frames(content, count, log)
+        labelled = _annotated_frames(content, log)
         if labelled is None:
+            return None
+        last = (len(labelled) - 1) * STEP
+        if last >= count:
+            problem = (
+                f"the video has {count} frames, {len(labelled)} annotated ones in {files.masklets} go up to {last}"
+            )
+            log.findings.append(_misfit(files, problem))
             return None
         tracks, annotated = _tracks(content, labelled, count, size, log)
         objects = make_objects(tracks, self.max_ann_per_img, log)
@@ -105,7 +113,8 @@ def open_sav(
         ann_folder: the folder of JSON files, laid out alike, or one such file; None: they are beside the videos.
         name: of the data set.
         max_ann_per_img: objects kept per video, the largest by mask area.
-        videos: names of videos, such as ``sav_000001``; None: all.
+        videos: names of videos, such as ``sav_000001``; None: all. Of videos in several folders that share a name,
+            each is called by its path, ``sav_000/sav_000001``.
 
     Raises:
         UserError: a folder is missing, there are no masklets, or not of a wanted name.
@@ -119,17 +128,17 @@ def open_sav(
     masklets = [place] if place.is_file() else list(_masklet_files(place))
     root = place.parent if place.is_file() else place
     found = [
-        VideoFiles(name, folder / path.parent.relative_to(root) / f"{name}{VIDEO_SUFFIX}", path)
-        for name, path in _preferred(masklets).items()
+        VideoFiles(name, folder / f"{below.as_posix()}{VIDEO_SUFFIX}", path)
+        for name, below, path in _named(_preferred(masklets, root))
     ]
     if not found:
         raise UserError(f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}")
     chosen = choose_videos([video.name for video in found], videos, place)
     log = Log(str(folder))
     if videos is None:
-        known = {video.name for video in found}
+        known = {video.video for video in found}
         for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
-            if path.stem not in known:
+            if path not in known:
                 log.repaired(path.name, "videos without masklets")
     return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, log.findings)
 
@@ -140,26 +149,34 @@ def _masklet_files(folder: Path) -> Iterator[Path]:
         yield from (Path(at) / file for file in sorted(files, key=natural) if file.endswith(KINDS))
 
 
-def _preferred(masklets: list[Path]) -> dict[str, Path]:
-    """Video's name → its file of masklets."""
-    found: dict[str, Path] = {}
+def _preferred(masklets: list[Path], root: Path) -> dict[Path, Path]:
+    """Video's path below the root, without extension → its file of masklets."""
+    found: dict[Path, Path] = {}
     for path in masklets:
         kind = next((kind for kind in KINDS if path.name.endswith(kind)), path.suffix)
-        name = path.name.removesuffix(kind)
-        if name not in found or kind == KINDS[0]:
-            found[name] = path
+        video = path.with_name(path.name.removesuffix(kind)).relative_to(root)
+        if video not in found or kind == KINDS[0]:
+            found[video] = path
     return found
 
 
-def _annotated_frames(content: dict[str, Any], count: int, log: Log) -> list[Any] | None:
-    """The lists of masks, one an annotated frame; None, and a finding, if they cannot be those of the video."""
+def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
+    """What each video is called, by its path where others have its name; with its path and its file of masklets."""
+    counts = Counter(video.name for video in found)
+    for video, path in found.items():
+        yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
+
+
+def _misfit(files: VideoFiles, problem: str) -> Finding:
+    """A video that is not the one its JSON is of: a finding in the video's file, since that is what has to change."""
+    return Finding("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
+
+
+def _annotated_frames(content: dict[str, Any], log: Log) -> list[Any] | None:
+    """The lists of masks, one an annotated frame; None, and a finding, if there are none."""
     labelled = content.get("masklet")
     if not isinstance(labelled, list) or not labelled:
         log.error("", "no masklets: 'masklet' must be a list of lists of masks, one an annotated frame")
-        return None
-    last = (len(labelled) - 1) * STEP
-    if last >= count:
-        log.error("", f"{len(labelled)} annotated frames go up to frame {last}, the video has {count} frames")
         return None
     return labelled
 

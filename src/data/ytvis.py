@@ -3,7 +3,8 @@
 Two flavours, told apart by the file. In YouTube-VIS' own, ``videos`` list their ``file_names`` and an annotation is an
 object with a segmentation per frame, null where it is absent. In the other, ``images`` have a ``video_id`` and a
 ``frame_id``, and an annotation is an object on one image, the same object having the same ``track_id``
-(``instance_id``). A file's frames count as annotated, all of them: one without annotations is one without objects.
+(``instance_id``). A file's frames count as annotated: one without annotations is one without objects. Only a frame on
+which an annotation is damaged does not.
 
 Format: https://youtube-vos.org/dataset/vis/#data-format
 """
@@ -50,11 +51,22 @@ class Piece:
     place: str
 
 
+@dataclass(frozen=True)
+class Image:
+    """An entry of ``images``; frames of a video are in the order of ``order``."""
+
+    video: int | str
+    order: tuple[int, list[tuple[int, str]]]
+    file: str
+    entry: dict[str, Any]
+
+
 @dataclass
 class Video:
     """One video as the file lists it: its frames, and its objects' pieces by their ids.
 
     Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
+    ``damaged``: frames with annotations that are of no object by the file.
     """
 
     name: str
@@ -64,6 +76,7 @@ class Video:
     ids_are_numbers: bool = True
     pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
+    damaged: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -94,13 +107,16 @@ class YtvisSource:
             log.error(place, f"its frames are {sides(size)} pixels, the JSON says {sides(video.size)}")
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
-        tracks = {key: _masks(pieces, size, log) for key, pieces in video.pieces.items()}
+        damaged = video.damaged | _damaged_frames(video, size, log)
+        tracks = {key: _masks(pieces, damaged, size) for key, pieces in video.pieces.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
         objects = make_objects(placed, self.max_ann_per_img, log, video.categories, video.ids_are_numbers)
         if not objects:
             log.repaired(place, "videos without an object")
             return None
-        return VideoRecord(video.name, *size, [source for source in sources if source is not None], objects)
+        frames = [source for source in sources if source is not None]
+        annotated = None if damaged.isdisjoint(kept) else frozenset(i for i, t in enumerate(kept) if t not in damaged)
+        return VideoRecord(video.name, *size, frames, objects, annotated)
 
 
 def open_ytvis(
@@ -184,6 +200,7 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
             log.repaired(place, "annotations of unknown images")
         elif key is None:
             video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which tells an object from frame to frame")
+            video.damaged.add(t)
         else:
             video.categories.setdefault(key, _category(entry, categories))
             video.pieces.setdefault(key, []).append(Piece(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
@@ -202,8 +219,12 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
 def _images_by_video(
     content: dict[str, Any], log: Log
 ) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
-    """The videos with their frames in order, and an image's id → its video and frame number."""
-    listed: dict[int | str, list[tuple[Any, int | str, str, dict[str, Any]]]] = defaultdict(list)
+    """The videos with their frames in order, and an image's id → its video and frame number.
+
+    An id that two files share is left out, as nothing tells which of them its annotations are for.
+    """
+    images: dict[int | str, Image] = {}
+    shared: set[int | str] = set()
     for place, entry in _entries(content["images"], "image", log):
         key = as_id(entry.get("id"))
         if key is None or not _stays_inside(entry.get("file_name")):
@@ -213,20 +234,29 @@ def _images_by_video(
         number = as_id(entry.get("frame_id", entry.get("frame_index")))
         order = (number if isinstance(number, int) else 0, natural(file))
         video = as_id(entry.get("video_id"))
-        listed[PurePosixPath(file).parent.as_posix() if video is None else video].append((order, key, file, entry))
+        image = Image(PurePosixPath(file).parent.as_posix() if video is None else video, order, file, entry)
+        if key not in images:
+            images[key] = image
+        elif (images[key].video, images[key].file) == (image.video, file):
+            log.repaired(place, "images listed more than once", "read once")
+        else:
+            log.error(
+                place, f"two files have this id: {shown(images[key].file)} and {shown(file)}", "give each its own"
+            )
+            shared.add(key)
+    listed: dict[int | str, list[tuple[int | str, Image]]] = defaultdict(list)
+    for key, image in images.items():
+        if key not in shared:
+            listed[image.video].append((key, image))
     names = {_id(entry, "id"): entry.get("name") for _, entry in _entries(content.get("videos") or [], "video", log)}
     videos: list[Video] = []
     frames: dict[int | str | None, tuple[Video, int]] = {}
-    for video_key, images in listed.items():
-        images.sort(key=lambda image: image[0])
-        files = [file for _, _, file, _ in images]
-        videos.append(
-            Video(_name(names.get(video_key), files, video_key), files, declared_size(images[0][3]), Log(log.file))
-        )
-        for t, (_, key, file, _) in enumerate(images):
-            if key in frames:
-                log.error(f"image {key}", f"two files have this id, {file} is one of them")
-            frames[key] = videos[-1], t
+    for video_key, placed in listed.items():
+        placed.sort(key=lambda item: item[1].order)
+        files = [image.file for _, image in placed]
+        size = declared_size(placed[0][1].entry)
+        videos.append(Video(_name(names.get(video_key), files, video_key), files, size, Log(log.file)))
+        frames.update({key: (videos[-1], t) for t, (key, _) in enumerate(placed)})
     return videos, frames
 
 
@@ -299,13 +329,21 @@ def _with_unique_names(videos: list[Video]) -> list[Video]:
     return videos
 
 
-def _masks(pieces: list[Piece], size: tuple[int, int], log: Log) -> dict[int, RLE]:
-    """Frame → an object's mask where it is seen; of several on one frame their union."""
-    masks: dict[int, list[RLE]] = defaultdict(list)
-    for piece in pieces:
+def _damaged_frames(video: Video, size: tuple[int, int], log: Log) -> set[int]:
+    """The frames on which a segmentation is damaged, so that its object is neither seen nor known to be away."""
+    damaged = set()
+    for piece in (piece for pieces in video.pieces.values() for piece in pieces):
         problem = check_segmentation(piece.segmentation, *size)
         if problem is not None:
             log.error(piece.place, problem)
-        elif (mask := parse_segmentation(piece.segmentation, *size)).area():
+            damaged.add(piece.frame)
+    return damaged
+
+
+def _masks(pieces: list[Piece], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
+    """Frame that is not damaged → an object's mask where it is seen; of several on one frame their union."""
+    masks: dict[int, list[RLE]] = defaultdict(list)
+    for piece in pieces:
+        if piece.frame not in damaged and (mask := parse_segmentation(piece.segmentation, *size)).area():
             masks[piece.frame].append(mask)
     return {t: RLE(coco_mask.merge([mask.rle for mask in found])) for t, found in masks.items()}

@@ -6,6 +6,7 @@ Masks are written for every frame, at the size they were scored at: a video's ow
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from src.data.records import RLE, VideoRecord
-from src.data.writers import write_palette_png
+from src.data.writers import frame_names, write_palette_png
 from src.errors import UserError
 
 MOST_IN_A_PALETTE = 255
+
+_SAFE_NAME = re.compile(r"[\w#-]([\w# .-]{0,98}[\w#-])?")
+"""What is a file's name on every system: no separators, and no dot or space at its ends."""
 
 
 def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequence[RLE]], exclusive: bool) -> None:
@@ -24,11 +28,11 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
 
     Args:
         folder: of the data set; the video gets a folder in it.
-        video: whose frames give the files their names.
+        video: whose frames give the files their names: their numbers if these repeat.
         predicted: object id → masks, one a frame.
         exclusive: whether no two masks of a frame overlap. If so, a frame is one PNG of object numbers,
             ``VIDEO/FRAME.png``, as in DAVIS; otherwise, or with numbers above 255, an object has a folder of its own,
-            ``VIDEO/NUMBER/FRAME.png``, as in SA-V.
+            ``VIDEO/OBJECT/FRAME.png``, as in SA-V; see :func:`object_folders`.
 
     Raises:
         UserError: a file cannot be written, or the video's name leads out of the folder.
@@ -36,17 +40,30 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     place = folder / video.video_id
     if not place.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"masks of video '{video.video_id}' would be written outside {folder}; rename the video")
+    folders = object_folders(video)
     together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
-    for t, source in enumerate(video.frames):
+    for t, name in enumerate(frame_names(video)):
         ids_HW = np.zeros((video.height, video.width), np.int64)
         for object_id, masks in predicted.items():
             mask_HW = masks[t].decode()
             if together:
                 ids_HW[mask_HW] = object_id
             else:
-                write_palette_png(place / f"{object_id:03d}" / f"{source.stem}.png", mask_HW.astype(np.int64))
+                write_palette_png(place / folders[object_id] / f"{name}.png", mask_HW.astype(np.int64))
         if together:
-            write_palette_png(place / f"{source.stem}.png", ids_HW)
+            write_palette_png(place / f"{name}.png", ids_HW)
+
+
+def object_folders(video: VideoRecord) -> dict[int, str]:
+    """Object id → the name of its folder of masks: the data's own id of it, by which official tools pair folders.
+
+    Objects have their numbers instead if an id would not do as a name, or two were the same where case does not count.
+    """
+    own = {o.object_id: str(o.object_id if o.original_id is None else o.original_id) for o in video.objects}
+    distinct = len({name.casefold() for name in own.values()}) == len(own)
+    if distinct and all(_SAFE_NAME.fullmatch(name) for name in own.values()):
+        return own
+    return {object_id: str(object_id) for object_id in own}
 
 
 def refuse_overlap(video: VideoRecord) -> None:

@@ -93,6 +93,15 @@ class TestRecognition:
         assert recognise(place(tmp_path / images, format="coco")) == found
         assert recognise(place(tmp_path / images, tmp_path / "annotations" / "any.json"))[0] == "coco"
 
+    def test_the_folder_s_own_file_above_it(self, videos, tmp_path):
+        write_coco(tmp_path / "train", videos)
+        (tmp_path / "train" / "_annotations.coco.json").rename(tmp_path / "instances_train.json")
+        for kind in ("auto", "coco"):
+            assert recognise(place(tmp_path / "train", format=kind)) == ("coco", tmp_path / "instances_train.json")
+        (tmp_path / "instances_train.json").rename(tmp_path / "instances_val.json")
+        with pytest.raises(UserError, match=r"no annotations found.*instances_train\.json above it"):
+            recognise(place(tmp_path / "train"))
+
     def test_folders_of_masks_are_of_videos_or_of_stills(self, videos, tmp_path):
         write_davis(tmp_path / "d", videos)
         write_folder(tmp_path / "f", videos)
@@ -178,6 +187,7 @@ def test_real_data_of_every_format(shared_data):
         ("vid_puma", None): ("davis", 2),
         ("vid_vocalfolds", None): ("davis", 1),
         ("coco_flakes_microscopy/test", None): ("coco", 10),
+        ("coco_cells_rle/val", None): ("coco", 5),
         ("coco_cells_rle/val", "coco_cells_rle/instances_val.json"): ("coco", 5),
         ("sav", None): ("sav", 2),
         ("odd_inputs/datumaro/mots_dataset/train", None): ("folder", 2),

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.data.records import RLE
+from src.data.records import RLE, Finding
 from src.data.sav import STEP, open_sav
+from src.data.validate import check
 from src.data.video import VideoWriter
 from src.errors import UserError
 
@@ -71,6 +72,18 @@ def test_people_s_masklets_are_read_before_the_machine_s(tmp_path):
     assert [video.name for video in open_sav(tmp_path, videos=["sav_000002"]).videos] == ["sav_000002"]
 
 
+def test_videos_of_one_name_in_several_folders_are_called_by_their_paths(tmp_path):
+    for folder, name in (("a", "clip"), ("b", "clip"), ("b", "other")):
+        write(tmp_path / folder, name)
+    source = open_sav(tmp_path)
+    assert [video.name for video in source.videos] == ["a/clip", "b/clip", "other"]
+    assert [source.read(index)[0].video_id for index in range(3)] == ["a/clip", "b/clip", "other"]
+    assert [video.video.parent.name for video in open_sav(tmp_path, videos=["b/clip"]).videos] == ["b"]
+    write(tmp_path, "other")
+    assert len(open_sav(tmp_path)) == 4
+    assert open_sav(tmp_path).findings == []
+
+
 def test_masklets_may_lie_elsewhere(tmp_path):
     write(tmp_path / "videos")
     (tmp_path / "json").mkdir()
@@ -96,14 +109,36 @@ def test_masklets_without_a_video_name_the_file_to_get(tmp_path):
     record, (finding,) = open_sav(tmp_path).read(0)
     assert record is None
     assert finding.severity == "error"
-    assert f"there is no video {tmp_path / 'sav_000001.mp4'}" in str(finding)
+    assert finding.file == str(tmp_path / "sav_000001.mp4")
+    assert f"there is no video for {tmp_path / 'sav_000001_manual.json'}" in str(finding)
+
+
+@pytest.mark.parametrize("before", [None, 2], ids=["no video", "too short a video"])
+def test_a_video_that_is_put_right_is_checked_again(tmp_path, before):
+    write(tmp_path / "all")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "all" / "sav_000001_manual.json").rename(tmp_path / "json" / "sav_000001_manual.json")
+    (tmp_path / "videos").mkdir()
+    video = tmp_path / "videos" / "sav_000001.mp4"
+    if before is not None:
+        with VideoWriter(video) as writer:
+            for _ in range(before):
+                writer.write(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+
+    def errors() -> list[Finding]:
+        source = open_sav(tmp_path / "videos", tmp_path / "json")
+        return check(source, workers=0, cache=tmp_path / "cache.json").errors
+
+    assert len(errors()) == 1
+    (tmp_path / "all" / "sav_000001.mp4").replace(video)
+    assert errors() == []
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"video_width": 100.0}, "the video is 48×32 pixels, the JSON says 100×32"),
-        ({"masklet": [[rle(0)]] * 4}, "4 annotated frames go up to frame 12, the video has 10 frames"),
+        ({"video_width": 100.0}, "the video is 48×32 pixels, {json} says 100×32"),
+        ({"masklet": [[rle(0)]] * 4}, "the video has 10 frames, 4 annotated ones in {json} go up to 12"),
         ({"masklet": None}, "no masklets"),
     ],
 )
@@ -112,7 +147,7 @@ def test_what_does_not_fit_the_video_is_refused(tmp_path, more, message):
     record, (finding,) = open_sav(tmp_path).read(0)
     assert record is None
     assert finding.severity == "error"
-    assert message in str(finding)
+    assert message.format(json=tmp_path / "sav_000001_manual.json") in str(finding)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,15 @@ class TestTracks:
         assert len(errors) == 1
         assert f"a.json: {message}" in errors[0]
 
+    @pytest.mark.parametrize("lost", [True, False], ids=["after a missing frame", "all frames there"])
+    def test_a_damaged_segmentation_leaves_its_frame_unlabelled(self, open_file, lost):
+        names = ["dog/lost.png" if lost else "dog/1.png", "dog/0.png", "dog/5.png", "dog/10.png"]
+        video = {"id": 1, "file_names": names, "height": HEIGHT, "width": WIDTH}
+        hurt, sound = track(1, None, SQUARE, [[1, 2, 3]], None), track(2, None, SQUARE, SQUARE, SQUARE)
+        record, _ = read(open_file(tracks(hurt, sound, videos=[video])))
+        assert [record.frames[t].stem for t in sorted(record.annotated)] == (["0", "10"] if lost else ["1", "0", "10"])
+        assert [list(record.masks(t)) for t in range(len(record))][-3:] == [[1, 2], [], [2]]
+
     @pytest.mark.parametrize(
         ("video", "message"),
         [
@@ -211,6 +220,31 @@ class TestImages:
         assert (finding.severity, finding.problem) == (
             "note", "videos of which over half the frames have no annotation",
         )  # fmt: skip
+
+    @pytest.mark.parametrize("annotation", [piece(9, 12, None), piece(9, 12, 1, "x")], ids=["no track", "no mask"])
+    def test_a_damaged_annotation_leaves_its_frame_unlabelled(self, open_file, annotation):
+        record, findings = read(open_file(images(piece(1, 11, 1), piece(2, 12, 2), piece(3, 11, 2), annotation)))
+        assert [f.severity for f in findings] == ["error"]
+        assert record.annotated == {0}
+        assert [list(record.masks(t)) for t in range(2)] == [[1, 2], []]
+
+    def test_an_id_of_two_images_is_left_out_with_its_annotations(self, open_file):
+        listed = [image(1, "dog/0.png", 0), image(2, "dog/1.png", 1), image(2, "cat/0.png", 0, 2)]
+        other = image(3, "cat/0.png", 1, 2)
+        source = open_file(images(piece(1, 1, 1), piece(2, 2, 1), piece(3, 3, 5), listed=[*listed, other]))
+        dog, cat = (source.read(index)[0] for index in range(2))
+        assert [[f.stem for f in record.frames] for record in (dog, cat)] == [["0"], ["0"]]
+        assert [[o.object_id for o in record.objects] for record in (dog, cat)] == [[1], [5]]
+        assert [(f.severity, f.entry, f.problem) for f in source.findings] == [
+            ("error", "image 2", "two files have this id: dog/1.png and cat/0.png"),
+            ("repaired", "annotation 2", "annotations of unknown images"),
+        ]
+
+    def test_an_image_listed_twice_is_one_frame(self, open_file):
+        listed = [image(1, "dog/0.png", 0), image(1, "dog/0.png", 0), image(2, "dog/1.png", 1)]
+        record, (finding,) = read(open_file(images(piece(1, 1, 1), piece(2, 2, 1), listed=listed)))
+        assert [f.stem for f in record.frames] == ["0", "1"]
+        assert (finding.severity, finding.problem) == ("repaired", "images listed more than once")
 
     def test_crowds_are_objects_where_there_is_nothing_else(self, open_file):
         record, findings = read(open_file(images(piece(1, 11, 1, iscrowd=1), piece(2, 12, 1, iscrowd=1))))

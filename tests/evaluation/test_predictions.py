@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from src.config import ModelConfig, MotionConfig
+from src.data.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_video, make_videos
 from src.data.writers import write_palette_png
 from src.errors import UserError
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from src.evaluation.predictions import refuse_overlap, write_masks
+from src.evaluation.predictions import object_folders, refuse_overlap, write_masks
 from src.model.build import build_model
 from tests.evaluation import reference
 
@@ -63,7 +64,7 @@ def write_truth(folder: Path, data: DataSet, per_object: bool) -> None:
                 mask_HW = masks.get(obj.object_id, np.zeros_like(ids_HW, bool))
                 ids_HW[mask_HW] = obj.object_id
                 if per_object:
-                    place = folder / video.video_id / f"{obj.object_id:03d}"
+                    place = folder / video.video_id / str(obj.object_id)
                     write_palette_png(place / f"{source.stem}.png", mask_HW.astype(int))
             if not per_object:
                 write_palette_png(folder / video.video_id / f"{source.stem}.png", ids_HW)
@@ -103,7 +104,7 @@ def test_stills_and_objects_that_overlap_have_a_folder_each(model, tmp_path):
     for video in result.videos:
         for object_id, masks in video.predicted.items():
             for t, mask in enumerate(masks):
-                written = Image.open(tmp_path / video.video_id / f"{object_id:03d}" / f"{t:05d}.png")
+                written = Image.open(tmp_path / video.video_id / str(object_id) / f"{t:05d}.png")
                 assert np.array_equal(np.asarray(written) > 0, mask.decode())
 
 
@@ -120,8 +121,52 @@ def test_numbers_without_room_in_a_palette_have_a_folder_each(number, exclusive,
     video = record(LEFT, ~LEFT, ids=(1, number))
     write_masks(tmp_path, video, {1: [RLE.encode(LEFT)], number: [RLE.encode(~LEFT)]}, exclusive)
     for object_id, mask in ((1, LEFT), (number, ~LEFT)):
-        written = Image.open(tmp_path / "v" / f"{object_id:03d}" / "f_07.png")
+        written = Image.open(tmp_path / "v" / str(object_id) / "f_07.png")
         assert np.array_equal(np.asarray(written), mask)
+
+
+@pytest.mark.parametrize("folders", [("000", "001"), ("1", "3"), ("0", "2"), ("cell", "007")])
+def test_folders_of_objects_are_called_as_in_the_data(folders, tmp_path):
+    for t in range(4):
+        write_palette_png(tmp_path / "JPEGImages" / "v" / f"{t:05d}.png", np.zeros((4, 4), int))
+        for folder, mask in zip(folders, (LEFT, MIDDLE), strict=True):
+            write_palette_png(tmp_path / "Annotations" / "v" / folder / f"{t:05d}.png", mask.astype(int))
+    video, findings = open_davis(tmp_path).read(0)
+    assert findings == []
+    predicted = {o.object_id: [RLE.encode(s.decode()) for s in o.segmentations] for o in video.objects}
+    write_masks(tmp_path / "predicted", video, predicted, exclusive=False)
+    assert sorted(path.name for path in (tmp_path / "predicted" / "v").iterdir()) == sorted(folders)
+    scores = reference.sav(tmp_path / "Annotations", tmp_path / "predicted")
+    assert scores["J"] == scores["F"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (("left", "#ff0000"), ["left", "#ff0000"]),
+        ((70, None), ["70", "2"]),
+        ((2, None), ["1", "2"]),
+        (("../a", "b"), ["1", "2"]),
+        (("a/b", "b"), ["1", "2"]),
+        (("a\\b", "b"), ["1", "2"]),
+        (("..", "b"), ["1", "2"]),
+        (("", "b"), ["1", "2"]),
+        (("A", "a"), ["1", "2"]),
+        ((7, 7), ["1", "2"]),
+    ],
+)
+def test_ids_that_will_not_do_as_folders_are_replaced_by_numbers(ids, expected):
+    video = record(LEFT, MIDDLE, ids=(1, 2))
+    objects = [replace(obj, original_id=own) for obj, own in zip(video.objects, ids, strict=True)]
+    assert list(object_folders(replace(video, objects=objects)).values()) == expected
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_frames_whose_names_repeat_have_a_file_each(exclusive, tmp_path):
+    frames = [ArrayFrame(np.zeros((4, 4, 3), np.uint8), stem="same")] * 2
+    video = replace(record(LEFT, ids=(1,)), frames=frames, objects=[ObjectTrack(1, [RLE.encode(LEFT)] * 2)])
+    write_masks(tmp_path, video, {1: [RLE.encode(LEFT), RLE.encode(~LEFT)]}, exclusive)
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["00000.png", "00001.png"]
 
 
 @pytest.mark.parametrize("name", ["../v", "/tmp/v"])
