@@ -129,8 +129,9 @@ def test_a_mope_run_becomes_an_adapter_folder_and_says_why(runs, adapted, tmp_pa
     assert ours.read_bytes() == theirs.read_bytes()
     assert json.loads((written / "adapter_config.json").read_text())["image_size"] == 64
     model = build_sam2_moe(
-        TINY, config.model.checkpoint, "cpu", adapter=written, hydra_overrides_extra=config_overrides(config.model)
-    )
+        TINY, config.model.checkpoint, "cpu", adapter=written, hydra_overrides_extra=config_overrides(config.model),
+        gate="on",
+    )  # fmt: skip
     assert export.largest_difference(export.probe(model), adapted["mope"]) == 0
 
 
