@@ -25,11 +25,12 @@ MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt"
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image and its mask, None where it has none."""
+    """An image and its mask, None where it has none; ``spare``: further masks of it, which are not read."""
 
     name: str
     image: Path
     mask: Path | None
+    spare: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -52,6 +53,8 @@ class FolderSource:
             log.repaired("", "images without a mask")
             return None, log.findings
         log = Log(str(image.mask))
+        for path in image.spare:
+            log.repaired(path.name, "masks of an image that has another")
         return self._record(image.name, image.image, image.mask, log), log.findings
 
     def _record(self, name: str, image: Path, mask: Path, log: Log) -> VideoRecord | None:
@@ -103,14 +106,17 @@ def open_folder(
         masks = Path(ann_folder)
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder of masks")
-    found = list(_beside(images) if masks == images else _apart(images, masks))
+    log = Log(str(masks))
+    found = list(_beside(images) if masks == images else _apart(images, masks, log))
     if not any(image.mask for image in found):
         raise UserError(
             f"{images}: none of its {len(found)} images has a mask: neither a file of the same name in {masks}, nor "
             f"one with {', '.join(MARKS)} added to it"
         )
     chosen = choose_videos([image.name for image in found], videos, images)
-    return FolderSource(name, list(dict.fromkeys([images, masks])), [found[index] for index in chosen], max_ann_per_img)
+    files = list(dict.fromkeys([images, masks]))
+    strays = log.findings if videos is None else []
+    return FolderSource(name, files, [found[index] for index in chosen], max_ann_per_img, strays)
 
 
 def has_masks_beside(folder: Path) -> bool:
@@ -126,23 +132,43 @@ def folders_of_stills(folder: Path) -> tuple[Path, Path]:
     return folder, masks_beside(folder) or folder
 
 
-def _apart(images: Path, masks: Path) -> Iterator[MaskedImage]:
-    """The images of one folder with the masks of another."""
-    masks_by_name = {_unmarked(name): paths[0] for name, paths in _files(masks).items()}
-    for name, paths in _files(images).items():
+def _apart(images: Path, masks: Path, log: Log) -> Iterator[MaskedImage]:
+    """The images of one folder with the masks of another; a finding for each mask that is of none of them."""
+    files, masks_by_name = _files(images), _by_image(_files(masks))
+    for name, paths in files.items():
+        found = masks_by_name.pop(name, [])
         for path in paths:
-            yield MaskedImage(name if len(paths) == 1 else name + path.suffix, path, masks_by_name.get(name))
+            yield _with_masks(name if len(paths) == 1 else name + path.suffix, path, found)
+    for strays in masks_by_name.values():
+        for path in strays:
+            log.repaired(path.relative_to(masks).as_posix(), "masks without a frame")
 
 
 def _beside(folder: Path) -> Iterator[MaskedImage]:
     """Pairs within one folder: ``a.jpg`` with ``a_mask.png``, or ``a.jpg`` with ``a.png``."""
     files = _files(folder)
-    marked = {_unmarked(name): paths[0] for name, paths in files.items() if _unmarked(name) in files.keys() - {name}}
+    marked = {name: paths for name, paths in files.items() if _unmarked(name) in files.keys() - {name}}
+    masks_by_name = _by_image(marked)
     for name, paths in files.items():
-        if marked.get(_unmarked(name)) == paths[0]:
-            continue
-        image, *others = sorted(paths, key=lambda path: path.suffix.lower() == ".png")
-        yield MaskedImage(name, image, marked.get(name) or next(iter(others), None))
+        if name not in marked:
+            image, *others = sorted(paths, key=lambda path: path.suffix.lower() == ".png")
+            yield _with_masks(name, image, [*masks_by_name.get(name, []), *others])
+
+
+def _with_masks(name: str, image: Path, masks: list[Path]) -> MaskedImage:
+    return MaskedImage(name, image, masks[0] if masks else None, tuple(masks[1:]))
+
+
+def _by_image(masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Masks by their images' names; of an image's, in the order of ``MARKS``, one that is called as it is last."""
+
+    def rank(name: str) -> int:
+        return next((place for place, mark in enumerate(MARKS) if name.endswith(mark)), len(MARKS))
+
+    found: dict[str, list[Path]] = {}
+    for name in sorted(masks, key=rank):
+        found.setdefault(_unmarked(name), []).extend(masks[name])
+    return found
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:

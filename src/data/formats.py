@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from src.config import Config, DomainConfig, Format, SetConfig, Split
 from src.data.coco import open_coco
-from src.data.davis import MASKS, find_roots, folders_of_images, holds_images, open_davis
+from src.data.davis import FRAMES, LEVELS, MASKS, find_roots, folders_of_images, holds_images, open_davis
 from src.data.folder import has_masks_beside, open_folder
 from src.data.records import DataSet, Source
 from src.data.sav import KINDS as SAV_KINDS
@@ -84,6 +85,9 @@ def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
 def wanted_videos(videos: str | list[str] | None) -> list[str] | None:
     """The names of videos that a config gives: a list, or a text file with one a line (blank lines aside); None: all.
 
+    In DAVIS-2016's lists a line is a frame and its mask, ``/JPEGImages/480p/bear/00000.jpg /Annotations/…``: they name
+    the videos that have such frames, each once.
+
     Raises:
         UserError: the file is missing, no text, or empty.
     """
@@ -97,7 +101,13 @@ def wanted_videos(videos: str | list[str] | None) -> list[str] | None:
         raise UserError(f"{videos}: the list of videos is not a text file") from None
     if not any(names):
         raise UserError(f"{videos}: the list of videos is empty")
-    return [name for name in names if name]
+    return list(dict.fromkeys(_video_of_frame(name) for name in names if name))
+
+
+def _video_of_frame(line: str) -> str:
+    """The video of a line of DAVIS-2016's lists; another line as it is."""
+    frame = re.fullmatch(rf"/{FRAMES}/(?:(?:{'|'.join(LEVELS)})/)?(\S+)/[^/\s]+\.\w+(?:\s+/{MASKS}/\S+)?", line)
+    return line if frame is None else frame[1]
 
 
 def recognise(place: DomainConfig) -> tuple[Format, Path | None]:

@@ -69,6 +69,43 @@ def test_wanted_images_and_images_without_a_mask(tmp_path):
         open_folder(tmp_path, videos=["d"])
 
 
+def test_masks_without_an_image_are_told(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    for name in ("a", "b", "deep/c_mask"):
+        write_palette_png(tmp_path / "masks" / f"{name}.png", IDS)
+    source = open_folder(tmp_path)
+    assert [(f.severity, f.file, f.entry, f.problem) for f in source.findings] == [
+        ("repaired", str(tmp_path / "masks"), entry, "masks without a frame") for entry in ("deep/c_mask.png", "b.png")
+    ]
+    assert source.read(0)[1] == []
+    assert open_folder(tmp_path, videos=["a"]).findings == []
+
+
+@pytest.mark.parametrize(
+    ("taken", "others"),
+    [
+        ("masks/a_mask.png", ["masks/a.png"]),
+        ("masks/a.png", ["masks/a.tif"]),
+        ("masks/a_mask.png", ["masks/a_mask.tif", "masks/a_label.png"]),
+        ("images/a_mask.png", ["images/a.png"]),
+        ("images/a_mask.png", ["images/a_label.png"]),
+        ("images/a_mask.png", ["images/a_mask.tif"]),
+    ],
+)
+def test_of_two_masks_of_an_image_one_is_read_and_the_others_told(tmp_path, taken, others):
+    image(tmp_path / "images/a.jpg")
+    write_palette_png(tmp_path / taken, IDS)
+    for other in others:
+        image(tmp_path / other)
+    source = open_folder(tmp_path if taken.startswith("masks") else tmp_path / "images")
+    assert [entry.name for entry in source.images] == ["a"]
+    record, findings = source.read(0)
+    assert [o.object_id for o in record.objects] == [1, 2]
+    assert [(f.severity, f.entry, f.problem) for f in findings] == [
+        ("repaired", Path(other).name, "masks of an image that has another") for other in others
+    ]
+
+
 def test_images_that_differ_in_their_extension_only_keep_it(tmp_path):
     image(tmp_path / "images/a.jpg")
     image(tmp_path / "images/a.png")
