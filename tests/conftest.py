@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from src.config import Config, load_config
 from src.data.coco import open_coco
 from src.data.records import DataSet
 from src.data.synthetic import CELLS, make_videos, write_coco
 from src.data.validate import check, data_set
+
+settings.register_profile("same examples every time", derandomize=True)
+settings.load_profile("same examples every time")
 
 SIDE = 64
 
