@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from src.config import ModelConfig
@@ -205,6 +208,17 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"training.device: '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
     return device
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while, so that nothing is dropped or drawn; gradients flow as they did."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def checkpoint_activations(model: SAM2Base) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from src.cli import progress_bar
 from src.lora.adapter_io import base_fingerprint
 from src.lora.domain_gate import DomainGate
+from src.model.build import evaluating
 from src.model.gating import describe, to_pixels
 
 VIEWS = 8  # besides the image as it is
@@ -46,16 +47,13 @@ def fit_gate(
     """
     rng = np.random.default_rng(seed)
     gate = gate or DomainGate(base_fingerprint(model))
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    try:
-        features = []
+    device = next(model.parameters()).device
+    features = []
+    with evaluating(model):
         for frame in progress_bar(islice(frames, limit), desc=f"domain gate: {name}", unit="image"):
             pixels_3SS = to_pixels(model, frame)
             views_V3SS = torch.stack([pixels_3SS, *(other_light(pixels_3SS, rng) for _ in range(VIEWS))])
             features.append(describe(model, views_V3SS.to(device)).cpu())
-    finally:
-        model.train(was_training)
     gate.fit(name, torch.stack(features) if features else torch.empty(0, 1 + VIEWS, 1))
     return gate
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from training.model.sam2 import SAM2Train
 
 from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
@@ -24,7 +24,7 @@ from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
 from src.data.unlabelled import open_unlabelled
 from src.errors import UserError
 from src.lora.adapter import adapters_disabled, iter_adapters
-from src.model.build import image_size_of
+from src.model.build import evaluating, image_size_of
 from src.model.predictors import image_predictor
 from src.model.segmenter import Tracked, track_clips
 
@@ -211,17 +211,6 @@ def _clip(index: int, frames_THWC: np.ndarray, masks_OHW: np.ndarray) -> Clip:
     masks_TOHW = np.zeros((len(frames_THWC), *masks_OHW.shape), bool)
     masks_TOHW[0] = masks_OHW
     return Clip(f"general {index}", frames_THWC, masks_TOHW, np.arange(len(frames_THWC)) == 0)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, so that nothing is dropped or drawn; gradients flow as they did."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _stored(tracked: Tracked) -> Tracked:

@@ -226,11 +226,11 @@ class Trainer:
         """Put a domain gate that knows the learned domains beside the adapter."""
         gate = None
         for data in self.train_sets:
-            frames = [frame.read() for frame in labelled_frames(data, GATE_FRAMES)]
+            frames = list(labelled_frames(data, GATE_FRAMES))
             if len(frames) < 2:
                 self.log.say(f"no domain gate: {data.name} has one labelled frame only")
                 return
-            gate = fit_gate(self.model, data.name, frames, gate, limit=GATE_FRAMES)
+            gate = fit_gate(self.model, data.name, (frame.read() for frame in frames), gate, limit=GATE_FRAMES)
         if gate is not None:
             gate.save(self.folder / ADAPTER_FOLDER)
             self.log.say(f"domain gate: knows {', '.join(gate.domains)}")

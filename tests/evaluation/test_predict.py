@@ -27,15 +27,6 @@ SEED = 4  # of a video with several objects, all of them seen on the first frame
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(image_size=64))
-    with torch.no_grad():  # random weights predict next to nothing: let them predict something on every frame
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
-    return model
-
-
-@pytest.fixture(scope="module")
 def jpegs(tmp_path_factory):
     """A folder of JPEG files that are not square, as the stock predictor takes it."""
     folder = tmp_path_factory.mktemp("frames")

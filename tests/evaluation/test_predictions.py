@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from src.config import ModelConfig, MotionConfig
+from src.config import MotionConfig
 from src.data.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_video, make_videos
@@ -18,17 +17,7 @@ from src.data.writers import write_palette_png
 from src.errors import UserError
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
 from src.evaluation.predictions import object_folders, refuse_overlap, write_masks
-from src.model.build import build_model
 from tests.evaluation import reference
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(image_size=64))
-    with torch.no_grad():  # random weights predict next to nothing: let them predict something on every frame
-        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(5.0)
-    return model
 
 
 @pytest.fixture(scope="module")
