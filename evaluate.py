@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +16,22 @@ from src.errors import UserError
 from src.evaluation.coco_eval import evaluate_images
 from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain, with_gate
 from src.evaluation.report import write_report
-from src.evaluation.tables import GATE_TITLE, IMAGES_TITLE, Comparison, gate_table, image_table, legend, table
+from src.evaluation.tables import (
+    GATE_TITLE,
+    IMAGES_TITLE,
+    Comparison,
+    gate_table,
+    image_table,
+    legend,
+    rates_line,
+    table,
+)
+from src.lora.adapter import list_groups
+from src.lora.domain_gate import DomainGate
+from src.lora.expert_groups import active_group
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
-from src.model.gating import decide_for_frame, saved_gate
+from src.model.gating import decide_for_frame, gated, saved_gate
 
 
 def evaluate(
@@ -49,15 +62,16 @@ def evaluate(
         for name, model in models.items():
             label = f"{domain.name}: {name}"
             masks = folder / "predictions" / name / domain.name if save_masks else None
-            tracked[name] = evaluate_domain(model, domain, prompt, label, masks)
-            if config.evaluation.clicks:
-                images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
+            with _adapters_on(model, gate):
+                tracked[name] = evaluate_domain(model, domain, prompt, label, masks)
+                if config.evaluation.clicks:
+                    images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
         both = (images["base"], images.get("adapted")) if images else None
-        gated = None
+        decided = None
         if gate is not None:
             decide = partial(decide_for_frame, models["base"], gate)
-            gated = with_gate(domain, tracked["base"], tracked["adapted"], decide)
-        comparisons.append(Comparison(domain, tracked["base"], tracked.get("adapted"), both, gated))
+            decided = with_gate(domain, tracked["base"], tracked["adapted"], decide, domain.name in gate.domains)
+        comparisons.append(Comparison(domain, tracked["base"], tracked.get("adapted"), both, decided))
     about = {
         "about": describe(config, prompt),
         "prompt": prompt,
@@ -67,13 +81,26 @@ def evaluate(
     write_report(folder, comparisons, about, "What was gained, and what was forgotten", config.evaluation.overlays)
     print("\n".join(["", describe(config, prompt), "", table(comparisons), "", *legend(comparisons), ""]))
     if gate is not None:
-        print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n")
+        print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n\n{rates_line(comparisons)}\n")
     if config.evaluation.clicks:
         print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
     print(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
     if save_masks:
         print(f"masks in {folder / 'predictions'}")
     return comparisons
+
+
+def _adapters_on(model: SAM2Base, gate: DomainGate | None) -> AbstractContextManager[None]:
+    """Adapters on whatever is shown: of several expert groups that of the nearest domain, without a gate the newest."""
+    groups = list_groups(model)
+    if len(groups) > 1 and gate is not None:
+        return gated(model, gate, "on")
+    if groups and active_group(model) is None:
+        raise UserError(
+            f"the adapter holds the groups {', '.join(groups)} and no domain gate to choose between them: "
+            "take one out with tools/groups.py extract"
+        )
+    return nullcontext()
 
 
 def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, SAM2Base]:

@@ -10,7 +10,8 @@ from src import cli
 def main(arguments: argparse.Namespace) -> None:
     from src.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
+    config = load_config(arguments.config, arguments.overrides + extend)
 
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.train.trainer import Trainer
@@ -25,5 +26,8 @@ if __name__ == "__main__":
     cli.add_skip_bad(parser)
     parser.add_argument(
         "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"
+    )
+    parser.add_argument(
+        "--extend", metavar="ADAPTER", help="learn the new domain as a further expert group beside an adapter's own"
     )
     cli.run(main, parser)

@@ -19,7 +19,8 @@ from src.errors import UserError
 ModelName = Literal[
     "sam2_nano", "sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large"
 ]
-Method = Literal["mope", "lora", "full", "none"]
+Method = Literal["mope", "lora", "full", "decoder", "none"]
+ADAPTER_METHODS: tuple[Method, ...] = ("mope", "lora")
 Prompt = Literal["mask", "box", "point"]
 Protocol = Literal["after_prompt", "davis", "sav"]
 Split = Literal["train", "valid", "test"]
@@ -229,6 +230,17 @@ class DistillConfig(Section):
     features_weight: float = Field(0.0, ge=0, description="of the distance of memory-conditioned features")
 
 
+class PenaltyConfig(Section):
+    """A penalty on how far the weights that train move from where they began; a baseline, beside distillation."""
+
+    kind: Literal["l2sp", "ewc"] = Field("l2sp", description="every weight alike, or by its Fisher information")
+    weight: float = Field(0.0, ge=0, description="of the penalty; 0: off")
+    clips: int = Field(64, ge=3, description="general clips that the Fisher information is measured on (ewc)")
+    folders: list[str] = Field(
+        default_factory=list, description="images and videos to measure it on, beside the general clips (ewc)"
+    )
+
+
 class TrainingConfig(Section):
     """The trainer."""
 
@@ -255,6 +267,16 @@ class TrainingConfig(Section):
     prompts: PromptConfig = Field(default_factory=PromptConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    penalty: PenaltyConfig = Field(default_factory=PenaltyConfig)
+    start_from: str | None = Field(
+        None, description="a run's checkpoint, or an adapter folder: train its weights on; null: the base's"
+    )
+    extend: str | None = Field(
+        None, description="an adapter folder: learn a group of experts beside those that are in it (--extend)"
+    )
+    adapter_init: Literal["random", "data"] = Field(
+        "random", description="data: the new adapters begin with what their layers see of the new domain"
+    )
     domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
     save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
@@ -291,6 +313,19 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output_dir: str = "experiments"
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Config:
+        training = self.training
+        if training.extend and training.start_from:
+            raise ValueError("training.extend and training.start_from exclude each other")
+        if training.extend and (len(self.dataset.sets) > 1 or self.lora.method not in ADAPTER_METHODS):
+            raise ValueError("training.extend learns one domain at a time, with lora.method mope or lora")
+        if training.adapter_init == "data" and self.lora.method not in ADAPTER_METHODS:
+            raise ValueError(f"training.adapter_init is data, but lora.method {self.lora.method} has no adapters")
+        if training.adapter_init == "data" and training.start_from:
+            raise ValueError("training.adapter_init is data, but training.start_from says how the adapters begin")
+        return self
 
     @model_validator(mode="after")
     def _unique_domains(self) -> Config:

@@ -23,7 +23,7 @@ from src.errors import UserError
 from src.evaluation.predict import init_state, predicting
 from src.files import write_atomically, write_text
 from src.lora.adapter import iter_adapters
-from src.lora.adapter_io import read_adapter_config, save_adapter, unload_merged
+from src.lora.adapter_io import Configs, read_adapter_config, save_adapter, unload_merged
 from src.lora.lora_layer import LoRALinear
 from src.model import build_sam2_moe
 from src.model.build import MODEL_ZOO, config_overrides, image_size_of
@@ -31,11 +31,17 @@ from src.model.checkpoint import read_checkpoint
 from src.model.gating import remove_gate, saved_gate
 
 # what can be written of each method; the first is what --format auto takes
-FORMATS = {"lora": ("official", "adapter", "peft"), "full": ("official",), "mope": ("adapter",)}
+FORMATS = {
+    "lora": ("official", "adapter", "peft"),
+    "full": ("official",),
+    "decoder": ("official",),
+    "mope": ("adapter",),
+}
 WHY_NOT = {
     "mope": "experts behind a gate (method mope) cannot be merged or given to peft, because which of them add to the "
     "weight depends on the input; their form is the adapter folder: --format adapter",
     "full": "method full has no adapters, it changed the weights themselves: --format official",
+    "decoder": "method decoder has no adapters, it changed the weights themselves: --format official",
 }
 TOLERANCE = 1e-5  # of an output's largest value, or absolute where that is below 1
 
@@ -56,7 +62,12 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
         UserError: the form does not suit the method, something exists already or does not fit, or the written file does
             not compute what the adapted model computes.
     """
-    lora = (read_adapter_config(trained) if trained.is_dir() else read_checkpoint(trained).config).lora
+    lora: Configs
+    if trained.is_dir():
+        lora = read_adapter_config(trained).lora
+    else:
+        checkpoint = read_checkpoint(trained)
+        lora = checkpoint.groups or checkpoint.config.lora
     if not isinstance(lora, LoraConfig):
         raise UserError(f"{trained}: holds expert groups, {', '.join(lora)}: take one out with tools/groups.py extract")
     if lora.method == "none":

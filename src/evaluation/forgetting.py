@@ -149,14 +149,27 @@ def evaluate_domain(
 
 @dataclass(frozen=True)
 class GatedResult:
-    """What becomes of a domain with a gate deciding; ``known``: of how many videos it knew the domain."""
+    """What becomes of a domain with a gate deciding.
+
+    ``known``: of how many videos it knew the domain. ``learned``: whether the domain is one that it has learned.
+    """
 
     result: DomainResult
     known: int
+    learned: bool
+
+    @property
+    def wrong(self) -> int:
+        """Of how many videos it decided wrongly: it rejected a learned domain, or accepted another."""
+        return len(self.result.videos) - self.known if self.learned else self.known
 
 
 def with_gate(
-    domain: Domain, base: DomainResult, adapted: DomainResult, decide: Callable[[np.ndarray], Decision]
+    domain: Domain,
+    base: DomainResult,
+    adapted: DomainResult,
+    decide: Callable[[np.ndarray], Decision],
+    learned: bool,
 ) -> GatedResult:
     """The results with a domain gate: the adapted model's on videos that it knows, the base's on all others.
 
@@ -166,6 +179,7 @@ def with_gate(
         domain: what both results are of.
         base, adapted: without a gate.
         decide: the gate's word on a frame, RGB uint8 (H, W, 3); it is asked about the first prompted one.
+        learned: whether the gate has learned this domain.
     """
     videos, known = [], 0
     for video, unchanged, changed in zip(domain.videos(), base.videos, adapted.videos, strict=True):
@@ -174,7 +188,7 @@ def with_gate(
         videos.append(changed if knows else unchanged)
         known += knows
     counted = [scores for video in videos for scores in video.scores.values()]
-    return GatedResult(DomainResult(pooled(counted), videos), known)
+    return GatedResult(DomainResult(pooled(counted), videos), known, learned)
 
 
 def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:

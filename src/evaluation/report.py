@@ -19,10 +19,12 @@ from src.evaluation.tables import (
     GATE_TITLE,
     IMAGES_TITLE,
     Comparison,
+    gate_rates,
     gate_table,
     image_table,
     intervals_table,
     legend,
+    rates_line,
     statistics_table,
     table,
 )
@@ -30,13 +32,18 @@ from src.files import write_atomically, write_text
 
 
 def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured, as plain data: ``{"domains": {name: …}, **about}``.
+    """All that was measured, as plain data: ``{"domains": {name: …}, **about}``, with a domain gate also its rates.
 
     A domain has ``base`` and ``adapted`` (the base's again where there is only the base), each score → value;
     ``videos``, ``objects`` and ``objects_not_scored``, counts; ``protocol``; ``intervals``, of ``base``, ``adapted``
     and ``change``: score → [low, high]; ``per_video``; with a domain gate ``gated``; and with clicks ``images``.
     """
-    return {"domains": {c.domain.name: _domain_json(c) for c in comparisons}, **about}
+    rates = gate_rates(comparisons)
+    return {
+        "domains": {c.domain.name: _domain_json(c) for c in comparisons},
+        **({"domain_gate": rates} if rates else {}),
+        **about,
+    }
 
 
 def _domain_json(c: Comparison) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
     write_text(folder / "results.json", json.dumps(results_json(comparisons, about), indent=2) + "\n")
     lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), "", *legend(comparisons), ""]
     if any(c.gated for c in comparisons):
-        lines += [GATE_TITLE, "", gate_table(comparisons, markdown=True), ""]
+        lines += [GATE_TITLE, "", gate_table(comparisons, markdown=True), "", rates_line(comparisons), ""]
     lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
     lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
     lines += [statistics_table(comparisons), ""]

@@ -94,6 +94,30 @@ def gate_table(comparisons: list[Comparison], markdown: bool = False) -> str:
     return aligned(header, rows, {0}, markdown)
 
 
+def gate_rates(comparisons: list[Comparison]) -> dict[str, float]:
+    """How often the domain gate was wrong about a video.
+
+    Returns:
+        ``false_reject``: the share of videos of learned domains that it left to the base; ``false_accept``: the share
+        of other domains' videos that it turned adapters on for; and where there are both kinds ``balanced_accuracy``.
+    """
+    rates = {}
+    for name, learned in (("false_reject", True), ("false_accept", False)):
+        asked = [c.gated for c in comparisons if c.gated is not None and c.gated.learned == learned]
+        if asked:
+            rates[name] = sum(each.wrong for each in asked) / sum(len(each.result.videos) for each in asked)
+    if len(rates) == 2:
+        rates["balanced_accuracy"] = 1 - sum(rates.values()) / 2
+    return rates
+
+
+def rates_line(comparisons: list[Comparison]) -> str:
+    """:func:`gate_rates` as a line of text."""
+    return "domain gate: " + ", ".join(
+        f"{name.replace('_', ' ')} {rate:.3f}" for name, rate in gate_rates(comparisons).items()
+    )
+
+
 def image_table(comparisons: list[Comparison], markdown: bool = False) -> str:
     """What became of single images, prompt by prompt: COCO's AP, mean IoU and Dice."""
     names = ("AP", "AP50", "AP75", "mIoU", "Dice")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src.config import LoraConfig
+from src.config import ADAPTER_METHODS, LoraConfig
 from src.errors import UserError
 from src.files import write_atomically, write_text
 from src.lora.adapter import AdapterLayer, GroupedLinear, iter_adapted, iter_adapters, list_groups
@@ -172,7 +172,7 @@ def _read_lora(raw: Any, path: Path, key: str) -> LoraConfig:
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
         raise UserError(f"{path}: {mistakes}") from None
-    if lora.method in ("full", "none"):
+    if lora.method not in ADAPTER_METHODS:
         raise UserError(f"{path}: {key}.method '{lora.method}' has no adapters")
     return lora
 

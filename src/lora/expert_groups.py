@@ -28,6 +28,8 @@ from src.errors import UserError
 from src.lora.adapter import ActiveGroup, AdapterLayer, GroupedLinear, iter_adapted, list_groups
 from src.lora.lora_utils import new_adapters, replace_module
 
+UNNAMED = "default"  # what adapters without a group are called where they need a name
+
 
 def add_group(model: nn.Module, name: str, config: LoraConfig) -> dict[str, AdapterLayer]:
     """Add a group of untrained adapters, which becomes active and all that trains; other groups stay as they are.

@@ -11,12 +11,14 @@ from typing import TypeGuard
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from src.config import LoraConfig
+from src.config import ADAPTER_METHODS, LoraConfig
 from src.errors import UserError
 from src.lora.adapter import AdapterLayer, iter_adapted, iter_adapters, list_groups
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
 from src.lora.routing import watch_memory
+
+DECODER = "sam_mask_decoder"  # of a SAM2Base
 
 
 def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Linear]:
@@ -96,13 +98,13 @@ def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | 
 
 
 def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
-    """Wrap the target layers in place and return the adapters by dotted name; methods full and none change nothing.
+    """Wrap the target layers in place and return the adapters by dotted name; other methods change nothing.
 
     Raises:
         UserError: the config does not fit the model (:func:`new_adapters`); the model is unchanged.
         ValueError: the model has adapters already.
     """
-    if config.method in ("full", "none"):
+    if config.method not in ADAPTER_METHODS:
         return {}
     if any(iter_adapted(model)):
         raise ValueError("the model has adapters already; adapters are injected once")
@@ -135,14 +137,15 @@ def freeze_base(model: nn.Module) -> None:
 def apply_method(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
     """Make the model ready to train by ``config.method``, in place, and return its adapters by dotted name.
 
-    ``mope`` and ``lora`` inject adapters and freeze the rest; ``full`` trains every parameter, ``none`` no parameter.
-    Raises what :func:`inject_adapters` raises.
+    ``mope`` and ``lora`` inject adapters and freeze the rest; ``full`` trains every parameter, ``decoder`` those of the
+    mask decoder, ``none`` no parameter. Raises what :func:`inject_adapters` raises.
     """
     adapters = inject_adapters(model, config)
+    freeze_base(model)
     if config.method == "full":
         model.requires_grad_(True)
-    else:
-        freeze_base(model)
+    elif config.method == "decoder":
+        model.get_submodule(DECODER).requires_grad_(True)
     return adapters
 
 

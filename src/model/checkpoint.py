@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from src.config import Config, LoraConfig, parse_config
+from src.config import Config, LoraConfig, Method, parse_config
 from src.errors import UserError
 from src.files import write_atomically
+from src.lora.adapter import AdapterLayer
 from src.lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
-from src.lora.lora_utils import apply_method
+from src.lora.expert_groups import add_group
+from src.lora.lora_utils import DECODER, apply_method
 from src.model.build import read_pt
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
@@ -34,6 +36,7 @@ class Checkpoint:
         optimizer, schedule, scaler: their state dicts.
         progress: where the run is (plain numbers, text and lists).
         random: state of every random number generator that training draws from.
+        groups: the config of each expert group, the one that trains last; empty without groups.
     """
 
     config: Config
@@ -44,13 +47,15 @@ class Checkpoint:
     scaler: dict[str, Any]
     progress: dict[str, Any]
     random: dict[str, Any]
+    groups: dict[str, LoraConfig] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         content = {
             "format_version": FORMAT_VERSION,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
             "config": self.config.model_dump(mode="json"),
-            **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "config"},
+            "groups": {name: group.model_dump(mode="json") for name, group in self.groups.items()},
         }
         write_atomically(path, lambda temporary: torch.save(content, temporary))
 
@@ -69,16 +74,39 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
         raise UserError(f"{path}: not a checkpoint of a training run{hint}")
+    content.setdefault("groups", {})  # of an earlier version
     missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
     if missing:
         raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
-    fields = {name: content[name] for name in Checkpoint.__dataclass_fields__ if name != "config"}
-    return Checkpoint(config=parse_config(content["config"], f"{path} (config)"), **fields)
+    fields = {name: content[name] for name in Checkpoint.__dataclass_fields__}
+    fields["config"] = parse_config(content["config"], f"{path} (config)")
+    fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
+    return Checkpoint(**fields)
 
 
-def trained_weights(model: nn.Module, method: str) -> dict[str, torch.Tensor]:
-    """What a run changes: the adapters' weights, with method full all weights, with none nothing."""
-    return model.state_dict() if method == "full" else adapter_state_dict(model)
+def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]:
+    """What a run changes: the adapters' weights, or those of all the model or its mask decoder; with none nothing."""
+    if method == "full":
+        return model.state_dict()
+    if method == "decoder":
+        return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{DECODER}.")}
+    return adapter_state_dict(model)
+
+
+def put_adapters_in(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraConfig]) -> dict[str, AdapterLayer]:
+    """Make a base model what a run trains, weights aside; returns the adapters that train, by dotted name.
+
+    Args:
+        model: without adapters.
+        lora: what the run trains.
+        groups: where it trains an expert group, all groups, that one last.
+
+    Raises:
+        UserError: as :func:`~src.lora.lora_utils.apply_method` and :func:`~src.lora.expert_groups.add_group`.
+    """
+    if not groups:
+        return apply_method(model, lora)
+    return [add_group(model, name, config) for name, config in groups.items()][-1]
 
 
 def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> Configs:
@@ -101,9 +129,9 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
         return load_adapter(model, path).lora
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, path, base_fingerprint(model), lora or checkpoint.config.lora)
-    apply_method(model, checkpoint.config.lora)
+    put_adapters_in(model, checkpoint.config.lora, checkpoint.groups)
     load_weights(model, checkpoint, path)
-    return checkpoint.config.lora
+    return checkpoint.groups or checkpoint.config.lora
 
 
 def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora: LoraConfig) -> None:

@@ -109,13 +109,13 @@ class Distiller:
         if lesson is None:
             with self._teacher() as teacher:
                 clicks = np.random.default_rng((self.seed, index, 3))
-                masks_OHW = find_things(teacher, frames_THWC[0], self.config.objects, clicks)
-                batch = ClipBatch.collate([_clip(index, frames_THWC, masks_OHW)])
+                batch = things_on(teacher, _name(index), frames_THWC, self.config.objects, clicks)
                 taught = track_clips(teacher, batch, PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0)
-            things = [RLE.encode(mask) for mask in masks_OHW]
+            things = [RLE.encode(mask_HW) for mask_HW in batch.masks_TOHW[0].numpy()]
             lesson = _Lesson(things, _stored(taught), frames_THWC if self.keep_frames else None)
             self.lessons[index] = lesson
-        return _clip(index, frames_THWC, np.stack([thing.decode() for thing in lesson.things])), lesson.taught
+        masks_OHW = np.stack([thing.decode() for thing in lesson.things])
+        return _clip(_name(index), frames_THWC, masks_OHW), lesson.taught
 
     @contextmanager
     def _teacher(self) -> Iterator[SAM2Train]:
@@ -206,11 +206,23 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.count_nonzero(a & b) > SAME_THING * np.count_nonzero(a | b))
 
 
-def _clip(index: int, frames_THWC: np.ndarray, masks_OHW: np.ndarray) -> Clip:
+@torch.no_grad()
+def things_on(
+    model: SAM2Train, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
+) -> ClipBatch:  # fmt: skip
+    """A clip without labels as a batch to track: the masks of its first frame are :func:`find_things`."""
+    return ClipBatch.collate([_clip(name, frames_THWC, find_things(model, frames_THWC[0], count, rng))])
+
+
+def _name(index: int) -> str:
+    return f"general {index}"
+
+
+def _clip(name: str, frames_THWC: np.ndarray, masks_OHW: np.ndarray) -> Clip:
     """A clip of which only the first frame's masks are known."""
     masks_TOHW = np.zeros((len(frames_THWC), *masks_OHW.shape), bool)
     masks_TOHW[0] = masks_OHW
-    return Clip(f"general {index}", frames_THWC, masks_TOHW, np.arange(len(frames_THWC)) == 0)
+    return Clip(name, frames_THWC, masks_TOHW, np.arange(len(frames_THWC)) == 0)
 
 
 def _stored(tracked: Tracked) -> Tracked:

@@ -32,7 +32,7 @@ from src.evaluation.report import overlay_sheet, true_masks
 from src.files import write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
-from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
+from src.lora.lora_utils import describe_adapters, routed_layers
 from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
@@ -51,6 +51,8 @@ from src.train.data import labelled_frames, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
+from src.train.penalty import build_anchor
+from src.train.start import begin, earlier_gate, init_from_data
 
 GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 
@@ -115,7 +117,15 @@ class Trainer:
         torch.manual_seed(training.seed)
         self.model = build_trainable(config.model, training.prompts, dataset.clip.frames)
         self.base_fingerprint = base_fingerprint(self.model)
-        adapters = apply_method(self.model, config.lora)
+        if resumed and resume:
+            check_fits(resumed, resume, self.base_fingerprint, config.lora)
+        beginning = begin(self.model, config, self.base_fingerprint, resumed)
+        adapters, self.groups = beginning.adapters, beginning.groups
+        self.model.to(self.device)
+        clips = training_clips(config, train_sets)
+        if training.adapter_init == "data" and not resumed:
+            init_from_data(self.model, adapters, clips, training.seed)
+        self.anchor = build_anchor(self.model, config) if training.penalty.weight else None
         distill = training.distill
         self.distiller = (
             Distiller(
@@ -125,20 +135,18 @@ class Trainer:
             else None
         )  # fmt: skip
         if resumed and resume:
-            check_fits(resumed, resume, self.base_fingerprint, config.lora)
             load_weights(self.model, resumed, resume)
         if adapters and dataset.clip.frames == 1 and all(name.startswith("memory_") for name in adapters):
             raise UserError(
                 "dataset.clip.frames is 1: SAM 2 skips memory attention on the prompted frame, so adapters in "
                 "lora.target_modules would get no gradient; set it to 2 or more"
             )
-        self.model.to(self.device).train()
+        self.model.train()
         if training.activation_checkpointing:
             checkpoint_activations(self.model)
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 
-        clips = training_clips(config, train_sets)
         self.sampler = EpochSampler(len(clips), training.seed)
         self.loader: DataLoader = DataLoader(
             clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
@@ -224,7 +232,8 @@ class Trainer:
 
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
-        gate = None
+        training = self.config.training
+        gate = earlier_gate(training.extend or training.start_from, self.base_fingerprint)
         for data in self.train_sets:
             frames = list(labelled_frames(data, GATE_FRAMES))
             if len(frames) < 2:
@@ -307,6 +316,10 @@ class Trainer:
             self.refuse_unless_finite(kept["total"], "the general clips of training.distill")
             self.scaler.scale(kept.pop("total")).backward()
             sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
+        if self.anchor is not None:
+            penalty = self.anchor.penalty()
+            self.scaler.scale(self.config.training.penalty.weight * penalty).backward()
+            sums["penalty"] = float(penalty.detach())
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
             raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
         self.scaler.unscale_(self.optimizer)
@@ -367,7 +380,7 @@ class Trainer:
             self.save(self.best.name)
             if any(iter_adapters(self.model)):
                 about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
-                save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.config.lora, about)
+                save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
         metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
@@ -390,6 +403,7 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             progress=asdict(self.progress),
             random=random_state(self.model.rng),
+            groups=self.groups,
         ).save(self.folder / "checkpoints" / name)
 
 

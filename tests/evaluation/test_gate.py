@@ -35,8 +35,8 @@ def test_they_are_those_of_a_model_with_the_gate_in_it():
     both = [*make_videos(CELLS, 2, HELD_OUT_SEED, 3).videos, *make_videos(SOURCE, 2, HELD_OUT_SEED, 3).videos]
     domain = Domain("both", DataSet("both", both), 3, 2, 1024, MotionConfig())
     without, on = (evaluate_domain(model, domain, "mask") for model in (base, adapted))
-    composed = with_gate(domain, without, on, partial(decide_for_frame, base, gate))
-    assert composed.known == 2
+    composed = with_gate(domain, without, on, partial(decide_for_frame, base, gate), learned=True)
+    assert composed.known == composed.wrong == 2
     with gated(adapted, gate):
         decided = evaluate_domain(adapted, domain, "mask")
     assert composed.result.scores == decided.scores

@@ -1,0 +1,114 @@
+"""Penalties that hold weights where they began, L2-SP and EWC: baselines beside distillation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from training.model.sam2 import SAM2Train
+
+from src.cli import progress_bar
+from src.config import ClipConfig, Config
+from src.data.clips import draw_unlabelled
+from src.data.records import DataSet
+from src.data.unlabelled import open_unlabelled
+from src.model.build import evaluating, image_size_of
+from src.model.segmenter import Tracked, track_clips
+from src.train.distill import PROMPTS, general_clips, things_on
+
+
+class Anchor:
+    """Half the weighted squared distance of the trainable parameters from where they were when this was made.
+
+    With weight 1 for every parameter it is L2-SP (Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer
+    Learning with Convolutional Networks", ICML 2018); with the diagonal of the Fisher information on the old domain,
+    elastic weight consolidation (Kirkpatrick et al., PNAS 2017). Of adapters it is their distance from the start.
+
+    Args:
+        model: as it is before it trains.
+        importance: parameter name → weights of its shape; None: 1 everywhere.
+    """
+
+    def __init__(self, model: nn.Module, importance: dict[str, Tensor] | None = None) -> None:
+        self.model = model
+        self.start = {name: p.detach().clone() for name, p in _trainable(model).items()}
+        self.importance = importance
+
+    def penalty(self) -> Tensor:
+        """The penalty, a scalar with graph."""
+        parts = []
+        for name, parameter in _trainable(self.model).items():
+            moved = (parameter - self.start[name].to(parameter.device)).square()
+            if self.importance is not None:
+                moved = moved * self.importance[name].to(parameter.device)
+            parts.append(moved.sum())
+        return torch.stack(parts).sum() / 2
+
+
+def build_anchor(model: SAM2Train, config: Config) -> Anchor:
+    """The penalty of ``config.training.penalty``, from where the model is now.
+
+    Raises:
+        UserError: the general clips or folders that the Fisher information needs cannot be read.
+    """
+    settings, seed = config.training.penalty, config.training.seed
+    if settings.kind == "l2sp":
+        return Anchor(model)
+    sets = [general_clips(config), *(open_unlabelled(folder) for folder in settings.folders)]
+    found = [
+        fisher_information(model, data, settings.clips, config.dataset.clip, image_size_of(config.model), seed)
+        for data in progress_bar(sets, desc="Fisher information", leave=False)
+    ]
+    return Anchor(model, {name: torch.stack([each[name] for each in found]).sum(dim=0) for name in found[0]})
+
+
+def fisher_information(
+    model: SAM2Train, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
+) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of the trainable parameters, on clips without labels.
+
+    The model finds things on a clip's first frame and tracks them; masks and object scores are drawn from what it then
+    predicts, and the squared gradients of their log-likelihood are averaged over clips.
+
+    Args:
+        model: whose parameters and predictions these are; it is left as it was.
+        data: videos and still images.
+        clips: how many clips are drawn from them.
+        clip: length of a clip, and simulated motion for stills.
+        size: side of its frames in pixels.
+        seed: of all draws.
+        objects: things followed per clip.
+
+    Returns:
+        Parameter name → values of its shape, on its device.
+    """
+    trainable = _trainable(model)
+    information = {name: torch.zeros_like(p) for name, p in trainable.items()}
+    with evaluating(model):
+        for index in range(clips):
+            rng = np.random.default_rng((seed, index, 4))
+            frames_THWC = draw_unlabelled(data.videos[index % len(data)], clip, size, rng)
+            batch = things_on(model, f"general {index}", frames_THWC, objects, rng)
+            said = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
+            draws = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            gradients = torch.autograd.grad(
+                sampled_log_likelihood(said, draws), list(trainable.values()), allow_unused=True
+            )
+            for name, gradient in zip(trainable, gradients, strict=True):
+                if gradient is not None:
+                    information[name] += gradient.square() / clips
+    return information
+
+
+def sampled_log_likelihood(said: Tracked, generator: torch.Generator) -> Tensor:
+    """The log-likelihood of masks (a mean over pixels, summed over objects and frames) and scores drawn from them."""
+    total = torch.zeros((), device=said.scores_TO.device)
+    for logits, pixels in ((said.logits_TOhw, said.logits_TOhw[0, 0].numel()), (said.scores_TO, 1)):
+        drawn = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
+        total = total - F.binary_cross_entropy_with_logits(logits, drawn, reduction="sum") / pixels
+    return total
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,116 @@
+"""How a run begins: from the base, from an earlier run's weights, or with a further group of experts in an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from training.model.sam2 import SAM2Train
+
+from src.config import Config, LoraConfig
+from src.data.clips import ClipBatch, ClipDataset
+from src.errors import UserError
+from src.lora.adapter import AdapterLayer
+from src.lora.adapter_io import load_adapter
+from src.lora.data_init import data_driven_init
+from src.lora.domain_gate import GATE_FILE, DomainGate
+from src.lora.expert_groups import UNNAMED, add_group, name_adapters
+from src.lora.lora_utils import apply_method
+from src.model.build import evaluating
+from src.model.checkpoint import Checkpoint, check_fits, load_weights, put_adapters_in, read_checkpoint
+from src.model.segmenter import track_clips
+
+INIT_CLIPS = 16  # of the new domain, that new adapters look at before they begin
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What :func:`begin` made of a base model.
+
+    Attributes:
+        adapters: those that train, by the dotted names of the layers that they adapt.
+        groups: the config of each expert group, the one that trains last; empty without groups.
+    """
+
+    adapters: dict[str, AdapterLayer]
+    groups: dict[str, LoraConfig]
+
+
+def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoint | None = None) -> Beginning:
+    """Put what a run trains into a base model, with the weights that the run begins with.
+
+    Args:
+        model: with its base weights.
+        config: the run.
+        fingerprint: of the base.
+        resumed: the checkpoint that the run is to go on from, of which groups are taken and weights are not.
+
+    Raises:
+        UserError: ``training.extend``, ``training.start_from`` or the target modules do not fit.
+    """
+    training = config.training
+    if resumed is not None:
+        groups = resumed.groups
+        adapters = put_adapters_in(model, config.lora, groups)
+    elif training.extend is not None:
+        groups = _earlier_groups(model, training.extend, fingerprint)
+        name = config.dataset.name
+        adapters = add_group(model, name, config.lora)
+        groups[name] = config.lora
+    else:
+        groups, adapters = {}, apply_method(model, config.lora)
+    if training.start_from is not None:
+        _load_start(model, training.start_from, config.lora, fingerprint)
+    return Beginning(adapters, groups)
+
+
+def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str, LoraConfig]:
+    """Load an adapter folder's groups; adapters without a group become one, called after the domain they know.
+
+    Nothing is drawn from torch's generator: what is learned next does not depend on what was learned before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        config = load_adapter(model, folder).lora
+    if not isinstance(config, LoraConfig):
+        return dict(config)
+    gate = earlier_gate(folder, fingerprint)
+    known = [UNNAMED] if gate is None else list(gate.domains)
+    if len(known) > 1:
+        raise UserError(
+            f"{folder}: these adapters learned {', '.join(known)} together, so they are no group of one domain; "
+            "train one domain at a time to extend"
+        )
+    name_adapters(model, known[0])
+    return {known[0]: config}
+
+
+def earlier_gate(folder: str | Path | None, fingerprint: str) -> DomainGate | None:
+    """The gate of the adapter folder that a run begins with; None without one."""
+    if folder is None or not (Path(folder) / GATE_FILE).is_file():
+        return None
+    return DomainGate.load(folder, fingerprint)
+
+
+def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str) -> None:
+    if Path(path).is_dir():
+        load_adapter(model, path)
+        return
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, path, fingerprint, lora)
+    load_weights(model, checkpoint, path)
+
+
+def init_from_data(model: SAM2Train, adapters: dict[str, AdapterLayer], clips: ClipDataset, seed: int) -> None:
+    """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`)."""
+
+    def run() -> None:
+        for index in range(min(INIT_CLIPS, len(clips))):
+            clip = clips[(0, index)]
+            if isinstance(clip, UserError):
+                raise clip
+            track_clips(model, ClipBatch.collate([clip]), "mask")
+
+    with evaluating(model):
+        data_driven_init(model, adapters, run, seed=seed)
