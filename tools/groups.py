@@ -19,9 +19,7 @@ from src.lora.adapter_io import (
     read_adapter,
     write_adapter,
 )
-from src.lora.expert_groups import ExpertGroup, check_name, merged, pruned
-
-UNNAMED = "default"  # what adapters without groups are called where they need a name
+from src.lora.expert_groups import UNNAMED, ExpertGroup, check_name, merged, pruned
 
 
 def list_folders(arguments: argparse.Namespace) -> None:
