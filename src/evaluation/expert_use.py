@@ -7,7 +7,7 @@ Adapters without groups get a name first (:func:`~src.lora.expert_groups.name_ad
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,11 +18,13 @@ from torch import Tensor
 from src.config import LoraConfig, Prompt
 from src.errors import UserError
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from src.lora.expert_groups import activated, experts_pruned, group_adapters
+from src.evaluation.intervals import bootstrap, change, intervals
+from src.lora.expert_groups import activated, best_experts, experts_pruned, group_adapters
 from src.lora.moe_layer import MoELoRALinear
 from src.lora.routing import RoutingRecord, record_routing
 
 NULL = "null"
+SCORE = "J&F"  # what pruning costs is counted in
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class DomainUse:
 
     def mean(self, number: str) -> float:
         """The plain mean over the layers that ran of one of :class:`LayerUse`'s numbers, such as ``entropy_share``."""
-        return nan_mean([getattr(layer, number) for layer in self.layers.values()])
+        return _nan_mean([getattr(layer, number) for layer in self.layers.values()])
 
     def by_projection(self) -> dict[str, DomainUse]:
         """The same for each projection: the layers with the same last part of the name, such as ``q_proj``."""
@@ -206,49 +208,103 @@ def overlap(a: DomainUse, b: DomainUse) -> dict[str, float]:
     """
     if a.group != b.group:
         return dict.fromkeys([*a.layers, *b.layers], math.nan)
-    return {
-        layer: 1 - float(np.abs(a.layers[layer].use_E - b.layers[layer].use_E).sum()) / 2 for layer in a.layers
-    }  # fmt: skip
+    return {layer: 1 - float(np.abs(of.use_E - b.layers[layer].use_E).sum()) / 2 for layer, of in a.layers.items()}
 
 
-def cost_of_pruning(
-    model: SAM2Base, group: str, config: LoraConfig, keep: int, scores: Mapping[str, Tensor], domains: Iterable[Domain],
+def mean_overlap(a: DomainUse, b: DomainUse) -> float:
+    """The plain mean of :func:`overlap` over the layers that ran on both; NaN where there are none."""
+    return _nan_mean(list(overlap(a, b).values()))
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What fewer experts of a group cost.
+
+    Attributes:
+        experts: E, all there are.
+        kept: experts kept per layer → layer → their numbers; without E.
+        results: experts kept per layer, all of them first → domain → scores.
+    """
+
+    experts: int
+    kept: dict[int, dict[str, list[int]]]
+    results: dict[int, dict[str, DomainResult]]
+
+    def change(self, keep: int, domain: str) -> float:
+        """How much J&F is above that of all experts."""
+        return self.results[keep][domain].scores[SCORE] - self.results[self.experts][domain].scores[SCORE]
+
+    def interval(self, keep: int, domain: str) -> tuple[float, float] | None:
+        """The change's 95 %, by the bootstrap over videos; None with fewer than two."""
+        full, fewer = (
+            bootstrap([list(video.scores.values()) for video in self.results[n][domain].videos])
+            for n in (self.experts, keep)
+        )
+        ends = intervals(change(full, fewer))
+        return None if ends is None else ends[SCORE]
+
+    def recommended(self, tolerance: float) -> int:
+        """The smallest number kept at which no domain's J&F falls by more than ``tolerance``; E if there is none."""
+        return min(
+            keep for keep, of in self.results.items() if all(self.change(keep, domain) >= -tolerance for domain in of)
+        )
+
+
+def measure_pruning(
+    model: SAM2Base,
+    config: LoraConfig,
+    uses: Sequence[DomainUse],
+    domains: Iterable[Domain],
     prompt: Prompt,
-) -> dict[str, DomainResult]:  # fmt: skip
-    """Score domains with a group's best experts only; the model has all of them again afterwards.
+    keeps: Iterable[int],
+) -> Pruning:
+    """Score domains with a group's most used experts only (:func:`mean_use`); the model has all of them afterwards.
 
     Args:
         model: with the group.
-        group: of method mope.
         config: the group's.
-        keep: experts kept per layer.
-        scores: as :func:`mean_use`.
-        domains: what to track.
+        uses: of the group with all its experts, on these domains.
+        domains: what to track; those without a use are left out.
         prompt: how objects are prompted.
-
-    Returns:
-        Domain name → scores.
+        keeps: how many experts to keep per layer, each measured.
 
     Raises:
         UserError: as :func:`~src.lora.expert_groups.prune_experts`, or a domain cannot be scored.
     """
-    with experts_pruned(model, group, config, keep, dict(scores)), activated(model, group):
-        return {
-            domain.name: evaluate_domain(model, domain, prompt, f"{domain.name}: {keep} experts") for domain in domains
-        }
+    group, scores = uses[0].group, mean_use(uses)
+    results = {config.experts: {use.domain: use.result for use in uses}}
+    run = [domain for domain in domains if domain.name in results[config.experts]]
+    fewer = sorted(set(keeps) - {config.experts}, reverse=True)
+    for keep in fewer:
+        with experts_pruned(model, group, config, keep, scores), activated(model, group):
+            results[keep] = {
+                domain.name: evaluate_domain(model, domain, prompt, f"{domain.name}: {keep} experts") for domain in run
+            }
+    kept = {
+        keep: {layer: best_experts(use_E[: config.experts], keep).tolist() for layer, use_E in scores.items()}
+        for keep in fewer
+    }
+    return Pruning(config.experts, kept, results)
 
 
-def fewest_experts(changes: Mapping[int, Iterable[float]], tolerance: float) -> int | None:
-    """The smallest number of experts kept at which no domain's score falls by more than ``tolerance``; None: none does.
+@dataclass(frozen=True)
+class GroupUse:
+    """How a group's experts are used: on each domain that it was run on, and what follows from that.
 
-    Args:
-        changes: experts kept → the change of each domain's score.
-        tolerance: 0 or more.
+    Attributes:
+        config: the group's.
+        uses: one a domain.
+        dead: :func:`dead_experts`.
+        pruning: None where it was not measured.
     """
-    return min((keep for keep, of in changes.items() if all(change >= -tolerance for change in of)), default=None)
+
+    config: LoraConfig
+    uses: list[DomainUse]
+    dead: dict[str, list[int]]
+    pruning: Pruning | None
 
 
-def nan_mean(values: Sequence[float]) -> float:
+def _nan_mean(values: Sequence[float]) -> float:
     """The mean of those that are numbers; NaN where none is."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
