@@ -23,8 +23,9 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
+from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.tensorboard import SummaryWriter
 
@@ -112,14 +113,15 @@ def check_keeps(keeps: list[int] | None, groups: dict[str, LoraConfig]) -> None:
             raise UserError(f"--prune {wrong[0]}: must be within 1 and {config.experts}, the experts per layer{of}")
 
 
-def write_board(folder: Path, uses: list[DomainUse], figures: dict[str, Figure]) -> None:
+def write_board(folder: Path, uses: list[DomainUse], pictures: list[Path]) -> None:
     """Histograms of use per domain and layer, and the heat maps, for TensorBoard."""
     board = SummaryWriter(str(folder))
     for use in uses:
         shares = {layer: torch.from_numpy(of.use_E) for layer, of in use.layers.items() if of.decisions_T.any()}
         write_expert_use(board, f"expert_use/{use.domain}", shares, 0)
-    for name, figure in figures.items():
-        board.add_figure(f"experts/{name}", figure, 0)
+    for path in pictures:
+        with Image.open(path) as picture:
+            board.add_image(f"experts/{path.stem}", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
     board.close()
 
 
@@ -164,9 +166,10 @@ def main(arguments: argparse.Namespace) -> None:
         "tolerance": arguments.tolerance,
     }
     write_text(output / "use.json", json.dumps(as_json(reports, about), indent=1) + "\n")
-    pictures, logs = heat_maps_of(uses), Path(arguments.logdir or output / "logs")
-    for name, figure in pictures.items():
-        save_figure(figure, output / f"{name}.png")
+    pictures, logs = [], Path(arguments.logdir or output / "logs")
+    for name, figure in heat_maps_of(uses).items():
+        pictures.append(output / f"{name}.png")
+        save_figure(figure, pictures[-1])
     write_board(logs, uses, pictures)
     print(f"\n{about['about']}\n\n{summary(reports, arguments.dead, arguments.tolerance)}\n")
     print(f"written to {output / 'use.json'}, with {len(pictures)} heat maps beside it; tensorboard --logdir {logs}")
