@@ -23,8 +23,8 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from src import cli
 from src.data.synthetic import SOURCE, make_videos
 from src.errors import UserError
+from src.evaluation.figures import save_figure
 from src.evaluation.predict import track
-from src.files import write_atomically
 from src.lora.lora_utils import count_parameters, describe_adapters, routed_layers
 from src.lora.routing import record_routing
 from src.model import build_sam2_video_predictor_moe
@@ -89,7 +89,7 @@ def main(arguments: argparse.Namespace) -> None:
     print(describe_experts(predictor))
     experts = next(iter(routed_layers(predictor).values())).num_experts
     figure = draw(expert_use(predictor, arguments.frames), experts)
-    write_atomically(Path(arguments.output), lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    save_figure(figure, Path(arguments.output))
     print(f"expert use on a clip of {arguments.frames} frames: {arguments.output}")
 
 

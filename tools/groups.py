@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -67,8 +71,24 @@ def remove(arguments: argparse.Namespace) -> None:
 
 def prune(arguments: argparse.Namespace) -> None:
     file, groups = read_groups(arguments.folder, [arguments.name])
-    groups[arguments.name] = pruned(groups[arguments.name], arguments.keep)
+    scores = None if arguments.use is None else read_use(Path(arguments.use), arguments.name)
+    groups[arguments.name] = pruned(groups[arguments.name], arguments.keep, scores)
     write_groups(arguments, file, groups)
+
+
+def read_use(path: Path, name: str) -> dict[str, Tensor]:
+    """Per layer each expert's use in a group, from the use.json of tools/analyze_experts.py.
+
+    Raises:
+        UserError: it cannot be read, or does not hold the group.
+    """
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        if name not in measured:
+            raise UserError(f"{path}: the use of '{name}' was not measured; it holds {', '.join(measured)}")
+        return {layer: torch.tensor(use_E) for layer, use_E in measured[name]["mean_use"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a use.json of tools/analyze_experts.py: {error}") from None
 
 
 def merge(arguments: argparse.Namespace) -> None:
@@ -124,12 +144,15 @@ if __name__ == "__main__":
 
     extracting = actions.add_parser("extract", help="one group as adapters without groups, such as for tools/export.py")
     removing = actions.add_parser("remove", help="all groups but one; the others are not changed")
-    pruning = actions.add_parser("prune", help="keep a group's largest experts in each layer")
+    pruning = actions.add_parser("prune", help="keep a group's largest experts in each layer, or the most used")
     for action, function in ((extracting, extract), (removing, remove), (pruning, prune)):
         action.add_argument("folder", metavar="FOLDER")
         action.add_argument("name", metavar="GROUP")
         action.set_defaults(action=function)
     pruning.add_argument("--keep", type=int, required=True, metavar="N", help="experts to keep per layer")
+    pruning.add_argument(
+        "--use", metavar="JSON", help="keep the most used, as this use.json of tools/analyze_experts.py measured it"
+    )
 
     merging = actions.add_parser("merge", help="groups into one, whose experts then compete: for further training")
     merging.add_argument("folder", metavar="FOLDER")

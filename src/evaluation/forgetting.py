@@ -17,7 +17,7 @@ from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
 from src.errors import UserError
 from src.evaluation.metrics import ObjectScores, pooled, score_object
-from src.evaluation.predict import predicting, track
+from src.evaluation.predict import AfterFrame, predicting, track
 from src.evaluation.predictions import refuse_overlap, write_masks
 from src.evaluation.protocol import MEANING, first_frame, one_object_per_pixel, scored_frames
 from src.lora.domain_gate import Decision
@@ -108,7 +108,12 @@ def _domain(config: Config, name: str, data: DataSet) -> Domain:
 
 
 def evaluate_domain(
-    model: SAM2Base, domain: Domain, prompt: Prompt, label: str = "", masks: Path | None = None
+    model: SAM2Base,
+    domain: Domain,
+    prompt: Prompt,
+    label: str = "",
+    masks: Path | None = None,
+    after_frame: AfterFrame | None = None,
 ) -> DomainResult:
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
 
@@ -118,6 +123,7 @@ def evaluate_domain(
         prompt: how objects are prompted.
         label: of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
+        after_frame: as of :func:`~src.evaluation.predict.track`.
 
     Raises:
         UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
@@ -128,7 +134,7 @@ def evaluate_domain(
         for video in progress_bar(domain.videos(), total=len(domain.data), desc=label or domain.name, leave=False):
             if exclusive:
                 refuse_overlap(video)
-            predicted = track(predictor, video, prompt, exclusive)
+            predicted = track(predictor, video, prompt, exclusive, after_frame)
             if masks is not None:
                 write_masks(masks, video, predicted, exclusive)
             scores = {

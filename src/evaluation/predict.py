@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -25,6 +25,8 @@ from src.data.records import RLE, ObjectTrack, VideoRecord
 from src.errors import UserError
 from src.evaluation.protocol import first_frame
 from src.model.segmenter import as_video_predictor, normalise
+
+AfterFrame = Callable[[int], None]
 
 
 @contextlib.contextmanager
@@ -122,7 +124,11 @@ def init_state(predictor: SAM2VideoPredictor, frames: Sequence[np.ndarray]) -> d
 
 
 def track(
-    predictor: SAM2VideoPredictor, video: VideoRecord, prompt: Prompt, one_object_per_pixel: bool = False
+    predictor: SAM2VideoPredictor,
+    video: VideoRecord,
+    prompt: Prompt,
+    one_object_per_pixel: bool = False,
+    after_frame: AfterFrame | None = None,
 ) -> dict[int, list[RLE]]:
     """Prompt every object of a video from its true mask and track it.
 
@@ -131,6 +137,7 @@ def track(
         video: every object of it is seen on some frame.
         prompt: the true mask, its tight box, or one click at its centre, on the first frame that shows the object.
         one_object_per_pixel: where predictions overlap, the pixel is the object's with the highest logit.
+        after_frame: called with a frame's number when all that concerns it has been computed; frame 0 may come twice.
 
     Returns:
         Object id → predicted masks, one a frame, at the video's own size; empty before the prompted frame.
@@ -140,7 +147,7 @@ def track(
     """
     nothing = RLE.encode(np.zeros((video.height, video.width), bool))
     found = {obj.object_id: [nothing] * first_frame(video, obj.object_id) for obj in video.objects}
-    for object_ids, logits_OHW in _tracked(predictor, video, prompt):
+    for object_ids, logits_OHW in _tracked(predictor, video, prompt, after_frame):
         masks_OHW = logits_OHW > 0
         if one_object_per_pixel:
             winner_HW = logits_OHW.argmax(dim=0)
@@ -150,9 +157,13 @@ def track(
     return found
 
 
-def _tracked(predictor: SAM2VideoPredictor, video: VideoRecord, prompt: Prompt) -> Iterator[tuple[list[int], Tensor]]:
+def _tracked(
+    predictor: SAM2VideoPredictor, video: VideoRecord, prompt: Prompt, after_frame: AfterFrame | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
     """Frame by frame from the first prompt to the end: the objects prompted so far, and their mask logits (O, H, W)."""
     state = init_state(predictor, VideoFrames(video))
+    if after_frame is not None:
+        after_frame(0)  # its image is encoded, whichever frame is prompted first
     start_of = {obj.object_id: first_frame(video, obj.object_id) for obj in video.objects}
     starts = sorted(set(start_of.values()))
     # objects do not affect each other, and a frame before the prompt has no memory to track by
@@ -163,6 +174,8 @@ def _tracked(predictor: SAM2VideoPredictor, video: VideoRecord, prompt: Prompt) 
         with _no_progress_bar():
             frames = predictor.propagate_in_video(state, start, max_frame_num_to_track=end - 1 - start)
             for t, object_ids, logits_O1HW in frames:
+                if after_frame is not None:
+                    after_frame(t)
                 yield object_ids, logits_O1HW[:, 0]
                 _forget(predictor, state, t)
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from src.data.drawing import draw_masks
 from src.data.records import RLE, VideoRecord
 from src.evaluation.coco_eval import ImageResult, shown_prompts
+from src.evaluation.figures import save_figure
 from src.evaluation.forgetting import VideoResult
 from src.evaluation.metrics import ObjectScores, pooled
 from src.evaluation.tables import (
@@ -28,7 +29,7 @@ from src.evaluation.tables import (
     statistics_table,
     table,
 )
-from src.files import write_atomically, write_text
+from src.files import write_text
 
 
 def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +132,7 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
     lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
     lines += [statistics_table(comparisons), ""]
     if any(c.images for c in comparisons):
-        figure = click_curves(comparisons)
-        write_atomically(folder / "clicks.png", lambda path: figure.savefig(path, format="png", dpi=120))
+        save_figure(click_curves(comparisons), folder / "clicks.png")
         lines += [IMAGES_TITLE, "", image_table(comparisons, markdown=True), "", "![IoU over clicks](clicks.png)", ""]
     lines += [f"![{name}](overlays/{name})" for name in pictures]
     write_text(folder / "results.md", "\n".join(lines) + "\n")

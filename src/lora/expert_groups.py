@@ -194,6 +194,25 @@ def prune_experts(
     return group.config
 
 
+@contextmanager
+def experts_pruned(
+    model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
+) -> Iterator[None]:
+    """:func:`prune_experts` inside the scope; all experts are back on leaving it, whatever happens inside.
+
+    Raises:
+        UserError: as :func:`prune_experts`.
+    """
+    before = group_adapters(model, name)
+    prune_experts(model, name, config, keep, scores)
+    try:
+        yield
+    finally:
+        active = active_group(model)
+        _attach(model, name, before)
+        activate(model, active)
+
+
 def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = None) -> ExpertGroup:
     """A group with fewer experts: those of the highest scores in each layer, in their order; null experts stay.
 
@@ -204,7 +223,8 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
             :meth:`~src.lora.routing.RoutingRecord.usage`; None: :func:`expert_sizes`.
 
     Raises:
-        UserError: the group has no experts, a layer has no score, or ``keep`` is not within 1 and E.
+        UserError: the group has no experts, scores are missing or for another number of experts, or ``keep`` is not
+            within 1 and E.
     """
     config, experts = group.config, group.config.experts
     if config.method != "mope":
@@ -214,13 +234,22 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
     scores = expert_sizes(group) if scores is None else scores
     if missing := [layer for layer in group.layers() if layer not in scores]:
         raise UserError(f"no scores for {', '.join(missing[:3])}")
-    kept = {layer: scores[layer][:experts].topk(keep).indices.sort().values.cpu() for layer in group.layers()}
+    choices = experts + config.router.null_expert
+    for layer in group.layers():
+        if len(scores[layer]) not in (experts, choices):
+            raise UserError(f"{layer}: scores of {len(scores[layer])} experts, but the group has {experts}")
+    kept = {layer: best_experts(scores[layer][:experts], keep) for layer in group.layers()}
     weights = {}
     for (layer, name), tensor in group.of_layers().items():
         null_rows = torch.arange(experts, len(tensor))
         weights[f"{layer}.{name}"] = tensor[torch.cat([kept[layer], null_rows]).to(tensor.device)]
-    choices = keep + config.router.null_expert
-    return ExpertGroup(config.model_copy(update={"experts": keep, "top_k": min(config.top_k, choices)}), weights)
+    top_k = min(config.top_k, keep + config.router.null_expert)
+    return ExpertGroup(config.model_copy(update={"experts": keep, "top_k": top_k}), weights)
+
+
+def best_experts(scores_E: Tensor, keep: int) -> Tensor:
+    """The indices (keep,) of the highest scores, in ascending order, on the CPU."""
+    return scores_E.topk(keep).indices.sort().values.cpu()
 
 
 def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:

@@ -186,6 +186,11 @@ class RoutingRecord:
 
     calls: dict[str, list[GateCall]] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget what was recorded so far, and go on recording: what comes next is counted by itself."""
+        for calls in self.calls.values():
+            calls.clear()
+
     def layers(self) -> dict[str, GateCall]:
         """The layers that routed at least one token, each with the tokens of all its calls as one."""
         joined = {}

@@ -42,16 +42,20 @@ class RunLogger:
         self._board.add_image(name, image_HWC, step, dataformats="HWC")
 
     def expert_use(self, usage: dict[str, Tensor], step: int) -> None:
-        """A histogram per layer with one bar per expert: its share of all choices."""
-        for layer, share_E in usage.items():
-            share = share_E.double().numpy()
-            index = np.arange(len(share))
-            self._board.add_histogram_raw(
-                f"expert_use/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
-                sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
-                bucket_counts=share.tolist(), global_step=step,
-            )  # fmt: skip
+        write_expert_use(self._board, "expert_use", usage, step)
 
     def close(self) -> None:
         self._board.close()
         self._file.close()
+
+
+def write_expert_use(board: SummaryWriter, name: str, usage: dict[str, Tensor], step: int) -> None:
+    """A histogram per layer, ``name/layer``, with one bar per expert: its share of all choices."""
+    for layer, share_E in usage.items():
+        share = share_E.double().numpy()
+        index = np.arange(len(share))
+        board.add_histogram_raw(
+            f"{name}/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
+            sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
+            bucket_counts=share.tolist(), global_step=step,
+        )  # fmt: skip

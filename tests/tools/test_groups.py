@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -113,6 +114,33 @@ def test_pruning_and_merging(folders, command):
     assert status == 0
     assert "a: mope, 6 experts" in text
     assert groups_in(folders / "merged") == ["a"]
+
+
+def test_pruning_by_measured_use(folders, command, tmp_path):
+    use = tmp_path / "use.json"
+    use.write_text(json.dumps({"groups": {"a": {"mean_use": {"0": [0.1, 0.2, 0.7]}}}}))
+    assert command("prune", folders / "ab", "a", "--keep", 1, "--use", use, "--output", folders / "used")[0] == 0
+    before, after = (load_file(folders / name / WEIGHTS_FILE) for name in ("ab", "used"))
+    assert torch.equal(after["0.groups.a.lora_A"], before["0.groups.a.lora_A"][2:])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"groups": {"b": {"mean_use": {}}}}, "the use of 'a' was not measured; it holds b"),
+        ({"groups": {"a": {"mean_use": {"0": [0.5, 0.5]}}}}, "scores of 2 experts, but the group has 3"),
+        ({"groups": {"a": {"mean_use": {"0": "much"}}}}, "not a use.json"),
+        ({"domains": {}}, "not a use.json"),
+        ([], "not a use.json"),
+    ],
+)
+def test_use_that_does_not_fit(folders, command, tmp_path, content, message):
+    use = tmp_path / "use.json"
+    use.write_text(json.dumps(content))
+    status, _, errors = command("prune", folders / "ab", "a", "--keep", 1, "--use", use, "--output", folders / "out")
+    assert (status, len(errors.splitlines())) == (2, 1)
+    assert message in errors
+    assert not (folders / "out").exists()
 
 
 @pytest.mark.parametrize("folder", ["ab", "plain"])

@@ -1,0 +1,270 @@
+"""What is said about the use of experts: use.json, heat maps, and a summary for the screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from src.evaluation.expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
+from src.evaluation.figures import Table, heat_map, heat_maps
+from src.evaluation.tables import aligned
+from src.lora.expert_groups import UNNAMED
+
+MOST_USED = 3  # experts named per layer and domain on the screen
+LAYER_NUMBERS = ("entropy", "entropy_share", "null_share")
+
+Groups = Mapping[str, GroupUse]
+"""Name → use; adapters in no group are one named :data:`~src.lora.expert_groups.UNNAMED`."""
+
+
+def as_json(groups: Groups, about: dict[str, Any]) -> dict[str, Any]:
+    """All that was measured, as plain data; ``docs/experts.md`` describes it. What is not known is None."""
+    uses = _uses(groups)
+    layers = dict.fromkeys(layer for use in uses for layer in use.layers)
+    shared = {(a.domain, b.domain): overlap(a, b) for a in uses for b in uses}
+    names = [use.domain for use in uses]
+    return {
+        **about,
+        "domains": {use.domain: _domain_json(use) for use in uses},
+        "overlap": {
+            "mean": {a.domain: {b.domain: _number(mean_overlap(a, b)) for b in uses} for a in uses},
+            "layers": {
+                layer: {a: {b: _number(shared[a, b].get(layer, math.nan)) for b in names} for a in names}
+                for layer in layers
+            },
+        },
+        "groups": {name: _group_json(group, about["tolerance"]) for name, group in groups.items()},
+    }
+
+
+def _domain_json(use: DomainUse) -> dict[str, Any]:
+    return {
+        "group": use.group,
+        "clips": len(use.result.videos),
+        "objects": use.result.objects,
+        "scores": {name: _number(score) for name, score in use.result.scores.items()},
+        "projections": {
+            name: {number: _number(part.mean(number)) for number in LAYER_NUMBERS}
+            for name, part in use.by_projection().items()
+        },
+        "layers": {
+            layer: {
+                "experts": of.names,
+                "decisions": int(of.decisions_T.sum()),
+                "use": _numbers(of.use_E),
+                **{number: _number(getattr(of, number)) for number in LAYER_NUMBERS},
+                "frames": [
+                    {"decisions": int(decisions), "use": _numbers(use_E)} if decisions else None
+                    for decisions, use_E in zip(of.decisions_T, of.use_TE, strict=True)
+                ],
+            }
+            for layer, of in use.layers.items()
+        },
+    }
+
+
+def _group_json(group: GroupUse, tolerance: float) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "domains": [use.domain for use in group.uses],
+        "dead": group.dead,
+        "mean_use": {layer: _numbers(use_E.numpy()) for layer, use_E in mean_use(group.uses).items()},
+    }
+    if (pruning := group.pruning) is not None:
+        steps = [
+            {"keep": keep, "domains": _costs_json(pruning, keep), "kept": pruning.kept.get(keep)}
+            for keep in pruning.results
+        ]
+        described["pruning"] = {"recommended": pruning.recommended(tolerance), "steps": steps}
+    return described
+
+
+def _costs_json(pruning: Pruning, keep: int) -> dict[str, Any]:
+    return {
+        domain: {
+            **{name: _number(result.scores[name]) for name in ("J", "F", SCORE)},
+            "change": _number(pruning.change(keep, domain)),
+            "interval": pruning.interval(keep, domain),
+        }
+        for domain, result in pruning.results[keep].items()
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)
+
+
+def _numbers(values_N: np.ndarray) -> list[float | None]:
+    return [_number(value) for value in values_N.tolist()]
+
+
+def heat_maps_of(uses: Sequence[DomainUse]) -> dict[str, Figure]:
+    """File name without its ending → figure; overlap only where domains were run with the same experts."""
+    figures = {}
+    for use in uses:
+        figures[f"use_{use.domain}"] = _use_map(use)
+        figures[f"frames_{use.domain}"] = _frame_maps(use)
+    pairs = [(a, b) for a, b in combinations(uses, 2) if a.group == b.group]
+    if pairs:
+        figures["overlap"] = _overlap_map(uses)
+        figures["overlap_layers"] = _layer_overlap_map(pairs)
+    return figures
+
+
+def _use_map(use: DomainUse) -> Figure:
+    """Layers × experts; a layer that has fewer of them than others has empty cells."""
+    names = {name for of in use.layers.values() for name in of.names}
+    columns = [*sorted(names - {NULL}, key=int), *(names & {NULL})]
+    inside, labels = _short_names(list(use.layers))
+    shares = [dict(zip(of.names, of.use_E.tolist(), strict=True)) for of in use.layers.values()]
+    values_LE = np.array([[share.get(column, math.nan) for column in columns] for share in shares])
+    title = f"{use.domain}: use of experts, layers in {inside}"
+    return heat_map(values_LE, labels, columns, title, "share of choices", row_title="layer", column_title="expert")
+
+
+def _frame_maps(use: DomainUse) -> Figure:
+    """Experts × frames for each layer."""
+    inside, labels = _short_names(list(use.layers))
+    tables = {
+        label: Table(of.use_TE.T, of.names, [str(t) for t in range(len(of.use_TE))])
+        for label, of in zip(labels, use.layers.values(), strict=True)
+    }
+    title = f"{use.domain}: use of experts over frames, layers in {inside}; grey: the layer does not run"
+    return heat_maps(tables, title, "share of choices", row_title="expert", column_title="frame of the clip")
+
+
+def _overlap_map(uses: Sequence[DomainUse]) -> Figure:
+    names = [use.domain for use in uses]
+    values_DD = np.array([[mean_overlap(a, b) for b in uses] for a in uses])
+    return heat_map(values_DD, names, names, "overlap of use, mean over layers", "overlap", (0, 1), decimals=2)
+
+
+def _layer_overlap_map(pairs: list[tuple[DomainUse, DomainUse]]) -> Figure:
+    by_pair = {f"{a.domain} – {b.domain}": overlap(a, b) for a, b in pairs}
+    layers = list(dict.fromkeys(layer for shared in by_pair.values() for layer in shared))
+    inside, labels = _short_names(layers)
+    values_LP = np.array([[shared.get(layer, math.nan) for shared in by_pair.values()] for layer in layers])
+    title = f"overlap of use, layers in {inside}"
+    return heat_map(values_LP, labels, list(by_pair), title, "overlap", (0, 1), decimals=2, row_title="layer")
+
+
+def summary(groups: Groups, dead_below: float, tolerance: float) -> str:
+    """The tables for the screen, and a line that says how many experts can be pruned."""
+    uses = _uses(groups)
+    parts = [_domain_table(uses), _projection_table(uses)]
+    if len(uses) > 1:
+        parts.append(f"Overlap of use between domains (1: the same, 0: nothing shared):\n\n{_overlap_table(uses)}")
+    for name, group in groups.items():
+        of = "" if name == UNNAMED else f" of group {name}"
+        parts.append(f"Experts used most{of}, by their share of all choices:\n\n{_most_used_table(group.uses)}")
+        parts.append(_dead_lines(group.dead, dead_below, of))
+        if group.pruning is not None:
+            parts.append(f"Keeping the most used experts{of} only:\n\n{_pruning_table(group.pruning)}")
+            parts.append(_recommendation(group.pruning, tolerance, of))
+    return "\n\n".join(parts)
+
+
+def _domain_table(uses: Sequence[DomainUse]) -> str:
+    rows = [
+        [
+            use.domain,
+            use.group,
+            str(len(use.result.videos)),
+            str(use.result.objects),
+            f"{use.result.scores[SCORE]:.3f}",
+            *(_cell(use.mean(number)) for number in LAYER_NUMBERS),
+        ]
+        for use in uses
+    ]
+    header = ["domain", "group", "clips", "objects", SCORE, "gate entropy", "of the most", "null"]
+    return aligned(header, rows, {0, 1}, markdown=False)
+
+
+def _projection_table(uses: Sequence[DomainUse]) -> str:
+    rows = [
+        [use.domain, projection, str(len(of.layers)), *(_cell(of.mean(number)) for number in LAYER_NUMBERS)]
+        for use in uses
+        for projection, of in use.by_projection().items()
+    ]
+    header = ["domain", "projection", "layers", "gate entropy", "of the most", "null"]
+    return aligned(header, _without_repeats(rows), {0, 1}, markdown=False)
+
+
+def _overlap_table(uses: Sequence[DomainUse]) -> str:
+    rows = [[a.domain, *(_cell(mean_overlap(a, b)) for b in uses)] for a in uses]
+    return aligned(["", *(use.domain for use in uses)], rows, {0}, markdown=False)
+
+
+def _most_used_table(uses: Sequence[DomainUse]) -> str:
+    inside, labels = _short_names(list(uses[0].layers))
+    rows = [
+        [label, *(_most_used(use, layer) for use in uses)]
+        for label, layer in zip(labels, uses[0].layers, strict=True)
+    ]  # fmt: skip
+    return aligned([f"in {inside}", *(use.domain for use in uses)], rows, set(range(len(uses) + 1)), markdown=False)
+
+
+def _most_used(use: DomainUse, layer: str) -> str:
+    of = use.layers[layer]
+    if not of.decisions_T.any():
+        return "-"
+    experts = [(share, name) for name, share in zip(of.names, of.use_E.tolist(), strict=True) if name != NULL]
+    ranked = sorted(experts, key=lambda pair: -pair[0])[:MOST_USED]
+    return "  ".join(f"{name} ({share:.0%})" for share, name in ranked)
+
+
+def _dead_lines(dead: dict[str, list[int]], below: float, of: str) -> str:
+    meaning = f"dead experts{of}, with less than {below:g} of the even share on every domain"
+    if not dead:
+        return f"{meaning}: none"
+    inside, labels = _short_names(list(dead))
+    lines = [f"  {label}: {', '.join(map(str, e))}" for label, e in zip(labels, dead.values(), strict=True)]
+    return "\n".join([f"{meaning}: {sum(map(len, dead.values()))}, in {inside}", *lines])
+
+
+def _pruning_table(pruning: Pruning) -> str:
+    rows = []
+    for keep, results in pruning.results.items():
+        for domain, result in results.items():
+            row = [f"{keep} of {pruning.experts}", domain, f"{result.scores[SCORE]:.3f}", "", ""]
+            if keep != pruning.experts:
+                ends = pruning.interval(keep, domain)
+                between = "-" if ends is None else f"{ends[0]:+.3f} to {ends[1]:+.3f}"
+                row[3:] = [f"{pruning.change(keep, domain):+.3f}", between]
+            rows.append(row)
+    return aligned(["experts", "domain", SCORE, "change", "95 %"], _without_repeats(rows), {0, 1}, markdown=False)
+
+
+def _recommendation(pruning: Pruning, tolerance: float, of: str) -> str:
+    keep = pruning.recommended(tolerance)
+    if keep == pruning.experts:
+        return f"recommended{of}: keep all {keep}; every smaller number costs a domain more than {tolerance:g} {SCORE}"
+    which = f"the {keep} most used of {pruning.experts} experts per layer"
+    return f"recommended{of}: keep {which}, which costs no domain more than {tolerance:g} {SCORE}"
+
+
+def _uses(groups: Groups) -> list[DomainUse]:
+    return [use for group in groups.values() for use in group.uses]
+
+
+def _short_names(layers: list[str]) -> tuple[str, list[str]]:
+    """The dotted module that all layers lie in, and their names inside it."""
+    parts = [layer.split(".") for layer in layers]
+    shared = 0
+    while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return ".".join(parts[0][:shared]) or "the model", [".".join(part[shared:]) for part in parts]
+
+
+def _without_repeats(rows: list[list[str]]) -> list[list[str]]:
+    """Rows whose first cell is empty where it says what the row above says."""
+    above = ["", *(row[0] for row in rows)]
+    return [["" if row[0] == last else row[0], *row[1:]] for row, last in zip(rows, above, strict=False)]
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,0 +1,162 @@
+"""Figures as files: heat maps, one or several, with readable labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from src.files import write_atomically
+
+DPI = 120
+COLOURS = "viridis"  # even steps look even, also without colours
+EMPTY = "lightgrey"  # what has no value
+CELL = 0.34  # inches
+CELL_WITH_NUMBER = 0.5
+LETTER = 0.085  # inches of a letter of a label
+SHORT = 4  # letters of labels, such as numbers, of which some may be left out
+WIDE = 7.0  # inches that cells may take so that no label need be turned
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers with the names of their rows and columns; NaN where there is no number.
+
+    Attributes:
+        values_RC: (R, C).
+        rows: R names.
+        columns: C names.
+    """
+
+    values_RC: np.ndarray
+    rows: Sequence[str]
+    columns: Sequence[str]
+
+
+def heat_map(
+    values_RC: np.ndarray,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    title: str,
+    unit: str = "",
+    limits: tuple[float, float] | None = None,
+    decimals: int | None = None,
+    colours: str = COLOURS,
+    row_title: str = "",
+    column_title: str = "",
+) -> Figure:
+    """A matrix as coloured cells with a scale beside it, as large as its labels and cells need.
+
+    Args:
+        values_RC: (R, C); NaN is an empty cell, in grey.
+        row_labels: R names, from the top.
+        column_labels: C names; where there is no room for all, some are left out.
+        title: above it.
+        unit: what the numbers are, beside the scale.
+        limits: the values at the ends of the scale; None: the smallest and largest there are.
+        decimals: write each number into its cell, with this many decimals; None: colours only.
+        colours: a matplotlib colour map, such as ``RdBu`` for changes in both directions.
+        row_title, column_title: what rows and columns are.
+    """
+    side = CELL if decimals is None else CELL_WITH_NUMBER
+    level = _width_of_labels(column_labels)
+    cells = max(level, side * len(column_labels)) if level <= WIDE else side * len(column_labels)
+    width = max(2.2 + LETTER * max(map(len, row_labels)) + cells, LETTER * len(title) + 1)
+    height = 1.3 + (0 if level <= cells else LETTER * max(map(len, column_labels))) + CELL * len(row_labels)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    table = Table(values_RC, row_labels, column_labels)
+    image = _draw(axes, table, limits or _limits([table]), colours, decimals, cells)
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel=column_title, ylabel=row_title)
+    figure.colorbar(image, ax=axes, label=unit, shrink=0.9)
+    return figure
+
+
+def heat_maps(
+    tables: Mapping[str, Table],
+    title: str,
+    unit: str = "",
+    limits: tuple[float, float] | None = None,
+    row_title: str = "",
+    column_title: str = "",
+    across: int = 4,
+) -> Figure:
+    """Several matrices under their names, ``across`` side by side, all with the same scale; see :func:`heat_map`."""
+    columns = min(across, len(tables))
+    rows = math.ceil(len(tables) / columns)
+    widest = max(len(table.columns) for table in tables.values())
+    tallest = max(len(table.rows) for table in tables.values())
+    width, height = min(6.0, max(2.4, 0.6 + 0.22 * widest)), max(1.4, 0.7 + 0.17 * tallest)
+    figure = Figure(figsize=(columns * width + 1.2, rows * height + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(tables) :]:
+        axes.remove()
+    shared = limits or _limits(list(tables.values()))
+    for axes, (name, table) in zip(grid.flat, tables.items(), strict=False):
+        image = _draw(axes, table, shared, COLOURS, None, width - 0.6)
+        axes.set_title(name, fontsize=8)
+        axes.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(column_title, fontsize=9)
+    figure.supylabel(row_title, fontsize=9)
+    figure.colorbar(image, ax=list(grid.flat[: len(tables)]), label=unit, shrink=0.8 if rows > 1 else 1.0, aspect=30)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all; its folder is made if missing."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=DPI))
+
+
+def _draw(
+    axes: Axes, table: Table, limits: tuple[float, float], colours: str, decimals: int | None, width: float
+) -> AxesImage:
+    """Draw into axes that are about ``width`` inches wide."""
+    values_RC: np.ma.MaskedArray = np.ma.array(table.values_RC, float, mask=~np.isfinite(table.values_RC))
+    axes.set_facecolor(EMPTY)
+    image = axes.imshow(values_RC, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.set_yticks(range(len(table.rows)), table.rows)
+    step, upright = _ticks(table.columns, width)
+    places = range(0, len(table.columns), step)
+    axes.set_xticks(places, [table.columns[i] for i in places], rotation=90 if upright else 0)
+    axes.tick_params(length=0)
+    if decimals is not None:
+        colours_RC4 = image.to_rgba(values_RC)
+        for row, column in np.argwhere(~values_RC.mask).tolist():
+            ink, value = _ink(colours_RC4[row, column]), values_RC[row, column]
+            axes.text(column, row, f"{value:.{decimals}f}", ha="center", va="center", fontsize=8, color=ink)
+    return image
+
+
+def _width_of_labels(labels: Sequence[str]) -> float:
+    """Inches that labels take side by side, none turned."""
+    return (LETTER * max(map(len, labels)) + 0.1) * len(labels)
+
+
+def _ticks(labels: Sequence[str], width: float) -> tuple[int, bool]:
+    """Every how many columns there is a label, and whether labels are turned upright, so that none covers another."""
+    level = _width_of_labels(labels)
+    if level <= width:
+        return 1, False
+    if max(map(len, labels)) <= SHORT:
+        return math.ceil(level / width), False
+    return math.ceil(0.18 * len(labels) / width), True
+
+
+def _ink(colour_4: np.ndarray) -> str:
+    """Black on light cells, white on dark ones, by the luma of ITU-R BT.601."""
+    return "black" if colour_4[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
+
+
+def _limits(tables: Sequence[Table]) -> tuple[float, float]:
+    """The smallest and the largest number; 0 and 1 where there is none."""
+    values_N = np.concatenate([np.asarray(table.values_RC, float).ravel() for table in tables])
+    known = values_N[np.isfinite(values_N)]
+    return (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
