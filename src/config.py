@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -40,6 +40,9 @@ class Section(BaseModel):
     """A section of the YAML: unknown keys are mistakes, values are coerced only where nothing is lost."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class ModelConfig(Section):
@@ -253,6 +256,7 @@ class TrainingConfig(Section):
         gt=0,
         description="clips per epoch for each image or video of all sets together; null: so many that it has 256",
     )
+    clips_per_epoch: int | None = Field(None, gt=0, description="clips per epoch in all, whatever clips_per_image says")
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
     warmup_steps: int = Field(10, ge=0)
@@ -374,6 +378,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UserError: the file is missing or is not YAML, or values are wrong: every mistake, with its dotted key.
     """
+    raw = read_yaml(path)
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file of sections as plain data. Raises UserError if it is missing, not YAML, or something else."""
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -388,19 +400,35 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raw = {}
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected sections such as 'model:' and 'training:', found {type(raw).__name__}")
-    for override in overrides or []:
-        _apply_override(raw, override)
-    return parse_config(raw, str(path))
+    return raw
 
 
 def parse_config(raw: dict[str, Any], origin: str) -> Config:
     """Validate a plain mapping; ``origin`` names it in messages. Raises UserError listing every mistake."""
+    return parse_section(Config, raw, origin)
+
+
+def parse_section(kind: type[AnySection], raw: dict[str, Any], origin: str) -> AnySection:
+    """:func:`parse_config` for any section, such as one that another command's YAML is made of."""
     try:
-        return Config.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
-        mistakes = [_describe(e) for e in error.errors(include_url=False)]
+        mistakes = [_describe(e, kind) for e in error.errors(include_url=False)]
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     raise UserError(f"{origin}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+
+
+def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a value by its dotted key. Raises UserError where a part of the key is a value, not a section."""
+    keys = dotted.split(".")
+    section: Any = raw
+    for depth, key in enumerate(keys[:-1]):
+        if section.get(key) is None:
+            section[key] = {}
+        section = section[key]
+        if not isinstance(section, dict):
+            raise UserError(f"'{'.'.join(keys[: depth + 1])}' is a value, not a section")
+    section[keys[-1]] = value
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -412,21 +440,17 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
-    section: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise UserError(f"--set {override}: '{'.'.join(keys[: depth + 1])}' is a value, not a section")
-    section[keys[-1]] = value
+    try:
+        set_key(raw, dotted.strip(), value)
+    except UserError as error:
+        raise UserError(f"--set {override}: {error}") from None
 
 
-def _describe(error: Any) -> str:
+def _describe(error: Any, kind: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     dotted = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
+        known = _known_keys(location[:-1], kind)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
         return f"{dotted}: unknown key; {hint}"
@@ -438,14 +462,14 @@ def _describe(error: Any) -> str:
     )
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:
     for part in location:
-        if part.isdigit():
+        if part not in model.model_fields:  # a place in a list, or a name that the user gave
             continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        candidates += [inner for each in candidates for inner in getattr(each, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
     return list(model.model_fields)
 
 

@@ -47,7 +47,10 @@ def test_an_empty_file_is_the_default_run(tmp_path):
         ("lora: {rank: 2.5}", "lora.rank: input should be a valid integer"),
         ("lora: {target_modules: q_proj}", "lora.target_modules: input should be a valid list (found 'q_proj')"),
         ("lora: {target_modules: []}", "lora.target_modules: list should have at least 1 item"),
-        ("lora: {method: moe}", "lora.method: input should be 'mope', 'lora', 'full' or 'none' (found 'moe')"),
+        (
+            "lora: {method: moe}",
+            "lora.method: input should be 'mope', 'lora', 'full', 'decoder' or 'none' (found 'moe')",
+        ),
         ("training: {learning_rate: fast}", "training.learning_rate: input should be a valid number"),
         ("training: {learning_rate: .inf}", "training.learning_rate: input should be a finite number"),
         ("training: [1, 2]", "training: input should be a valid dictionary"),

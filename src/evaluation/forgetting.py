@@ -85,7 +85,7 @@ def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     Raises:
         UserError: the split is not in the config, or its files are missing or damaged.
     """
-    return _domain(config, data.name, load_split(data, split, config))
+    return domain_of(config, data.name, load_split(data, split, config))
 
 
 def kept_domains(config: Config) -> list[Domain]:
@@ -93,11 +93,12 @@ def kept_domains(config: Config) -> list[Domain]:
     domains = []
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
-        domains.append(_domain(config, SOURCE_DOMAIN, videos))
-    return domains + [_domain(config, domain.name, load_data(domain, config)) for domain in config.evaluation.domains]
+        domains.append(domain_of(config, SOURCE_DOMAIN, videos))
+    return domains + [domain_of(config, domain.name, load_data(domain, config)) for domain in config.evaluation.domains]
 
 
-def _domain(config: Config, name: str, data: DataSet) -> Domain:
+def domain_of(config: Config, name: str, data: DataSet) -> Domain:
+    """A data set as the run's settings evaluate it."""
     settings = config.evaluation
     if settings.max_images is not None:
         data = DataSet(data.name, data.videos[: settings.max_images], data.notes)

@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+from sam2.modeling.sam2_base import SAM2Base
 
 from src.config import Config
 from src.data.clips import ClipDataset
 from src.data.formats import load_split
 from src.data.preview import contact_sheet
 from src.data.records import DataSet, FrameSource
+from src.lora.domain_gate import DomainGate
 from src.model.build import image_size_of
+from src.model.gate_fitting import fit_gate
 
+GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
 
 
@@ -26,7 +30,7 @@ def training_clips(config: Config, sets: list[DataSet]) -> ClipDataset:
     """The clips that a run trains on."""
     images = sum(len(data) for data in sets)
     clips_per_image = config.training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / images)
-    length = images * clips_per_image
+    length = config.training.clips_per_epoch or images * clips_per_image
     return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed)
 
 
@@ -39,6 +43,25 @@ def labelled_frames(data: DataSet, count: int) -> Iterator[FrameSource]:
         share = min(len(shown), max(1, count // len(chosen)))
         for place in np.linspace(0, len(shown) - 1, share).round().astype(int):
             yield video.frames[shown[place]]
+
+
+def fit_gate_to(model: SAM2Base, sets: list[DataSet], gate: DomainGate | None = None) -> DomainGate | None:
+    """Teach a domain gate the looks of data sets, under their names.
+
+    Args:
+        model: with its base weights, and with adapters or without.
+        sets: labelled ones.
+        gate: to add the domains to; None makes a new one.
+
+    Returns:
+        The gate; None where a set has fewer labelled frames than a gate can be fitted to.
+    """
+    for data in sets:
+        frames = list(labelled_frames(data, GATE_FRAMES))
+        if len(frames) < 2:
+            return None
+        gate = fit_gate(model, data.name, (frame.read() for frame in frames), gate, limit=GATE_FRAMES)
+    return gate
 
 
 def preview(config: Config, count: int) -> np.ndarray:

@@ -45,16 +45,13 @@ from src.model.checkpoint import (
     set_random_state,
     trained_weights,
 )
-from src.model.gate_fitting import fit_gate
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
-from src.train.data import labelled_frames, load_training_sets, training_clips
+from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
 from src.train.penalty import build_anchor
 from src.train.start import begin, earlier_gate, init_from_data
-
-GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -233,16 +230,13 @@ class Trainer:
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
         training = self.config.training
-        gate = earlier_gate(training.extend or training.start_from, self.base_fingerprint)
-        for data in self.train_sets:
-            frames = list(labelled_frames(data, GATE_FRAMES))
-            if len(frames) < 2:
-                self.log.say(f"no domain gate: {data.name} has one labelled frame only")
-                return
-            gate = fit_gate(self.model, data.name, (frame.read() for frame in frames), gate, limit=GATE_FRAMES)
-        if gate is not None:
-            gate.save(self.folder / ADAPTER_FOLDER)
-            self.log.say(f"domain gate: knows {', '.join(gate.domains)}")
+        before = earlier_gate(training.extend or training.start_from, self.base_fingerprint)
+        gate = fit_gate_to(self.model, self.train_sets, before)
+        if gate is None:
+            self.log.say("no domain gate: a domain has one labelled frame only")
+            return
+        gate.save(self.folder / ADAPTER_FOLDER)
+        self.log.say(f"domain gate: knows {', '.join(gate.domains)}")
 
     def train_epoch(self, bar: tqdm) -> None:
         """Train to the end of the epoch, or of the run if that comes first."""
