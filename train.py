@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from src import cli
 
 
 def main(arguments: argparse.Namespace) -> None:
+    if arguments.init is not None:
+        initialise(Path(arguments.init), arguments.output)
+        return
     from src.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
@@ -19,9 +23,22 @@ def main(arguments: argparse.Namespace) -> None:
     evaluate(config, best)
 
 
+def initialise(folder: Path, output: str | None) -> None:
+    """Write a YAML that suits the data in a folder and this machine."""
+    from src.train.suggest import write_suggestion
+
+    path = Path(output or f"{folder.resolve().name}.yaml")
+    write_suggestion(folder, path)
+    print(f"written: {path}; next: python train.py --config {path} --dry-run")
+
+
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "python train.py --config src/configs/mope.yaml --set training.learning_rate=5e-4")
-    cli.add_config_arguments(parser)
+    task = parser.add_mutually_exclusive_group(required=True)
+    cli.add_config_argument(task)
+    task.add_argument("--init", metavar="FOLDER", help="look at the data in a folder and write a YAML that suits them")
+    parser.add_argument("--output", metavar="YAML", help="the file that --init writes (default: FOLDER's name.yaml)")
+    cli.add_override_argument(parser)
     cli.add_skip_bad(parser)
     parser.add_argument(
         "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"

@@ -31,10 +31,15 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
 
 def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
     """Add ``--config`` and ``--set``, which every command that reads the YAML takes."""
-    arguments.add_argument(
-        "--config", required=True, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
-    )
+    add_config_argument(arguments, required=True)
     add_override_argument(arguments)
+
+
+def add_config_argument(arguments: argparse._ActionsContainer, required: bool = False) -> None:
+    """Add ``--config``, on its own for a command that can do without, or a group of options of which it takes one."""
+    arguments.add_argument(
+        "--config", required=required, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
+    )
 
 
 def add_override_argument(arguments: argparse.ArgumentParser) -> None:
