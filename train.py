@@ -8,19 +8,24 @@ from pathlib import Path
 from src import cli
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: argparse.Namespace) -> int | None:
     if arguments.init is not None:
         initialise(Path(arguments.init), arguments.output)
-        return
+        return None
     from src.config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
 
+    if arguments.dry_run:
+        from src.train.dry_run import dry_run
+
+        return 0 if dry_run(config) else 2
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.train.trainer import Trainer
 
     best = Trainer(config, arguments.resume).fit()
     evaluate(config, best)
+    return None
 
 
 def initialise(folder: Path, output: str | None) -> None:
@@ -38,6 +43,9 @@ if __name__ == "__main__":
     cli.add_config_argument(task)
     task.add_argument("--init", metavar="FOLDER", help="look at the data in a folder and write a YAML that suits them")
     parser.add_argument("--output", metavar="YAML", help="the file that --init writes (default: FOLDER's name.yaml)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, run a few steps, say what memory and time the run takes"
+    )
     cli.add_override_argument(parser)
     cli.add_skip_bad(parser)
     parser.add_argument(

@@ -1,8 +1,10 @@
-"""What the machine has to train with: device, memory, cores."""
+"""What the machine has to train with (device, memory, cores), and what a process takes of it."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 """Limit and use of a container's memory, in versions 2 and 1 of Linux' control groups."""
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in what the system counts a process' peak memory in."""
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,23 @@ def free_memory() -> int:
         except (OSError, ValueError):  # no control group of this version, or "max"
             continue
     return min(found)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has taken so far: of the GPU where it trains on one, else of main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _proc_bytes("self", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+
+
+def resident_memory(process: int) -> int:
+    """The bytes of main memory that a process takes now; 0 where the system does not tell, or it is gone."""
+    return _proc_bytes(str(process), "VmRSS")
+
+
+def _proc_bytes(process: str, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
