@@ -157,6 +157,7 @@ class SetConfig(Section):
 
     name: DomainName = "target"
     weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
+    license: str | None = Field(None, description="of the data, as the adapter's model card states it")
     format: Format = Field("auto", description="auto: recognised by the files")
     train_img_folder: str
     train_ann_file: str | None = None
