@@ -13,6 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from src import cli
 from src.config import Config, Prompt, Split, load_config
 from src.errors import UserError
+from src.evaluation.card import card_folder, write_card
 from src.evaluation.coco_eval import evaluate_images
 from src.evaluation.forgetting import describe, evaluate_domain, kept_domains, target_domain, with_gate
 from src.evaluation.report import write_report
@@ -42,6 +43,8 @@ def evaluate(
     save_masks: bool = False,
 ) -> list[Comparison]:
     """Evaluate, print the tables, and write results.json, results.md and pictures into the output folder.
+
+    Scores of the run's own adapter also go into the model card in its folder.
 
     Args:
         config: the run.
@@ -84,9 +87,12 @@ def evaluate(
         print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n\n{rates_line(comparisons)}\n")
     if config.evaluation.clicks:
         print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
-    print(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
+    adapter = card_folder(folder, checkpoint)
+    if adapter is not None:
+        write_card(adapter, config, comparisons, split, prompt, gate)
+    cli.say(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
     if save_masks:
-        print(f"masks in {folder / 'predictions'}")
+        cli.say(f"masks in {folder / 'predictions'}")
     return comparisons
 
 

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from src import cli
 
 
-def main(arguments: argparse.Namespace) -> None:
+def main(arguments: argparse.Namespace) -> int | None:
+    if arguments.init is not None:
+        initialise(Path(arguments.init), arguments.output)
+        return None
     from src.config import load_config
 
     extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
     config = load_config(arguments.config, arguments.overrides + extend)
 
+    if arguments.dry_run:
+        from src.train.dry_run import dry_run
+
+        return 0 if dry_run(config) else 2
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.train.trainer import Trainer
 
     best = Trainer(config, arguments.resume).fit()
     evaluate(config, best)
+    return None
+
+
+def initialise(folder: Path, output: str | None) -> None:
+    """Write a YAML that suits the data in a folder and this machine."""
+    from src.train.suggest import write_suggestion
+
+    path = Path(output or f"{folder.resolve().name}.yaml")
+    write_suggestion(folder, path)
+    print(f"written: {path}; next: python train.py --config {path} --dry-run")
 
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__, "python train.py --config src/configs/mope.yaml --set training.learning_rate=5e-4")
-    cli.add_config_arguments(parser)
+    task = parser.add_mutually_exclusive_group(required=True)
+    cli.add_config_argument(task)
+    task.add_argument("--init", metavar="FOLDER", help="look at the data in a folder and write a YAML that suits them")
+    parser.add_argument("--output", metavar="YAML", help="the file that --init writes (default: FOLDER's name.yaml)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, run a few steps, say what memory and time the run takes"
+    )
+    cli.add_override_argument(parser)
     cli.add_skip_bad(parser)
     parser.add_argument(
         "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"

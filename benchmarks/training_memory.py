@@ -102,7 +102,8 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     example = "python benchmarks/training_memory.py --models sam2.1_hiera_tiny --size 512"
     parser = cli.parser(__doc__.splitlines()[0], example)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    models = ", ".join(MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help=models)
     parser.add_argument("--size", type=int, default=512, help="image size in pixels (default: 512)")
     parser.add_argument("--frames", type=int, default=4, help="frames of the clip (default: 4)")
     parser.add_argument("--steps", type=int, default=2, help="steps timed, the fastest counts (default: 2)")

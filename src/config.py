@@ -7,6 +7,7 @@ with its dotted key. ``Config.to_yaml`` writes the resolved config, from which t
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -160,6 +161,7 @@ class SetConfig(Section):
 
     name: DomainName = "target"
     weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
+    license: str | None = Field(None, description="of the data, as the adapter's model card states it")
     format: Format = Field("auto", description="auto: recognised by the files")
     train_img_folder: str
     train_ann_file: str | None = None
@@ -370,6 +372,12 @@ for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
+
+
+def one_line_yaml(value: Any) -> str:
+    """A value as it stands behind a key of the YAML, on one line; :func:`load_config` reads it back."""
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return text.strip()[1:-1]
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

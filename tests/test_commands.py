@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
@@ -184,6 +185,14 @@ class TestARun:
         # the table's base is the one that validation began with
         assert results["domains"]["target"]["base"]["J"] == json.loads((folder / "metrics.json").read_text())["base_J"]
         assert "change" in output
+        card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+        fingerprint = json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_fingerprint"]
+        head = yaml.safe_load(card.split("---\n")[1])
+        (metrics,) = [result["metrics"] for result in head["model-index"][0]["results"]]
+        assert metrics[0] == {"type": "J", "value": round(results["domains"]["target"]["adapted"]["J"], 4)}
+        assert fingerprint in card
+        assert "| target | 5 | 2 |" in card and "| not stated |" in card
+        assert "- source: J " in card and "knows target" in card
 
     def test_evaluate_says_the_same_again(self, command, settings, folder):
         before = json.loads((folder / "results.json").read_text())

@@ -219,13 +219,12 @@ def main(arguments: argparse.Namespace) -> None:
     count, found = write_prediction(tracker, footage, prompts, output, overlay)
     for object_id, frames in sorted(found.items()):
         print(f"object {object_id}: found on {frames} of {count} frames")
-    print(f"written to {output}")
+    cli.say(f"written to {output}")
 
 
 if __name__ == "__main__":
-    parser = cli.parser(
-        __doc__, "python tools/predict.py --config src/configs/mope.yaml --input clip.mp4 --box 2@10:40,30,200,180"
-    )
+    example = "python tools/predict.py --config src/configs/mope.yaml --input clip.mp4 --box 2@10:40,30,200,180"
+    parser = cli.parser(__doc__.rpartition("\n\n")[0], example)
     cli.add_config_arguments(parser)
     parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder of frames, or a video file")
     parser.add_argument(

@@ -132,7 +132,7 @@ def pretrain(output: Path, share: float, first_phase: int, workers: int, device:
                 bar.update()
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, output)
-        print(f"phase {number} done, weights written to {output}")
+        cli.say(f"phase {number} done, weights written to {output}")
 
 
 def _loader(clips: FreshClips, batch_size: int, workers: int) -> DataLoader:

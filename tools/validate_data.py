@@ -156,7 +156,7 @@ def save_preview(path: Path, config: Config, clips: int) -> None:
 
     picture = Image.fromarray(preview(config, clips))
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
-    print(f"preview: {path}: {clips} clips as training will see them, a row each")
+    cli.say(f"preview: {path}: {clips} clips as training will see them, a row each")
 
 
 if __name__ == "__main__":

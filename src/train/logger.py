@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
+
+from src.cli import say
 
 
 class RunLogger:
@@ -27,7 +28,7 @@ class RunLogger:
 
     def say(self, message: str) -> None:
         """A line, or several, for people: on the screen above the progress bar, and in the file with the time."""
-        tqdm.write(message)
+        say(message)
         self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
         self._file.flush()
 
