@@ -13,6 +13,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from src import cli
+from src.config import LoraConfig
 from src.errors import UserError
 from src.lora.adapter_io import (
     AdapterConfig,
@@ -21,8 +22,10 @@ from src.lora.adapter_io import (
     groups_of,
     join_adapters,
     read_adapter,
+    read_adapter_config,
     write_adapter,
 )
+from src.lora.domain_gate import DomainGate, KnownDomain
 from src.lora.expert_groups import UNNAMED, ExpertGroup, check_name, merged, pruned
 
 
@@ -30,7 +33,7 @@ def list_folders(arguments: argparse.Namespace) -> None:
     for folder in arguments.folders:
         file = read_adapter(folder)
         print(f"{folder}: base {file.config.base_fingerprint[:12]}")
-        for name, group in groups_of(file, UNNAMED).items():
+        for name, group in groups_of(file, unnamed(folder)).items():
             print(f"  {name}: {describe(group)}")
 
 
@@ -46,19 +49,23 @@ def describe(group: ExpertGroup) -> str:
 
 
 def join(arguments: argparse.Namespace) -> None:
-    parts = []
+    parts: list[tuple[str, AdapterFile]] = []
+    known: dict[str, KnownDomain] = {}
     for text in arguments.parts:
         name, equals, folder = text.partition("=")
-        named = equals and not Path(text).is_dir()
-        parts.append((name, read_adapter(folder)) if named else (UNNAMED, read_adapter(text)))
-    write(arguments.output, join_adapters(parts))
+        if not equals or Path(text).is_dir():
+            folder, name = text, unnamed(text)
+        parts.append((name, read_adapter(folder)))
+        known |= known_domains(folder, parts[-1][1], name)
+    write(arguments.output, join_adapters(parts), known)
 
 
 def extract(arguments: argparse.Namespace) -> None:
     file, groups = read_groups(arguments.folder, [arguments.name])
     group = groups[arguments.name]
     config = AdapterConfig(group.config, file.config.base_fingerprint, file.config.extra)
-    write(arguments.output, AdapterFile(config, group.weights))
+    known = known_domains(arguments.folder, file, arguments.name)
+    write(arguments.output, AdapterFile(config, group.weights), known, arguments.name)
 
 
 def remove(arguments: argparse.Namespace) -> None:
@@ -104,7 +111,7 @@ def merge(arguments: argparse.Namespace) -> None:
 def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, ExpertGroup]]:
     """A folder's content, and its groups by name. Raises UserError where a needed group is missing or named twice."""
     file = read_adapter(folder)
-    groups = groups_of(file, UNNAMED)
+    groups = groups_of(file, unnamed(folder))
     for name in needed:
         if name not in groups:
             raise UserError(f"{folder}: no expert group '{name}'; it holds {', '.join(groups)}")
@@ -113,17 +120,44 @@ def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, 
     return file, groups
 
 
+def unnamed(folder: str) -> str:
+    """What adapters in no group are called as one: as the only domain that their gate knows."""
+    gate = DomainGate.beside(folder, read_adapter_config(folder).base_fingerprint)
+    return UNNAMED if gate is None or len(gate.domains) != 1 else next(iter(gate.domains))
+
+
+def known_domains(folder: str, file: AdapterFile, name: str) -> dict[str, KnownDomain]:
+    """What a folder's domain gate knows of its groups; adapters in no group are called ``name``."""
+    gate = DomainGate.beside(folder, file.config.base_fingerprint)
+    if gate is None:
+        return {}
+    if isinstance(file.config.lora, LoraConfig):
+        domains = list(gate.domains.values())
+        return {name: domains[0]} if len(domains) == 1 else {}
+    return dict(gate.domains)
+
+
 def write_groups(arguments: argparse.Namespace, file: AdapterFile, groups: dict[str, ExpertGroup]) -> None:
-    write(arguments.output, file_of(groups, file.config.base_fingerprint, file.config.extra))
+    known = known_domains(arguments.folder, file, unnamed(arguments.folder))
+    write(arguments.output, file_of(groups, file.config.base_fingerprint, file.config.extra), known)
 
 
-def write(output: str, file: AdapterFile) -> None:
+def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: str = UNNAMED) -> None:
+    """Write a folder, and with it a domain gate of those of its groups that are known."""
     if Path(output).exists():
         raise UserError(f"{output} exists already; name another --output, or delete it first")
     write_adapter(output, file)
     print(f"written: {output}")
-    for name, group in groups_of(file, UNNAMED).items():
-        print(f"  {name}: {describe(group)}")
+    gate = DomainGate(file.config.base_fingerprint)
+    for group, content in groups_of(file, name).items():
+        note = ""
+        if group in known:
+            gate.domains[group] = known[group]
+        elif known:
+            note = "; the domain gate does not know it, and never chooses it"
+        print(f"  {group}: {describe(content)}{note}")
+    if gate.domains:
+        gate.save(output)
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -158,6 +158,11 @@ class DomainGate:
         write_atomically(Path(folder) / GATE_FILE, lambda path: save_file(tensors, path, metadata))
 
     @classmethod
+    def beside(cls, folder: str | Path, base_fingerprint: str) -> DomainGate | None:
+        """:meth:`load`; None where the folder has no gate."""
+        return cls.load(folder, base_fingerprint) if (Path(folder) / GATE_FILE).is_file() else None
+
+    @classmethod
     def load(cls, folder: str | Path, base_fingerprint: str) -> DomainGate:
         """Read what :meth:`save` wrote.
 

@@ -195,7 +195,7 @@ def saved_gate(base: SAM2Base, trained: str | Path | None) -> DomainGate | None:
         return None
     place = Path(trained)
     folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
-    return DomainGate.load(folder, base_fingerprint(base)) if (folder / GATE_FILE).is_file() else None
+    return DomainGate.beside(folder, base_fingerprint(base))
 
 
 def install_saved_gate(model: SAM2Base, adapter: str | Path | None, mode: str = "auto") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -107,10 +108,15 @@ def write_data(study: StudyConfig) -> None:
             videos = make_videos(world, count, seed, frames=8 if split == "train" else sizes.frames)
             if split != "train":
                 videos = DataSet(name, [replace(v, objects=_largest(v.objects, sizes.objects)) for v in videos.videos])
-            unfinished = folder.with_name(f".{split}.unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{split}."))
             write_davis(unfinished, videos)
-            unfinished.rename(folder)
+            try:
+                unfinished.rename(folder)
+            except OSError:  # another part of the study was faster
+                shutil.rmtree(unfinished)
+                if not folder.is_dir():
+                    raise
 
 
 def _largest(objects: Sequence[ObjectTrack], count: int) -> list[ObjectTrack]:
@@ -123,7 +129,7 @@ def _largest(objects: Sequence[ObjectTrack], count: int) -> list[ObjectTrack]:
 
 def tested_domains(study: StudyConfig) -> dict[str, Domain]:
     """What every stage is scored on: the source and all new domains."""
-    config = run_config(study, plan_rows(study)[0], 0, None)
+    config = _common_config(study)
     if study.source is not None:
         source = load_data(study.source, config)
     else:
@@ -132,9 +138,15 @@ def tested_domains(study: StudyConfig) -> dict[str, Domain]:
     return {SOURCE_DOMAIN: domain_of(config, SOURCE_DOMAIN, source), **new}
 
 
+def _common_config(study: StudyConfig) -> Config:
+    """What all runs have in common, kept in the study's own folder."""
+    first = run_config(study, plan_rows(study)[0], 0, None)
+    return first.model_copy(update={"output_dir": study.output_dir})
+
+
 def base_model(study: StudyConfig) -> tuple[SAM2Base, Config]:
     """The base, in evaluation mode on the run's device."""
-    config = run_config(study, plan_rows(study)[0], 0, None)
+    config = _common_config(study)
     torch.manual_seed(config.training.seed)
     return build_model(config.model).to(pick_device(config.training.device)).eval(), config
 

@@ -15,7 +15,7 @@ from src.errors import UserError
 from src.lora.adapter import AdapterLayer
 from src.lora.adapter_io import load_adapter
 from src.lora.data_init import data_driven_init
-from src.lora.domain_gate import GATE_FILE, DomainGate
+from src.lora.domain_gate import DomainGate
 from src.lora.expert_groups import UNNAMED, add_group, name_adapters
 from src.lora.lora_utils import apply_method
 from src.model.build import evaluating
@@ -75,7 +75,7 @@ def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str
         config = load_adapter(model, folder).lora
     if not isinstance(config, LoraConfig):
         return dict(config)
-    gate = earlier_gate(folder, fingerprint)
+    gate = DomainGate.beside(folder, fingerprint)
     known = [UNNAMED] if gate is None else list(gate.domains)
     if len(known) > 1:
         raise UserError(
@@ -84,13 +84,6 @@ def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str
         )
     name_adapters(model, known[0])
     return {known[0]: config}
-
-
-def earlier_gate(folder: str | Path | None, fingerprint: str) -> DomainGate | None:
-    """The gate of the adapter folder that a run begins with; None without one."""
-    if folder is None or not (Path(folder) / GATE_FILE).is_file():
-        return None
-    return DomainGate.load(folder, fingerprint)
 
 
 def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str) -> None:

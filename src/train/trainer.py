@@ -32,6 +32,7 @@ from src.evaluation.report import overlay_sheet, true_masks
 from src.files import write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
+from src.lora.domain_gate import DomainGate
 from src.lora.lora_utils import describe_adapters, routed_layers
 from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from src.model.build import checkpoint_activations, image_size_of, pick_device
@@ -51,7 +52,7 @@ from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger
 from src.train.optim import build_optimizer, build_schedule
 from src.train.penalty import build_anchor
-from src.train.start import begin, earlier_gate, init_from_data
+from src.train.start import begin, init_from_data
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -230,7 +231,8 @@ class Trainer:
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
         training = self.config.training
-        before = earlier_gate(training.extend or training.start_from, self.base_fingerprint)
+        earlier = training.extend or training.start_from
+        before = DomainGate.beside(earlier, self.base_fingerprint) if earlier else None
         gate = fit_gate_to(self.model, self.train_sets, before)
         if gate is None:
             self.log.say("no domain gate: a domain has one labelled frame only")

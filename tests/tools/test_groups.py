@@ -15,6 +15,7 @@ from torch import nn
 from src.config import LoraConfig
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config, save_adapter
+from src.lora.domain_gate import DomainGate
 from src.lora.expert_groups import activate, add_group
 from src.lora.lora_utils import apply_method
 
@@ -174,3 +175,29 @@ def test_mistakes_are_one_line_and_write_nothing(folders, command, arguments, sa
     assert said in errors
     assert len(errors.splitlines()) == 1
     assert not (folders / "out").exists()
+
+
+def test_the_gate_goes_with_the_groups(folders, command):
+    def learn(folder, *domains):
+        gate = DomainGate(read_adapter_config(folders / folder).base_fingerprint)
+        for number, domain in enumerate(domains):
+            gate.fit(domain, torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(number)))
+        gate.save(folders / folder)
+        return gate.domains
+
+    def gate_of(folder):
+        return DomainGate.load(folders / folder, read_adapter_config(folders / folder).base_fingerprint).domains
+
+    known = {**learn("ab", "a", "b"), "cells": learn("plain", "cells")["cells"]}
+    assert command("join", folders / "ab", folders / "plain", folders / "c", "--output", folders / "all")[0] == 0
+    assert groups_in(folders / "all") == ["a", "b", "cells", "c"]  # adapters in no group are called as their domain
+    assert list(gate_of("all")) == ["a", "b", "cells"]
+    status, text, _ = command("remove", folders / "all", "b", "--output", folders / "less")
+    assert status == 0 and "c: " in text and text.count("the domain gate does not know it") == 1
+    assert list(gate_of("less")) == ["a", "cells"]
+    for name, domain in gate_of("less").items():
+        assert torch.equal(domain.mean, known[name].mean) and torch.equal(domain.whitening, known[name].whitening)
+        assert domain.threshold == known[name].threshold
+    assert command("extract", folders / "all", "a", "--output", folders / "one")[0] == 0
+    assert list(gate_of("one")) == ["a"]
+    assert command("remove", folders / "c", "c", "--output", folders / "none")[0] == 2
