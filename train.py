@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from src import cli
 
@@ -13,9 +14,14 @@ def main(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
 
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
+    from src.errors import Stopped
+    from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
-    best = Trainer(config, arguments.resume).fit()
+    try:
+        best = Trainer(config, arguments.resume).fit()
+    except Stopped as stop:
+        raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
     evaluate(config, best)
 
 
@@ -24,6 +30,9 @@ if __name__ == "__main__":
     cli.add_config_arguments(parser)
     cli.add_skip_bad(parser)
     parser.add_argument(
-        "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"
+        "--resume",
+        metavar="PT",
+        help="go on from a checkpoint, such as experiments/checkpoints/last.pt; auto: from the newest intact one in "
+        "output_dir, or from the start if there is none",
     )
     cli.run(main, parser)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from src.errors import UserError
+from src.errors import Stopped, UserError
 
 
 def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
@@ -61,7 +61,10 @@ def add_skip_bad(arguments: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
-    """Parse the command line, call ``main`` and exit: 0, 2 for a :class:`UserError`, 130 for Ctrl-C."""
+    """Parse the command line, call ``main`` and exit: 0, 2 for a :class:`UserError`, 128 + a signal's number for one.
+
+    Ctrl-C is such a signal, which makes 130; SIGTERM makes 143.
+    """
     namespace = arguments.parse_args()
     try:
         status = main(namespace)
@@ -70,6 +73,9 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)

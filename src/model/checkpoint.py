@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from src.errors import UserError
 from src.files import write_atomically
 from src.lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
 from src.lora.lora_utils import apply_method
-from src.model.build import read_pt
+from src.model.build import read_pt, save_pt
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
 FORMAT_VERSION = 1
@@ -25,7 +26,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of ``best.pt``, ``last.pt`` or ``epoch_*.pt``.
+    """The content of ``best.pt``, ``last.pt``, ``previous.pt`` or ``epoch_*.pt``.
 
     Attributes:
         config: the run's config.
@@ -45,14 +46,14 @@ class Checkpoint:
     progress: dict[str, Any]
     random: dict[str, Any]
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write the file whole or not at all; an earlier one is moved to ``keep``, if that is given."""
         content = {
             "format_version": FORMAT_VERSION,
             "config": self.config.model_dump(mode="json"),
             **{name: getattr(self, name) for name in self.__dataclass_fields__ if name != "config"},
         }
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        write_atomically(path, partial(save_pt, content), keep)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -26,10 +26,10 @@ from src.config import Config
 from src.data.clips import ClipBatch, EpochSampler, collate
 from src.data.formats import load_data
 from src.data.records import DataSet
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.evaluation.forgetting import evaluate_domain, target_domain
 from src.evaluation.report import overlay_sheet, true_masks
-from src.files import write_text
+from src.files import remove_leftovers, write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.lora_utils import apply_method, describe_adapters, routed_layers
@@ -49,8 +49,10 @@ from src.model.gate_fitting import fit_gate
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.data import labelled_frames, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
-from src.train.logger import RunLogger
+from src.train.logger import RunLogger, StepLog
 from src.train.optim import build_optimizer, build_schedule
+from src.train.resume import AUTO, BEST, LAST, PREVIOUS, find_checkpoint
+from src.train.stopping import Stops, leave_signals_to_the_parent
 
 GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 
@@ -60,13 +62,17 @@ SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 RUN_FILES = (
     "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
     "clicks.png",
-    "predictions",
+    "predictions", "steps.jsonl",
 )  # fmt: skip
 
 
 @dataclass
 class Progress:
-    """Where a run is. ``clips`` counts the clips done in the current epoch."""
+    """Where a run is.
+
+    ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
+    their losses and these counts of every layer's experts; all of them 0 between epochs.
+    """
 
     run_name: str
     epoch: int = 0
@@ -76,6 +82,9 @@ class Progress:
     best_J: float = -math.inf
     since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_steps: int = 0
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_use: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Trainer:
@@ -83,7 +92,8 @@ class Trainer:
 
     Args:
         config: the run.
-        resume: a checkpoint of an earlier run to go on from.
+        resume: a checkpoint of an earlier run to go on from; ``auto``: the newest intact one in ``config.output_dir``,
+            or a start from nothing where there is none.
 
     Raises:
         UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
@@ -94,10 +104,10 @@ class Trainer:
         self.config = config
         training, dataset = config.training, config.dataset
         self.folder = Path(config.output_dir)
-        self.best = self.folder / "checkpoints" / "best.pt"
-        self.resume = resume
+        self.checkpoints = self.folder / "checkpoints"
+        self.best = self.checkpoints / BEST
         self.device = pick_device(training.device)
-        resumed = read_checkpoint(resume) if resume else None
+        resumed, self.resume, told = _checkpoint_to_resume(resume, self.checkpoints)
         size = image_size_of(config.model)
         if dataset.resolution not in (None, size):
             raise UserError(
@@ -124,9 +134,9 @@ class Trainer:
             if distill.weight
             else None
         )  # fmt: skip
-        if resumed and resume:
-            check_fits(resumed, resume, self.base_fingerprint, config.lora)
-            load_weights(self.model, resumed, resume)
+        if resumed and self.resume:
+            check_fits(resumed, self.resume, self.base_fingerprint, config.lora)
+            load_weights(self.model, resumed, self.resume)
         if adapters and dataset.clip.frames == 1 and all(name.startswith("memory_") for name in adapters):
             raise UserError(
                 "dataset.clip.frames is 1: SAM 2 skips memory attention on the prompted frame, so adapters in "
@@ -143,6 +153,7 @@ class Trainer:
         self.loader: DataLoader = DataLoader(
             clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
         )  # fmt: skip
         batches_per_epoch = math.ceil(len(clips) / training.batch_size)
@@ -171,7 +182,13 @@ class Trainer:
             set_random_state(resumed.random, self.model.rng)
         else:
             moved = move_earlier_run_aside(self.folder)
+        remove_leftovers(self.checkpoints)
+        self.stops = Stops()
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
+        self.steps = StepLog(self.folder / "steps.jsonl", self.progress.step)
+        for line in told:
+            self.log.say(line)
         if moved:
             self.log.say(f"an earlier run was moved to {moved}")
         write_text(self.folder / "config.yaml", config.to_yaml())
@@ -188,39 +205,63 @@ class Trainer:
                 )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
-            self.log.say(f"going on from {resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+            self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def fit(self) -> Path | str | None:
-        """Train to the end; returns the path of the best checkpoint, or None with method none."""
+        """Train to the end; returns the path of the best checkpoint, or None with method none.
+
+        Raises:
+            Stopped: by SIGINT or SIGTERM, after the step at hand was finished and saved in ``last.pt``.
+        """
+        try:
+            with self.stops:
+                return self.run()
+        except Stopped as stop:
+            saved = f"after step {self.saved_step}, which {self.checkpoints / LAST} holds"
+            where = f" {saved if self.saved_step else 'before anything was saved'}"
+            self.log.say(f"stopped{where}")
+            raise Stopped(stop.number, where) from None
+        finally:
+            self.log.close()
+            self.steps.close()
+
+    def run(self) -> Path | str | None:
+        """What :meth:`fit` does, without regard to signals."""
         if not self.trains:
             self.log.say("method none: nothing to train")
-            self.log.close()
             return None
         if math.isnan(self.progress.base_J):
-            scores = self.validate("base")
+            with self.stops.interruptible():
+                scores = self.validate("base")
             self.progress.base_J = scores["J"]
             self.log.say(f"base, before training: J {scores['J']:.3f} on the validation set{_each_set(scores)}")
             self.log.scalars({f"val/{name}": value for name, value in scores.items() if name.split("/")[-1] == "J"}, 0)
         with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
-            while self.progress.step < self.last_step and not self.patience_is_over():
+            while not self.is_over():
                 self.train_epoch(bar)
                 finished = self.progress.epoch % self.config.training.validate_every_epochs == 0
                 if (finished and self.progress.clips == 0) or self.progress.step >= self.last_step:
                     self.validate_and_save()
-                self.save("last.pt")
+                self.save_last()
                 every = self.config.training.save_every_epochs
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
+                self.stops.check()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
-            f"checkpoints in {self.folder / 'checkpoints'}"
+            f"checkpoints in {self.checkpoints}"
         )
         if self.progress.best_J <= self.progress.base_J:
             self.log.say("warning: training did not get better than the base on the validation set")
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
-            self.fit_domain_gate()
-        self.log.close()
+            with self.stops.interruptible():
+                self.fit_domain_gate()
         return self.best if self.best.exists() else self.resume
+
+    def is_over(self) -> bool:
+        """Whether all steps are done and their last epoch was closed, or patience has come to its end."""
+        under_way = self.progress.step < self.last_step or self.progress.epoch_steps > 0
+        return not under_way or self.patience_is_over()
 
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
@@ -240,34 +281,50 @@ class Trainer:
         progress = self.progress
         self.sampler.epoch = progress.epoch
         self.sampler.skip = progress.clips
-        sums: dict[str, float] = {}
-        usage: dict[str, Tensor] = {}
+        usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
-        started, steps = time.perf_counter(), 0
-        while window := self.next_window(batches):
+        started, steps_before = time.perf_counter(), progress.step
+        while progress.step < self.last_step and (window := self.next_window(batches)):
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self.train_step(window, usage)
             progress.clips += sum(len(batch.names) for batch in window)
             progress.step += 1
-            steps += 1
+            progress.epoch_steps += 1
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            self.log.scalars({f"train/{name}": value for name, value in losses.items()}, progress.step)
-            self.log.scalars({"train/learning_rate": rate}, progress.step)
-            bar.set_postfix(
-                loss=f"{sums['total'] / steps:.3f}", J=f"{progress.best_J:.3f}", lr=f"{rate:.1e}", refresh=False
-            )
+                progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
+            progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
+            self.log_step(window, losses, rate)
+            mean = progress.epoch_sums["total"] / progress.epoch_steps
+            bar.set_postfix(loss=f"{mean:.3f}", J=f"{progress.best_J:.3f}", lr=f"{rate:.1e}", refresh=False)
             bar.update()
-            if progress.step >= self.last_step:
-                break
+            if self.stops.number is not None or self.is_save_due():
+                self.save_last()
+            self.stops.check()
+        if progress.step != self.saved_step:
+            self.save_last()  # before validation, in which a run may be stopped too
+        steps = progress.step - steps_before
+        self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
+
+    def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float) -> None:
+        """Write down a step that was done."""
+        progress = self.progress
+        values = {**losses, "learning_rate": rate}
+        self.log.scalars({f"train/{name}": value for name, value in values.items()}, progress.step)
+        names = [name for batch in window for name in batch.names]
+        self.steps.add({"step": progress.step, "epoch": progress.epoch, "clips": names, **values})
+
+    def close_epoch(self, step_seconds: float) -> None:
+        """Write down an epoch that is over, or that the run's end cuts short."""
+        progress = self.progress
         if progress.clips >= self.sampler.length:
             progress.epoch, progress.clips = progress.epoch + 1, 0
-        means = {name: value / steps for name, value in sums.items()}
-        seconds = time.perf_counter() - started
+        means = {name: value / progress.epoch_steps for name, value in progress.epoch_sums.items()}
+        usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
+        progress.epoch_steps, progress.epoch_sums, progress.epoch_use = 0, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({seconds / steps:.2f} s a step)")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
 
     def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
@@ -325,7 +382,7 @@ class Trainer:
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss is {loss.item()} at step {self.progress.step + 1} on {where}; "
-                f"nothing was saved since {self.folder / 'checkpoints' / 'last.pt'}; "
+                f"nothing was saved since {self.checkpoints / LAST}; "
                 "try a lower training.learning_rate or training.use_amp=false"
             )
 
@@ -353,7 +410,8 @@ class Trainer:
     def validate_and_save(self) -> None:
         """Validate, and keep ``best.pt`` and the adapter when J, the mean over sets, is better than ever."""
         progress = self.progress
-        scores = self.validate("adapted")
+        with self.stops.interruptible():
+            scores = self.validate("adapted")
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
         self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
         better = scores["J"] > progress.best_J
@@ -379,8 +437,21 @@ class Trainer:
         self.log.say(f"stopping early: J has not got better for {patience} validations")
         return True
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint from which the run goes on exactly."""
+    def is_save_due(self) -> bool:
+        """Whether ``last.pt`` is as many steps or minutes old as the config allows."""
+        steps, minutes = self.config.training.save_every_steps, self.config.training.save_every_minutes
+        return (steps is not None and self.progress.step - self.saved_step >= steps) or (
+            minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        )
+
+    def save_last(self) -> None:
+        """Write ``last.pt``; the one before becomes ``previous.pt``."""
+        self.steps.sync()
+        self.save(LAST, keep=PREVIOUS)
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+
+    def save(self, name: str, keep: str | None = None) -> None:
+        """Write a checkpoint from which the run goes on exactly; ``keep`` is what an earlier one is renamed to."""
         Checkpoint(
             config=self.config,
             base_fingerprint=self.base_fingerprint,
@@ -390,7 +461,22 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             progress=asdict(self.progress),
             random=random_state(self.model.rng),
-        ).save(self.folder / "checkpoints" / name)
+        ).save(self.checkpoints / name, self.checkpoints / keep if keep else None)
+
+
+def _checkpoint_to_resume(
+    resume: str | Path | None, folder: Path
+) -> tuple[Checkpoint | None, str | Path | None, list[str]]:
+    """The checkpoint to go on from, where it lies, and what to say of how it was chosen."""
+    if resume is None:
+        return None, None, []
+    if resume != AUTO:
+        return read_checkpoint(resume), resume, []
+    found = find_checkpoint(folder)
+    if found is None:
+        return None, None, [f"--resume auto: there is no checkpoint in {folder}, so the run starts from the beginning"]
+    path, checkpoint, damaged = found
+    return checkpoint, path, [f"warning: passed over a damaged checkpoint: {problem}" for problem in damaged]
 
 
 def _notes(data: DataSet) -> str:

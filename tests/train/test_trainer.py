@@ -410,7 +410,9 @@ class TestOneRun:
     def test_the_best_checkpoint_is_returned(self, finished):
         trainer, best = finished
         assert best == trainer.folder / "checkpoints/best.pt"
-        assert {p.name for p in best.parent.iterdir()} == {"best.pt", "last.pt", "epoch_001.pt", "epoch_002.pt"}
+        assert {p.name for p in best.parent.iterdir()} == {
+            "best.pt", "last.pt", "previous.pt", "epoch_001.pt", "epoch_002.pt",
+        }  # fmt: skip
 
     def test_checkpoints_are_of_their_step(self, finished):
         trainer, _ = finished
@@ -493,9 +495,11 @@ class TestOneRun:
         second = Recorded(make_config("training.max_steps=1", "lora.rank=2"))
         (aside,) = (second.folder / "earlier").iterdir()
         assert (aside / "checkpoints/best.pt").read_bytes() == kept
-        assert {p.name for p in aside.iterdir()} == {"checkpoints", "adapter", "config.yaml", "metrics.json"}
+        assert {p.name for p in aside.iterdir()} == {
+            "checkpoints", "adapter", "config.yaml", "metrics.json", "steps.jsonl",
+        }  # fmt: skip
         assert {p.name for p in second.folder.iterdir()} == {
-            "earlier", "logs", "notes.txt", "config.yaml", "data_checks",
+            "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "steps.jsonl",
         }  # fmt: skip
         assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
 
