@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     from src.train.trainer import Trainer
 
     try:
-        best = Trainer(config, arguments.resume).fit()
+        best = Trainer(config, arguments.resume, arguments.force).fit()
     except Stopped as stop:
         raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
     evaluate(config, best)
@@ -34,5 +34,8 @@ if __name__ == "__main__":
         metavar="PT",
         help="go on from a checkpoint, such as experiments/checkpoints/last.pt; auto: from the newest intact one in "
         "output_dir, or from the start if there is none",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="resume even where config, base or data differ from the earlier run's"
     )
     cli.run(main, parser)

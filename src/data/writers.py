@@ -92,7 +92,7 @@ def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, lis
 def write_folder(folder: str | Path, data: DataSet) -> None:
     """Write first frames as stills with masks, called alike: ``images/<video>.png`` and ``masks/<video>.png``."""
     for video in data.videos:
-        _write_png(Path(folder) / "images" / f"{video.video_id}.png", video.frames[0].read())
+        write_png(Path(folder) / "images" / f"{video.video_id}.png", video.frames[0].read())
         write_palette_png(Path(folder) / "masks" / f"{video.video_id}.png", label_frame(video, 0))
 
 
@@ -221,11 +221,12 @@ def _write_frames(root: Path, video: VideoRecord) -> list[str]:
     """Write a video's frames as PNG into a folder of its name, and return their paths below the root."""
     files = [f"{video.video_id}/{name}.png" for name in frame_names(video)]
     for file, frame in zip(files, video.frames, strict=True):
-        _write_png(root / file, frame.read())
+        write_png(root / file, frame.read())
     return files
 
 
-def _write_png(path: Path, pixels_HWC: np.ndarray) -> None:
+def write_png(path: Path, pixels_HWC: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3) whole or not at all."""
     write_atomically(path, partial(Image.fromarray(pixels_HWC).save, format="PNG"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,7 @@ def kept_domains(config: Config) -> list[Domain]:
 def _domain(config: Config, name: str, data: DataSet) -> Domain:
     settings = config.evaluation
     if settings.max_images is not None:
-        data = DataSet(data.name, data.videos[: settings.max_images], data.notes)
+        data = replace(data, videos=data.videos[: settings.max_images])
     return Domain(
         name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion,
         settings.protocol,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Checkpoint:
         weights: what was trained: the adapters, or with method full the whole model.
         optimizer, schedule, scaler: their state dicts.
         progress: where the run is (plain numbers, text and lists).
+        data: what is in each training and validation set, as ``{"train": {name: …}, "valid": {name: …}}``; empty in
+            files of earlier versions.
         random: state of every random number generator that training draws from.
     """
 
@@ -45,6 +47,7 @@ class Checkpoint:
     scaler: dict[str, Any]
     progress: dict[str, Any]
     random: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, keep: Path | None = None) -> None:
         """Write the file whole or not at all; an earlier one is moved to ``keep``, if that is given."""
@@ -70,6 +73,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
         raise UserError(f"{path}: not a checkpoint of a training run{hint}")
+    content.setdefault("data", {})
     missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
     if missing:
         raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
@@ -114,12 +118,28 @@ def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora:
             f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
             f"but model.checkpoint's weights are {fingerprint[:12]}"
         )
-    theirs, ours = checkpoint.config.lora.model_dump(), lora.model_dump()
-    differences = [
-        f"lora.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
-    ]
-    if differences:
-        raise UserError(f"{path}: does not fit the config: {'; '.join(differences)}")
+    found = differences(checkpoint.config.lora.model_dump(), lora.model_dump(), "lora")
+    if found:
+        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}")
+
+
+def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
+    """Where nested mappings (and lists of them) differ: dotted key → a text with both values."""
+    if isinstance(theirs, list) and isinstance(ours, list) and all(isinstance(x, dict) for x in [*theirs, *ours]):
+        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return {} if theirs == ours else {place: f"{place} is {_told(theirs)} there and {_told(ours)} here"}
+    found: dict[str, str] = {}
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        found |= differences(theirs.get(key, _ABSENT), ours.get(key, _ABSENT), f"{place}.{key}" if place else str(key))
+    return found
+
+
+_ABSENT = "absent"
+
+
+def _told(value: Any) -> str:
+    return "set" if isinstance(value, dict) else str(value)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:

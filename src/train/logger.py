@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from datetime import datetime
 from pathlib import Path
@@ -84,8 +85,9 @@ class StepLog:
         return size
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add a step: ``step`` and whatever is known of it."""
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        """Add a step: ``step`` and whatever is known of it; a number that is not finite becomes null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:

@@ -38,7 +38,6 @@ from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
-    check_fits,
     load_weights,
     random_state,
     read_checkpoint,
@@ -50,19 +49,41 @@ from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.data import labelled_frames, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger, StepLog
-from src.train.optim import build_optimizer, build_schedule
-from src.train.resume import AUTO, BEST, LAST, PREVIOUS, find_checkpoint
+from src.train.optim import build_optimizer, build_schedule, restore
+from src.train.resume import (
+    AUTO,
+    BEST,
+    LAST,
+    PREVIOUS,
+    check_same_run,
+    contents,
+    find_checkpoint,
+    judged_differently,
+)
+from src.train.safety import (
+    NotFinite,
+    bad_gradients,
+    bad_weights,
+    dead_experts,
+    dump_batches,
+    missing_sets,
+    quoted,
+    unmoved_loss,
+    watching_layers,
+)
 from src.train.stopping import Stops, leave_signals_to_the_parent
 
 GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
+MOST_DUMPS = 10  # bad batches that a run writes down
+
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = (
     "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
     "clicks.png",
-    "predictions", "steps.jsonl",
+    "predictions", "steps.jsonl", "bad_batch_*",
 )  # fmt: skip
 
 
@@ -71,7 +92,8 @@ class Progress:
     """Where a run is.
 
     ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
-    their losses and these counts of every layer's experts; all of them 0 between epochs.
+    their losses, these counts of every layer's experts and of every set's clips, and ``epoch_skipped`` of the steps
+    skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
     """
 
     run_name: str
@@ -85,6 +107,9 @@ class Progress:
     epoch_steps: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epoch_use: dict[str, list[float]] = field(default_factory=dict)
+    epoch_clips: dict[str, int] = field(default_factory=dict)
+    epoch_skipped: int = 0
+    skipped: int = 0
 
 
 class Trainer:
@@ -94,13 +119,14 @@ class Trainer:
         config: the run.
         resume: a checkpoint of an earlier run to go on from; ``auto``: the newest intact one in ``config.output_dir``,
             or a start from nothing where there is none.
+        force: go on even where the earlier run's config, base or data differ in what changes the result.
 
     Raises:
         UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
             the data.
     """
 
-    def __init__(self, config: Config, resume: str | Path | None = None) -> None:
+    def __init__(self, config: Config, resume: str | Path | None = None, force: bool = False) -> None:
         self.config = config
         training, dataset = config.training, config.dataset
         self.folder = Path(config.output_dir)
@@ -119,6 +145,7 @@ class Trainer:
         self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
         for place in config.evaluation.domains:
             load_data(place, config)  # its mistakes are told now, not when training is over
+        self.data = contents(train_sets, [domain.data for domain in self.validation])
 
         random.seed(training.seed)
         np.random.seed(training.seed)
@@ -135,7 +162,8 @@ class Trainer:
             else None
         )  # fmt: skip
         if resumed and self.resume:
-            check_fits(resumed, self.resume, self.base_fingerprint, config.lora)
+            overridden = check_same_run(resumed, self.resume, self.base_fingerprint, self.data, config, force)
+            told += [f"warning: --force overrides: {text}" for text in overridden]
             load_weights(self.model, resumed, self.resume)
         if adapters and dataset.clip.frames == 1 and all(name.startswith("memory_") for name in adapters):
             raise UserError(
@@ -173,11 +201,15 @@ class Trainer:
         self.progress = Progress(run_name=f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}")
         moved = None
         if resumed:
-            self.optimizer.load_state_dict(resumed.optimizer)
-            self.schedule.load_state_dict(resumed.schedule)
-            self.scaler.load_state_dict(resumed.scaler)
+            restore(self.optimizer, self.schedule, resumed.optimizer, resumed.schedule)
+            if resumed.scaler:  # there is none of a run that needed none
+                self.scaler.load_state_dict(resumed.scaler)
             self.progress = Progress(**resumed.progress)
-            if not self.best.exists():  # another output folder: whatever comes first is the best there
+            if judged := judged_differently(resumed, self.data, config):
+                told.append(
+                    f"validation gives other scores than before, so the best is chosen anew: {'; '.join(judged)}"
+                )
+            if judged or not self.best.exists():  # another output folder: whatever comes first is the best there
                 self.progress.best_J = -math.inf
             set_random_state(resumed.random, self.model.rng)
         else:
@@ -286,7 +318,7 @@ class Trainer:
         started, steps_before = time.perf_counter(), progress.step
         while progress.step < self.last_step and (window := self.next_window(batches)):
             rate = self.optimizer.param_groups[0]["lr"]
-            losses = self.train_step(window, usage)
+            losses = self.train_or_skip(window, usage)
             progress.clips += sum(len(batch.names) for batch in window)
             progress.step += 1
             progress.epoch_steps += 1
@@ -294,8 +326,12 @@ class Trainer:
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
             self.log_step(window, losses, rate)
-            mean = progress.epoch_sums["total"] / progress.epoch_steps
-            bar.set_postfix(loss=f"{mean:.3f}", J=f"{progress.best_J:.3f}", lr=f"{rate:.1e}", refresh=False)
+            bar.set_postfix(
+                loss=f"{self.epoch_means().get('total', math.nan):.3f}",
+                J=f"{progress.best_J:.3f}",
+                lr=f"{rate:.1e}",
+                refresh=False,
+            )
             bar.update()
             if self.stops.number is not None or self.is_save_due():
                 self.save_last()
@@ -304,6 +340,53 @@ class Trainer:
             self.save_last()  # before validation, in which a run may be stopped too
         steps = progress.step - steps_before
         self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
+
+    def train_or_skip(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+        """A step, or none where its numbers are bad and ``training.on_non_finite`` allows that; returns its losses.
+
+        Raises:
+            UserError: they are bad, and that is not allowed, or has been too often in a row.
+        """
+        progress = self.progress
+        try:
+            losses = self.train_step(window, usage)
+        except NotFinite as bad:
+            losses = self.skip(bad)
+        else:
+            progress.skipped = 0
+            for name in (name for batch in window for name in batch.names):
+                source = name.split("/")[0]
+                progress.epoch_clips[source] = progress.epoch_clips.get(source, 0) + 1
+        return losses
+
+    def skip(self, bad: NotFinite) -> dict[str, float]:
+        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses."""
+        progress, training = self.progress, self.config.training
+        step = progress.step + 1
+        folder = self.folder / f"bad_batch_{step}"
+        told = f"{bad.problem} at step {step} on {bad.names}"
+        if bad.batches and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
+            dump_batches(folder, bad.batches)
+            told += f"; the batch lies in {folder}"
+        progress.skipped += 1
+        progress.epoch_skipped += 1
+        allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
+        if not allowed or progress.skipped > training.max_skips:
+            often = f" (training.max_skips is {training.max_skips})" if allowed else ""
+            raise UserError(
+                f"{told}{often}; {self.checkpoints / LAST} is of step {self.saved_step}; try a lower "
+                "training.learning_rate, training.use_amp=false, or training.on_non_finite=skip"
+            )
+        self.log.say(f"warning: step skipped: {told}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()  # without gradients nothing moves; the schedule wants to come after one
+        self.schedule.step()
+        return {}
+
+    def epoch_means(self) -> dict[str, float]:
+        """The mean losses of the epoch's steps so far, without those skipped."""
+        steps = self.progress.epoch_steps - self.progress.epoch_skipped
+        return {name: value / steps for name, value in self.progress.epoch_sums.items()}
 
     def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float) -> None:
         """Write down a step that was done."""
@@ -318,11 +401,20 @@ class Trainer:
         progress = self.progress
         if progress.clips >= self.sampler.length:
             progress.epoch, progress.clips = progress.epoch + 1, 0
-        means = {name: value / progress.epoch_steps for name, value in progress.epoch_sums.items()}
+        means = self.epoch_means()
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
-        progress.epoch_steps, progress.epoch_sums, progress.epoch_use = 0, {}, {}
+        several = [data.name for data in self.train_sets] if len(self.train_sets) > 1 else []
+        for warning in (
+            dead_experts(usage, self.config.lora.experts),
+            missing_sets(several, progress.epoch_clips),
+            unmoved_loss(progress.history),
+        ):
+            if warning:
+                self.log.say(f"warning: epoch {progress.epoch}: {warning}")
+        progress.epoch_steps, progress.epoch_skipped = 0, 0
+        progress.epoch_sums, progress.epoch_use, progress.epoch_clips = {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
 
@@ -350,7 +442,8 @@ class Trainer:
                 for layer, share_E in routing.usage().items():
                     used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
             total = losses["total"]
-            self.refuse_unless_finite(total, ", ".join(batch.names))
+            if not torch.isfinite(total):
+                raise self.not_finite(total, batch)
             if not total.requires_grad:
                 raise UserError(
                     "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
@@ -361,12 +454,17 @@ class Trainer:
         if self.distiller is not None:
             with self.autocast():
                 kept = self.distiller.losses(self.progress.step)
-            self.refuse_unless_finite(kept["total"], "the general clips of training.distill")
+            if not torch.isfinite(kept["total"]):
+                raise NotFinite(f"the loss is {kept['total'].item()}", "the general clips of training.distill", [])
             self.scaler.scale(kept.pop("total")).backward()
             sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
             raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
         self.scaler.unscale_(self.optimizer)
+        if layers := bad_gradients(self.model):
+            self.scaler.update()  # to a smaller scale, where there is one
+            names = ", ".join(name for batch in window for name in batch.names)
+            raise NotFinite(f"the gradient of {quoted(layers)} is not finite", names, window, of_gradient=True)
         limit = self.config.training.max_grad_norm or math.inf
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.scaler.step(self.optimizer)
@@ -378,13 +476,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def refuse_unless_finite(self, loss: Tensor, where: str) -> None:
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.progress.step + 1} on {where}; "
-                f"nothing was saved since {self.checkpoints / LAST}; "
-                "try a lower training.learning_rate or training.use_amp=false"
-            )
+    def not_finite(self, loss: Tensor, batch: ClipBatch) -> NotFinite:
+        """What is wrong with a batch's loss: weights are bad already, or a layer, when the batch is tried again."""
+        if layers := bad_weights(self.model):
+            cause = f": weights are not finite, of {quoted(layers)}"
+        else:
+            with torch.no_grad(), self.autocast(), watching_layers(self.model) as layers:
+                segmentation_losses(self.model, self.loss, batch)
+            cause = f": the first layer to give such numbers is {layers[0]}" if layers else ""
+        return NotFinite(f"the loss is {loss.item()}", ", ".join(batch.names) + cause, [batch])
 
     def validate(self, label: str) -> dict[str, float]:
         """Score the validation sets as evaluation does: same clips, same prompts, same J.
@@ -461,6 +561,7 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             progress=asdict(self.progress),
             random=random_state(self.model.rng),
+            data=self.data,
         ).save(self.checkpoints / name, self.checkpoints / keep if keep else None)
 
 
@@ -495,7 +596,7 @@ def move_earlier_run_aside(folder: Path) -> Path | None:
         return None
     aside = folder / "earlier" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     aside.mkdir(parents=True)
-    for name in RUN_FILES:
-        if (folder / name).exists():
-            shutil.move(folder / name, aside / name)
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            shutil.move(path, aside / path.name)
     return aside
