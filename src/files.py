@@ -50,6 +50,18 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Where a file goes whose name comes from data.
+
+    Raises:
+        UserError: that would be outside the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"'{name}' would be written outside {folder}; rename the video")
+    return path
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of :func:`write_atomically` that processes killed while writing have left."""
     for path in folder.glob(".*.tmp"):

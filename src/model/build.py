@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,8 +205,12 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
                 if flawed is not None:
                     raise zipfile.BadZipFile(f"the checksum of {flawed} is wrong")
         return content
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused: it holds more than tensors and numbers, or is no checkpoint") from None
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        found = f" ({foreign[1]})" if foreign else ""
+        raise UserError(
+            f"{path}: refused: it holds more than tensors and numbers{found}, or is no checkpoint"
+        ) from None
     except Exception as error:  # garbage makes the unpickler raise nearly anything
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated ({first_line})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -204,7 +205,7 @@ class Trainer:
             restore(self.optimizer, self.schedule, resumed.optimizer, resumed.schedule)
             if resumed.scaler:  # there is none of a run that needed none
                 self.scaler.load_state_dict(resumed.scaler)
-            self.progress = Progress(**resumed.progress)
+            self.progress = _progress_of(resumed, self.resume)
             if judged := judged_differently(resumed, self.data, config):
                 told.append(
                     f"validation gives other scores than before, so the best is chosen anew: {'; '.join(judged)}"
@@ -578,6 +579,17 @@ def _checkpoint_to_resume(
         return None, None, [f"--resume auto: there is no checkpoint in {folder}, so the run starts from the beginning"]
     path, checkpoint, damaged = found
     return checkpoint, path, [f"warning: passed over a damaged checkpoint: {problem}" for problem in damaged]
+
+
+def _progress_of(checkpoint: Checkpoint, path: str | Path | None) -> Progress:
+    """Where an earlier run was. Raises UserError if the checkpoint says it in a way that no run does."""
+    try:
+        progress = Progress(**checkpoint.progress)
+    except TypeError as error:
+        raise UserError(f"{path}: not a checkpoint of a training run: {error}") from None
+    if not re.fullmatch(r"\w[\w-]*", str(progress.run_name)):  # a folder is called so
+        raise UserError(f"{path}: not a checkpoint of a training run: its name is {progress.run_name!r}")
+    return progress
 
 
 def _notes(data: DataSet) -> str:
