@@ -170,7 +170,7 @@ class TestARun:
         assert status == 0, errors
         assert {p.name for p in folder.iterdir()} == {
             "adapter", "checkpoints", "config.yaml", "data_checks", "logs", "metrics.json", "overlays", "results.json",
-            "results.md", "steps.jsonl",
+            "results.md", "run.json", "steps.jsonl",
         }  # fmt: skip
         results = json.loads((folder / "results.json").read_text())
         assert results["domains"].keys() == {"target", "source"}

@@ -51,6 +51,7 @@ from src.train.data import labelled_frames, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger, StepLog
 from src.train.optim import build_optimizer, build_schedule, restore
+from src.train.provenance import RUN_FILE, write_start
 from src.train.resume import (
     AUTO,
     BEST,
@@ -84,7 +85,7 @@ MOST_DUMPS = 10  # bad batches that a run writes down
 RUN_FILES = (
     "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
     "clicks.png",
-    "predictions", "steps.jsonl", "bad_batch_*",
+    "predictions", "steps.jsonl", "bad_batch_*", RUN_FILE,
 )  # fmt: skip
 
 
@@ -225,6 +226,7 @@ class Trainer:
         if moved:
             self.log.say(f"an earlier run was moved to {moved}")
         write_text(self.folder / "config.yaml", config.to_yaml())
+        write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
         self.log.text("config", config.to_yaml())
         for data, share, domain in zip(train_sets, clips.shares, self.validation, strict=True):
             drawn = f"; {share} of {len(clips)} clips an epoch" if len(train_sets) > 1 else ""

@@ -497,10 +497,10 @@ class TestOneRun:
         (aside,) = (second.folder / "earlier").iterdir()
         assert (aside / "checkpoints/best.pt").read_bytes() == kept
         assert {p.name for p in aside.iterdir()} == {
-            "checkpoints", "adapter", "config.yaml", "metrics.json", "steps.jsonl",
+            "checkpoints", "adapter", "config.yaml", "metrics.json", "run.json", "steps.jsonl",
         }  # fmt: skip
         assert {p.name for p in second.folder.iterdir()} == {
-            "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "steps.jsonl",
+            "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "run.json", "steps.jsonl",
         }  # fmt: skip
         assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
 
