@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from src import cli
@@ -22,9 +23,14 @@ def main(arguments: argparse.Namespace) -> int | None:
 
         return 0 if dry_run(config) else 2
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
+    from src.errors import Stopped
+    from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
-    best = Trainer(config, arguments.resume).fit()
+    try:
+        best = Trainer(config, arguments.resume, arguments.force).fit()
+    except Stopped as stop:
+        raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
     evaluate(config, best)
     return None
 
@@ -50,7 +56,13 @@ if __name__ == "__main__":
     cli.add_override_argument(parser)
     cli.add_skip_bad(parser)
     parser.add_argument(
-        "--resume", metavar="PT", help="go on from a checkpoint, such as experiments/checkpoints/last.pt"
+        "--resume",
+        metavar="PT",
+        help="go on from a checkpoint, such as experiments/checkpoints/last.pt; auto: from the newest intact one in "
+        "output_dir, or from the start if there is none",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="resume even where config, base or data differ from the earlier run's"
     )
     parser.add_argument(
         "--extend", metavar="ADAPTER", help="learn the new domain as a further expert group beside an adapter's own"

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from src.errors import UserError
+from src.errors import Stopped, UserError
 
 _quiet = False
 
@@ -118,14 +118,17 @@ def add_skip_bad(arguments: argparse.ArgumentParser) -> None:
 def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.ArgumentParser) -> None:
     """Parse the command line, call ``main`` and exit.
 
-    Exit status: what ``main`` returns, 0 for None; 2 for a :class:`UserError`, 130 for Ctrl-C, 1 for any other error.
-    Errors are told in one line, after a traceback with ``--debug``.
+    Exit status: what ``main`` returns, 0 for None; 2 for a :class:`UserError`, 1 for any other error, and for a signal
+    128 + its number: 130 for Ctrl-C, 143 for SIGTERM. Errors are told in one line, after a traceback with ``--debug``.
     """
     namespace = arguments.parse_args()
     be_quiet(namespace.quiet)
     try:
         status = main(namespace)
         sys.stdout.flush()
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)

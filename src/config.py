@@ -285,8 +285,14 @@ class TrainingConfig(Section):
     )
     domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
+    save_every_steps: int | None = Field(None, gt=0, description="last.pt at least every so many steps")
+    save_every_minutes: float | None = Field(10.0, ge=0, description="last.pt at least every so many minutes")
     save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
     early_stopping_patience: int | None = Field(None, gt=0, description="validations without a better J")
+    on_non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="what a loss or gradient that is infinite or NaN makes of its step"
+    )
+    max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
     overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
     num_workers: int = Field(1, ge=0, description="processes that load data")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")

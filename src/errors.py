@@ -1,6 +1,8 @@
-"""The one kind of error that a user can mend."""
+"""The one kind of error that a user can mend, and the stop that a user asked for."""
 
 from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
@@ -9,3 +11,20 @@ class UserError(Exception):
     The message is what the user reads, without a traceback: it names the key, file or annotation and says what to
     do. Every command turns it into exit status 2 (:func:`src.cli.run`).
     """
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and work was put in order first. Every command exits with 128 + the signal's number.
+
+    Args:
+        number: of the signal.
+        where: what was reached and saved, and later how to go on.
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}")
+        self.number, self.where = number, where
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number

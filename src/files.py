@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from src.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, and put it in place; an earlier file stays whole.
 
+    Args:
+        path: the file to be written.
+        write: called with the temporary file's path.
+        keep: where an earlier file is moved to, over what is there; None: it is replaced. At every moment one of the
+            two is there and whole.
+
     Raises:
-        UserError: the disk is full or the folder cannot be written to.
+        UserError: the disk is full or the folder cannot be written to; nothing is left of the temporary file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,13 +29,66 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        _sync_folder(path.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _reason_of_system(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written: {reason}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with :func:`write_atomically`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where a file goes whose name comes from data.
+
+    Raises:
+        UserError: that would be outside the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"'{name}' would be written outside {folder}; rename the video")
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of :func:`write_atomically` that processes killed while writing have left."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming outlast a power cut."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason_of_system(error: BaseException | None) -> str | None:
+    """Why the operating system refused, of an error that came of it; None if it did not.
+
+    torch and safetensors raise errors of their own where writing fails: torch's has the system's behind it, the other
+    says it in its text.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return os.strerror(int(number[1]))
+        error = error.__cause__ or error.__context__
+    return None

@@ -167,11 +167,11 @@ class TestARun:
         return ["--config", tiny_yaml, "--set", f"output_dir={folder}"]
 
     def test_train(self, command, settings, folder):
-        status, output, errors = command("train.py", *settings, "--set", "training.max_epochs=1")
+        status, output, errors = command("train.py", *settings, "--set", "training.max_steps=3")
         assert status == 0, errors
         assert {p.name for p in folder.iterdir()} == {
             "adapter", "checkpoints", "config.yaml", "data_checks", "logs", "metrics.json", "overlays", "results.json",
-            "results.md",
+            "results.md", "run.json", "steps.jsonl",
         }  # fmt: skip
         results = json.loads((folder / "results.json").read_text())
         assert results["domains"].keys() == {"target", "source"}

@@ -26,7 +26,7 @@ from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import Configs, read_adapter_config, save_adapter, unload_merged
 from src.lora.lora_layer import LoRALinear
 from src.model import build_sam2_moe
-from src.model.build import MODEL_ZOO, config_overrides, image_size_of
+from src.model.build import MODEL_ZOO, config_overrides, image_size_of, save_pt
 from src.model.checkpoint import read_checkpoint
 from src.model.gating import remove_gate, saved_gate
 
@@ -112,7 +112,7 @@ def write_official(model: SAM2Base, config: Config, path: Path) -> None:
         unload_merged(model)
 
     def write(temporary: Path) -> None:
-        torch.save({"model": model.state_dict()}, temporary)
+        save_pt({"model": model.state_dict()}, temporary)
         overrides = config_overrides(config.model)
         stock = build_sam2(
             MODEL_ZOO[config.model.name].config, str(temporary), device="cpu", hydra_overrides_extra=overrides

@@ -69,6 +69,14 @@ class ClipBatch:
             video_of_object=video_of_object,
         )
 
+    def clips(self) -> list[Clip]:
+        """The clips that were put together."""
+        own = [self.video_of_object == number for number in range(len(self.names))]
+        return [
+            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy())
+            for name, frames_THWC, o in zip(self.names, self.frames_BTHWC, own, strict=True)
+        ]
+
     def pin_memory(self) -> ClipBatch:
         """The same, with all that goes to the device in pinned memory."""
         return replace(

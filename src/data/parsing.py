@@ -17,6 +17,9 @@ from src.errors import UserError
 
 FIX = "fix or delete it"
 
+MAX_JSON_BYTES = 8 * 2**30
+"""Larger annotation files are refused before they are read; the largest in use take a quarter of it."""
+
 
 @dataclass
 class Log:
@@ -43,9 +46,13 @@ def read_json(path: Path, log: Log) -> dict[str, Any]:
     """The object of a JSON file; a byte order mark is a note.
 
     Raises:
-        UserError: the file is missing, empty, a Git LFS pointer, not JSON, or holds something else.
+        UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
+            something else.
     """
     try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: {size} bytes are over the limit of {MAX_JSON_BYTES} for JSON; split the data set")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -34,15 +35,20 @@ def contact_sheet(dataset: ClipDataset, count: int, epoch: int = 0, largest: int
     """
     sampler = EpochSampler(len(dataset), dataset.seed)
     sampler.epoch = epoch
-    rows = []
+    drawn: list[tuple[str, Clip]] = []
     for key in islice(sampler, count):
         clip = dataset[key]
         if isinstance(clip, UserError):
             raise clip
         data, video = dataset.source(*key)
-        rows += [_caption(f"{data.name}: {video.video_id}", clip, min(largest, dataset.size))]
-        rows += [_row(clip, min(largest, dataset.size))]
-    return np.concatenate(rows)
+        drawn.append((f"{data.name}: {video.video_id}", clip))
+    return sheet_of_clips(drawn, largest)
+
+
+def sheet_of_clips(titled: Sequence[tuple[str, Clip]], largest: int = 512) -> np.ndarray:
+    """Clips of one length and size with their titles, as in :func:`contact_sheet`."""
+    side = min(largest, titled[0][1].frames_THWC.shape[1])
+    return np.concatenate([part for title, clip in titled for part in (_caption(title, clip, side), _row(clip, side))])
 
 
 def _row(clip: Clip, side: int) -> np.ndarray:

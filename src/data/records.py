@@ -259,19 +259,35 @@ class SourceVideos(Sequence[VideoRecord]):
         return record
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What is in a data set, to tell whether another one is the same: ``fingerprint`` tells more than the numbers do.
+
+    It is of the names and sizes of videos and files and of the number and area of every object, whatever folder they
+    lie in.
+    """
+
+    videos: int
+    frames: int
+    objects: int
+    fingerprint: str
+
+
 @dataclass
 class DataSet:
     """The videos of one split, with what was left out or repaired on the way in.
 
     ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
     left out") to how often it happened. ``median_side``, where a check has found it out: the median over objects and
-    frames of the area's square root, as a share of the frame's.
+    frames of the area's square root, as a share of the frame's. ``contents``: what is in it, of a data set read from
+    files.
     """
 
     name: str
     videos: Sequence[VideoRecord]
     notes: dict[str, int] = field(default_factory=dict)
     median_side: float | None = None
+    contents: Contents | None = None
 
     def __len__(self) -> int:
         return len(self.videos)

@@ -28,7 +28,7 @@ import PIL
 from src.cli import progress_bar
 from src.config import Config, DomainConfig
 from src.data.images import ImageFile, misnamed
-from src.data.records import DataSet, Finding, FrameSource, Source, SourceVideos, VideoRecord, object_sides
+from src.data.records import Contents, DataSet, Finding, FrameSource, Source, SourceVideos, VideoRecord, object_sides
 from src.errors import UserError
 from src.files import write_text
 
@@ -52,6 +52,7 @@ class Report:
         listed: videos and images in the data set.
         keep: the indices of those that can be used, in order.
         frames, objects: how many these have, objects counted once a video.
+        fingerprint: of all that :class:`~src.data.records.Contents` names.
         median_side: the median over their objects and frames of the area's square root, as a share of the frame's;
             None without any.
         findings: all errors, and the first of every kind of repair and note.
@@ -64,6 +65,7 @@ class Report:
     keep: list[int] = field(default_factory=list)
     frames: int = 0
     objects: int = 0
+    fingerprint: str = ""
     median_side: float | None = None
     findings: list[Finding] = field(default_factory=list)
     dropped: list[Finding] = field(default_factory=list)
@@ -149,7 +151,8 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
         where = source.files[0] if source.files else source.name
         raise UserError(f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}")
     videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
-    return DataSet(source.name, videos, report.notes, report.median_side)
+    contents = Contents(len(report.keep), report.frames, report.objects, report.fingerprint)
+    return DataSet(source.name, videos, report.notes, report.median_side, contents)
 
 
 def load_checked(source: Source, place: DomainConfig, config: Config) -> DataSet:
@@ -220,6 +223,7 @@ class _Checked:
     frames: int = 0
     objects: int = 0
     sides: np.ndarray | None = None
+    fingerprint: bytes = b""
 
 
 def _check_one(source: Source, index: int, decode: bool) -> _Checked:
@@ -241,7 +245,17 @@ def _check_one(source: Source, index: int, decode: bool) -> _Checked:
     if not damaged:
         checked.frames, checked.objects = len(record), len(record.objects)
         checked.sides = object_sides(record).astype(np.float32)
+        checked.fingerprint = _fingerprint(record, checked.sides)
     return checked
+
+
+def _fingerprint(record: VideoRecord, sides: np.ndarray) -> bytes:
+    """Of a video's name, the names and sizes of its frames' files, and its objects' numbers and areas."""
+    files = sorted({path for frame in record.frames for path in _files_of(frame)})
+    named = [(Path(path).name, os.path.getsize(path) if os.path.exists(path) else None) for path in files]
+    objects = [obj.object_id for obj in record.objects]
+    text = json.dumps([record.video_id, record.height, record.width, len(record), named, objects])
+    return hashlib.sha256(text.encode() + sides.tobytes()).digest()
 
 
 def _check_frame(frame: FrameSource, record: VideoRecord) -> list[Finding]:
@@ -270,6 +284,7 @@ class _Collected:
 
     report: Report
     paths: set[str] = field(default_factory=set)
+    fingerprints: list[bytes] = field(default_factory=list)
     sides: list[np.ndarray] = field(default_factory=list)
 
     def add(self, checked: _Checked) -> None:
@@ -282,6 +297,7 @@ class _Collected:
             self.report.frames += checked.frames
             self.report.objects += checked.objects
             self.sides.append(checked.sides)
+            self.fingerprints.append(checked.fingerprint)
 
     def add_findings(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -294,7 +310,9 @@ class _Collected:
 
     def finish(self) -> Report:
         sides = np.concatenate(self.sides) if self.sides else np.zeros(0)
-        return replace(self.report, median_side=float(np.median(sides)) if sides.size else None)
+        median_side = float(np.median(sides)) if sides.size else None
+        fingerprint = hashlib.sha256(b"".join(self.fingerprints)).hexdigest()
+        return replace(self.report, median_side=median_side, fingerprint=fingerprint)
 
 
 # Processes

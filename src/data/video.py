@@ -26,7 +26,7 @@ import av.container
 import av.video.stream
 import numpy as np
 
-from src.data.images import read_image, refuse_placeholder
+from src.data.images import MAX_PIXELS, read_image, refuse_placeholder
 from src.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -34,6 +34,9 @@ DEFAULT_RATE = Fraction(24)
 """Frames per second where nothing tells."""
 
 MAX_OPEN_VIDEOS = 4
+
+MAX_FRAMES = 1_000_000
+"""Videos of more frames, nine hours at 30 a second, are refused: most likely the number is a lie."""
 """Video files that a process keeps open for reading single frames; the one used longest ago is closed first."""
 
 _BT709 = 1  # in FFmpeg's numbering of matrices, primaries and transfer curves; its limited range is 1 as well
@@ -191,6 +194,12 @@ def _open(path: Path) -> av.container.InputContainer:
     if not container.streams.video:
         container.close()
         raise UserError(f"{path}: there are no pictures in this file")
+    stream = container.streams.video[0]
+    pixels = stream.codec_context.width * stream.codec_context.height
+    for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
+        if number > limit:
+            container.close()
+            raise UserError(f"{path}: the video has {number} {what}, over the limit of {limit}; make it smaller")
     return container
 
 
@@ -240,7 +249,7 @@ def read_header(path: Path) -> VideoHeader:
     """What a video file holds. Decodes its first frame, which alone tells how the video is turned.
 
     Raises:
-        UserError: it cannot be read, or holds no frame.
+        UserError: it cannot be read, holds no frame, or more than are allowed.
     """
     with _opened(path) as (container, stream):
         count = _trusted_count(path, stream)

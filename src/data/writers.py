@@ -22,7 +22,7 @@ from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
 from src.data.sav import KINDS, STEP, VIDEO_SUFFIX
 from src.data.video import VideoWriter
 from src.errors import UserError
-from src.files import write_atomically, write_text
+from src.files import inside, write_atomically, write_text
 
 
 def write_palette_png(path: Path, ids_HW: np.ndarray) -> None:
@@ -84,7 +84,7 @@ def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, lis
     folder = Path(folder)
     for video in data.videos:
         _write_frames(folder / "JPEGImages", video)
-        write_frame_labels(folder / "Annotations" / video.video_id, video, per_object)
+        write_frame_labels(inside(folder / "Annotations", video.video_id), video, per_object)
     if list_as is not None:
         write_text(folder / "ImageSets" / f"{list_as}.txt", "".join(f"{video.video_id}\n" for video in data.videos))
 
@@ -92,8 +92,8 @@ def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, lis
 def write_folder(folder: str | Path, data: DataSet) -> None:
     """Write first frames as stills with masks, called alike: ``images/<video>.png`` and ``masks/<video>.png``."""
     for video in data.videos:
-        _write_png(Path(folder) / "images" / f"{video.video_id}.png", video.frames[0].read())
-        write_palette_png(Path(folder) / "masks" / f"{video.video_id}.png", label_frame(video, 0))
+        write_png(inside(Path(folder) / "images", f"{video.video_id}.png"), video.frames[0].read())
+        write_palette_png(inside(Path(folder) / "masks", f"{video.video_id}.png"), label_frame(video, 0))
 
 
 def write_ytvis(folder: str | Path, data: DataSet) -> None:
@@ -160,7 +160,7 @@ def write_sav(folder: str | Path, data: DataSet, lossless: bool = False) -> None
     """
     folder = Path(folder)
     for video in data.videos:
-        with VideoWriter(folder / f"{video.video_id}{VIDEO_SUFFIX}", lossless=lossless) as writer:
+        with VideoWriter(inside(folder, f"{video.video_id}{VIDEO_SUFFIX}"), lossless=lossless) as writer:
             for frame in video.frames:
                 writer.write(frame.read())
         labelled = range(0, len(video), STEP)
@@ -195,7 +195,7 @@ def write_coco(folder: str | Path, data: DataSet, quality: int | None = 80, desc
         file_name = f"{video.video_id}.{'png' if quality is None else 'jpg'}"
         image = Image.fromarray(video.frames[0].read())
         options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
-        write_atomically(folder / file_name, partial(image.save, **options))
+        write_atomically(inside(folder, file_name), partial(image.save, **options))
         images.append({"id": image_id, "file_name": file_name, **_size(video)})
         for obj in video.objects:
             if (segmentation := obj.segmentations[0]) is None:
@@ -221,11 +221,12 @@ def _write_frames(root: Path, video: VideoRecord) -> list[str]:
     """Write a video's frames as PNG into a folder of its name, and return their paths below the root."""
     files = [f"{video.video_id}/{name}.png" for name in frame_names(video)]
     for file, frame in zip(files, video.frames, strict=True):
-        _write_png(root / file, frame.read())
+        write_png(inside(root, file), frame.read())
     return files
 
 
-def _write_png(path: Path, pixels_HWC: np.ndarray) -> None:
+def write_png(path: Path, pixels_HWC: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3) whole or not at all."""
     write_atomically(path, partial(Image.fromarray(pixels_HWC).save, format="PNG"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def domain_of(config: Config, name: str, data: DataSet) -> Domain:
     """A data set as the run's settings evaluate it."""
     settings = config.evaluation
     if settings.max_images is not None:
-        data = DataSet(data.name, data.videos[: settings.max_images], data.notes)
+        data = replace(data, videos=data.videos[: settings.max_images])
     return Domain(
         name, data, settings.frames, settings.max_objects, settings.max_side, config.dataset.clip.motion,
         settings.protocol,

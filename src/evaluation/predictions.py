@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from src.data.records import RLE, VideoRecord
 from src.data.writers import frame_names, write_palette_png
 from src.errors import UserError
+from src.files import inside
 
 MOST_IN_A_PALETTE = 255
 
@@ -37,9 +38,7 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     Raises:
         UserError: a file cannot be written, or the video's name leads out of the folder.
     """
-    place = folder / video.video_id
-    if not place.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"masks of video '{video.video_id}' would be written outside {folder}; rename the video")
+    place = inside(folder, video.video_id)
     folders = object_folders(video)
     together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
     for t, name in enumerate(frame_names(video)):

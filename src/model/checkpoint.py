@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from src.lora.adapter import AdapterLayer
 from src.lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
 from src.lora.expert_groups import add_group
 from src.lora.lora_utils import DECODER, apply_method
-from src.model.build import read_pt
+from src.model.build import read_pt, save_pt
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
 FORMAT_VERSION = 1
@@ -27,7 +28,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of ``best.pt``, ``last.pt`` or ``epoch_*.pt``.
+    """The content of ``best.pt``, ``last.pt``, ``previous.pt`` or ``epoch_*.pt``.
 
     Attributes:
         config: the run's config.
@@ -35,6 +36,8 @@ class Checkpoint:
         weights: what was trained: the adapters, or with method full the whole model.
         optimizer, schedule, scaler: their state dicts.
         progress: where the run is (plain numbers, text and lists).
+        data: what is in each training and validation set, as ``{"train": {name: …}, "valid": {name: …}}``; empty in
+            files of earlier versions.
         random: state of every random number generator that training draws from.
         groups: the config of each expert group, the one that trains last; empty without groups.
     """
@@ -48,16 +51,17 @@ class Checkpoint:
     progress: dict[str, Any]
     random: dict[str, Any]
     groups: dict[str, LoraConfig] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write the file whole or not at all; an earlier one is moved to ``keep``, if that is given."""
         content = {
             "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in self.__dataclass_fields__},
             "config": self.config.model_dump(mode="json"),
             "groups": {name: group.model_dump(mode="json") for name, group in self.groups.items()},
         }
-        write_atomically(path, lambda temporary: torch.save(content, temporary))
+        write_atomically(path, partial(save_pt, content), keep)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -74,7 +78,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
         raise UserError(f"{path}: not a checkpoint of a training run{hint}")
-    content.setdefault("groups", {})  # of an earlier version
+    content = {"groups": {}, "data": {}, **content}  # which files of earlier versions lack
     missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
     if missing:
         raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
@@ -141,12 +145,28 @@ def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora:
             f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
             f"but model.checkpoint's weights are {fingerprint[:12]}"
         )
-    theirs, ours = checkpoint.config.lora.model_dump(), lora.model_dump()
-    differences = [
-        f"lora.{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
-    ]
-    if differences:
-        raise UserError(f"{path}: does not fit the config: {'; '.join(differences)}")
+    found = differences(checkpoint.config.lora.model_dump(), lora.model_dump(), "lora")
+    if found:
+        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}")
+
+
+def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
+    """Where nested mappings (and lists of them) differ: dotted key → a text with both values."""
+    if isinstance(theirs, list) and isinstance(ours, list) and all(isinstance(x, dict) for x in [*theirs, *ours]):
+        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return {} if theirs == ours else {place: f"{place} is {_told(theirs)} there and {_told(ours)} here"}
+    found: dict[str, str] = {}
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        found |= differences(theirs.get(key, _ABSENT), ours.get(key, _ABSENT), f"{place}.{key}" if place else str(key))
+    return found
+
+
+_ABSENT = "absent"
+
+
+def _told(value: Any) -> str:
+    return "set" if isinstance(value, dict) else str(value)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:

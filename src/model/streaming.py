@@ -27,7 +27,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from src.data.prompts import Prompt
 from src.errors import UserError
 from src.files import write_atomically
 from src.lora.domain_gate import Decision
-from src.model.build import read_pt
+from src.model.build import read_pt, save_pt
 from src.model.gating import DECISION, gate_video_methods, gating_of
 from src.model.segmenter import as_video_predictor, normalise
 
@@ -116,7 +116,7 @@ class MemoryBank:
         decision = None if self.decision is None else vars(self.decision)
         bank = {**vars(self), "objects": objects, "decision": decision}
         content = {"format_version": FORMAT_VERSION, "bank": bank}
-        write_atomically(Path(path), lambda temporary: torch.save(content, temporary))
+        write_atomically(Path(path), partial(save_pt, content))
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> MemoryBank:

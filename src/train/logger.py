@@ -1,9 +1,13 @@
-"""What a run says: on the screen, in training.log, and to TensorBoard."""
+"""What a run says: on the screen, in training.log, to TensorBoard, and step by step in steps.jsonl."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -60,3 +64,40 @@ def write_expert_use(board: SummaryWriter, name: str, usage: dict[str, Tensor], 
             sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
             bucket_counts=share.tolist(), global_step=step,
         )  # fmt: skip
+
+
+class StepLog:
+    """``steps.jsonl``: a line of JSON for every step, each step once, however often a run is killed and resumed.
+
+    Args:
+        path: the file.
+        step: where the run begins; what a former attempt wrote of later steps is cut off, as they are done again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+b")  # noqa: SIM115 (closed by close)
+        self._file.truncate(self._end_of(step))
+
+    def _end_of(self, step: int) -> int:
+        """The size of the lines up to a step."""
+        self._file.seek(0)
+        size = 0
+        for line in self._file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            size += len(line)
+        return size
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add a step: ``step`` and whatever is known of it; a number that is not finite becomes null."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make all lines outlast a power cut, before a checkpoint says that they are there."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

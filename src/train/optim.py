@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,3 +35,18 @@ def build_schedule(
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    optimizer_state: dict[str, Any],
+    schedule_state: dict[str, Any],
+) -> None:
+    """Take the moments and the step from an earlier run; rates and decay are those that the two were built with."""
+    settings = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(optimizer_state)
+    schedule.load_state_dict({**schedule_state, "base_lrs": schedule.base_lrs})
+    factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    for group, own, rate, factor in zip(optimizer.param_groups, settings, schedule.base_lrs, factors, strict=True):
+        group.update({**own, "lr": rate * factor})

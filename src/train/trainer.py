@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,10 +27,10 @@ from src.config import Config
 from src.data.clips import ClipBatch, EpochSampler, collate
 from src.data.formats import load_data
 from src.data.records import DataSet
-from src.errors import UserError
+from src.errors import Stopped, UserError
 from src.evaluation.forgetting import evaluate_domain, target_domain
 from src.evaluation.report import overlay_sheet, true_masks
-from src.files import write_text
+from src.files import remove_leftovers, write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.domain_gate import DomainGate
@@ -39,7 +40,6 @@ from src.model.build import checkpoint_activations, image_size_of, pick_device
 from src.model.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
-    check_fits,
     load_weights,
     random_state,
     read_checkpoint,
@@ -49,24 +49,54 @@ from src.model.checkpoint import (
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
-from src.train.logger import RunLogger
-from src.train.optim import build_optimizer, build_schedule
+from src.train.logger import RunLogger, StepLog
+from src.train.optim import build_optimizer, build_schedule, restore
 from src.train.penalty import build_anchor
+from src.train.provenance import RUN_FILE, write_start
+from src.train.resume import (
+    AUTO,
+    BEST,
+    LAST,
+    PREVIOUS,
+    check_same_run,
+    contents,
+    find_checkpoint,
+    judged_differently,
+)
+from src.train.safety import (
+    NotFinite,
+    bad_gradients,
+    bad_weights,
+    dead_experts,
+    dump_batches,
+    missing_sets,
+    quoted,
+    unmoved_loss,
+    watching_layers,
+)
 from src.train.start import begin, init_from_data
+from src.train.stopping import Stops, leave_signals_to_the_parent
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
+
+MOST_DUMPS = 10  # bad batches that a run writes down
 
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = (
     "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
     "clicks.png",
-    "predictions",
+    "predictions", "steps.jsonl", "bad_batch_*", RUN_FILE,
 )  # fmt: skip
 
 
 @dataclass
 class Progress:
-    """Where a run is. ``clips`` counts the clips done in the current epoch."""
+    """Where a run is.
+
+    ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
+    their losses, these counts of every layer's experts and of every set's clips, and ``epoch_skipped`` of the steps
+    skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
+    """
 
     run_name: str
     epoch: int = 0
@@ -76,6 +106,12 @@ class Progress:
     best_J: float = -math.inf
     since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_steps: int = 0
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_use: dict[str, list[float]] = field(default_factory=dict)
+    epoch_clips: dict[str, int] = field(default_factory=dict)
+    epoch_skipped: int = 0
+    skipped: int = 0
 
 
 class Trainer:
@@ -83,21 +119,23 @@ class Trainer:
 
     Args:
         config: the run.
-        resume: a checkpoint of an earlier run to go on from.
+        resume: a checkpoint of an earlier run to go on from; ``auto``: the newest intact one in ``config.output_dir``,
+            or a start from nothing where there is none.
+        force: go on even where the earlier run's config, base or data differ in what changes the result.
 
     Raises:
         UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
             the data.
     """
 
-    def __init__(self, config: Config, resume: str | Path | None = None) -> None:
+    def __init__(self, config: Config, resume: str | Path | None = None, force: bool = False) -> None:
         self.config = config
         training, dataset = config.training, config.dataset
         self.folder = Path(config.output_dir)
-        self.best = self.folder / "checkpoints" / "best.pt"
-        self.resume = resume
+        self.checkpoints = self.folder / "checkpoints"
+        self.best = self.checkpoints / BEST
         self.device = pick_device(training.device)
-        resumed = read_checkpoint(resume) if resume else None
+        resumed, self.resume, told = _checkpoint_to_resume(resume, self.checkpoints)
         size = image_size_of(config.model)
         if dataset.resolution not in (None, size):
             raise UserError(
@@ -109,14 +147,16 @@ class Trainer:
         self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
         for place in config.evaluation.domains:
             load_data(place, config)  # its mistakes are told now, not when training is over
+        self.data = contents(train_sets, [domain.data for domain in self.validation])
 
         random.seed(training.seed)
         np.random.seed(training.seed)
         torch.manual_seed(training.seed)
         self.model = build_trainable(config.model, training.prompts, dataset.clip.frames)
         self.base_fingerprint = base_fingerprint(self.model)
-        if resumed and resume:
-            check_fits(resumed, resume, self.base_fingerprint, config.lora)
+        if resumed and self.resume:
+            overridden = check_same_run(resumed, self.resume, self.base_fingerprint, self.data, config, force)
+            told += [f"warning: --force overrides: {text}" for text in overridden]
         beginning = begin(self.model, config, self.base_fingerprint, resumed)
         adapters, self.groups = beginning.adapters, beginning.groups
         self.model.to(self.device)
@@ -132,8 +172,8 @@ class Trainer:
             if distill.weight
             else None
         )  # fmt: skip
-        if resumed and resume:
-            load_weights(self.model, resumed, resume)
+        if resumed and self.resume:
+            load_weights(self.model, resumed, self.resume)
         if adapters and dataset.clip.frames == 1 and all(name.startswith("memory_") for name in adapters):
             raise UserError(
                 "dataset.clip.frames is 1: SAM 2 skips memory attention on the prompted frame, so adapters in "
@@ -149,6 +189,7 @@ class Trainer:
         self.loader: DataLoader = DataLoader(
             clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
         )  # fmt: skip
         batches_per_epoch = math.ceil(len(clips) / training.batch_size)
@@ -168,19 +209,30 @@ class Trainer:
         self.progress = Progress(run_name=f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}")
         moved = None
         if resumed:
-            self.optimizer.load_state_dict(resumed.optimizer)
-            self.schedule.load_state_dict(resumed.schedule)
-            self.scaler.load_state_dict(resumed.scaler)
-            self.progress = Progress(**resumed.progress)
-            if not self.best.exists():  # another output folder: whatever comes first is the best there
+            restore(self.optimizer, self.schedule, resumed.optimizer, resumed.schedule)
+            if resumed.scaler:  # there is none of a run that needed none
+                self.scaler.load_state_dict(resumed.scaler)
+            self.progress = _progress_of(resumed, self.resume)
+            if judged := judged_differently(resumed, self.data, config):
+                told.append(
+                    f"validation gives other scores than before, so the best is chosen anew: {'; '.join(judged)}"
+                )
+            if judged or not self.best.exists():  # another output folder: whatever comes first is the best there
                 self.progress.best_J = -math.inf
             set_random_state(resumed.random, self.model.rng)
         else:
             moved = move_earlier_run_aside(self.folder)
+        remove_leftovers(self.checkpoints)
+        self.stops = Stops()
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
+        self.steps = StepLog(self.folder / "steps.jsonl", self.progress.step)
+        for line in told:
+            self.log.say(line)
         if moved:
             self.log.say(f"an earlier run was moved to {moved}")
         write_text(self.folder / "config.yaml", config.to_yaml())
+        write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
         self.log.text("config", config.to_yaml())
         for data, share, domain in zip(train_sets, clips.shares, self.validation, strict=True):
             drawn = f"; {share} of {len(clips)} clips an epoch" if len(train_sets) > 1 else ""
@@ -194,39 +246,63 @@ class Trainer:
                 )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
-            self.log.say(f"going on from {resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+            self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def fit(self) -> Path | str | None:
-        """Train to the end; returns the path of the best checkpoint, or None with method none."""
+        """Train to the end; returns the path of the best checkpoint, or None with method none.
+
+        Raises:
+            Stopped: by SIGINT or SIGTERM, after the step at hand was finished and saved in ``last.pt``.
+        """
+        try:
+            with self.stops:
+                return self.run()
+        except Stopped as stop:
+            saved = f"after step {self.saved_step}, which {self.checkpoints / LAST} holds"
+            where = f" {saved if self.saved_step else 'before anything was saved'}"
+            self.log.say(f"stopped{where}")
+            raise Stopped(stop.number, where) from None
+        finally:
+            self.log.close()
+            self.steps.close()
+
+    def run(self) -> Path | str | None:
+        """What :meth:`fit` does, without regard to signals."""
         if not self.trains:
             self.log.say("method none: nothing to train")
-            self.log.close()
             return None
         if math.isnan(self.progress.base_J):
-            scores = self.validate("base")
+            with self.stops.interruptible():
+                scores = self.validate("base")
             self.progress.base_J = scores["J"]
             self.log.say(f"base, before training: J {scores['J']:.3f} on the validation set{_each_set(scores)}")
             self.log.scalars({f"val/{name}": value for name, value in scores.items() if name.split("/")[-1] == "J"}, 0)
         with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
-            while self.progress.step < self.last_step and not self.patience_is_over():
+            while not self.is_over():
                 self.train_epoch(bar)
                 finished = self.progress.epoch % self.config.training.validate_every_epochs == 0
                 if (finished and self.progress.clips == 0) or self.progress.step >= self.last_step:
                     self.validate_and_save()
-                self.save("last.pt")
+                self.save_last()
                 every = self.config.training.save_every_epochs
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
+                self.stops.check()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
-            f"checkpoints in {self.folder / 'checkpoints'}"
+            f"checkpoints in {self.checkpoints}"
         )
         if self.progress.best_J <= self.progress.base_J:
             self.log.say("warning: training did not get better than the base on the validation set")
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
-            self.fit_domain_gate()
-        self.log.close()
+            with self.stops.interruptible():
+                self.fit_domain_gate()
         return self.best if self.best.exists() else self.resume
+
+    def is_over(self) -> bool:
+        """Whether all steps are done and their last epoch was closed, or patience has come to its end."""
+        under_way = self.progress.step < self.last_step or self.progress.epoch_steps > 0
+        return not under_way or self.patience_is_over()
 
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
@@ -245,34 +321,110 @@ class Trainer:
         progress = self.progress
         self.sampler.epoch = progress.epoch
         self.sampler.skip = progress.clips
-        sums: dict[str, float] = {}
-        usage: dict[str, Tensor] = {}
+        usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
-        started, steps = time.perf_counter(), 0
-        while window := self.next_window(batches):
+        started, steps_before = time.perf_counter(), progress.step
+        while progress.step < self.last_step and (window := self.next_window(batches)):
             rate = self.optimizer.param_groups[0]["lr"]
-            losses = self.train_step(window, usage)
+            losses = self.train_or_skip(window, usage)
             progress.clips += sum(len(batch.names) for batch in window)
             progress.step += 1
-            steps += 1
+            progress.epoch_steps += 1
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            self.log.scalars({f"train/{name}": value for name, value in losses.items()}, progress.step)
-            self.log.scalars({"train/learning_rate": rate}, progress.step)
+                progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
+            progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
+            self.log_step(window, losses, rate)
             bar.set_postfix(
-                loss=f"{sums['total'] / steps:.3f}", J=f"{progress.best_J:.3f}", lr=f"{rate:.1e}", refresh=False
+                loss=f"{self.epoch_means().get('total', math.nan):.3f}",
+                J=f"{progress.best_J:.3f}",
+                lr=f"{rate:.1e}",
+                refresh=False,
             )
             bar.update()
-            if progress.step >= self.last_step:
-                break
+            if self.stops.number is not None or self.is_save_due():
+                self.save_last()
+            self.stops.check()
+        if progress.step != self.saved_step:
+            self.save_last()  # before validation, in which a run may be stopped too
+        steps = progress.step - steps_before
+        self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
+
+    def train_or_skip(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+        """A step, or none where its numbers are bad and ``training.on_non_finite`` allows that; returns its losses.
+
+        Raises:
+            UserError: they are bad, and that is not allowed, or has been too often in a row.
+        """
+        progress = self.progress
+        try:
+            losses = self.train_step(window, usage)
+        except NotFinite as bad:
+            losses = self.skip(bad)
+        else:
+            progress.skipped = 0
+            for name in (name for batch in window for name in batch.names):
+                source = name.split("/")[0]
+                progress.epoch_clips[source] = progress.epoch_clips.get(source, 0) + 1
+        return losses
+
+    def skip(self, bad: NotFinite) -> dict[str, float]:
+        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses."""
+        progress, training = self.progress, self.config.training
+        step = progress.step + 1
+        folder = self.folder / f"bad_batch_{step}"
+        told = f"{bad.problem} at step {step} on {bad.names}"
+        if bad.batches and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
+            dump_batches(folder, bad.batches)
+            told += f"; the batch lies in {folder}"
+        progress.skipped += 1
+        progress.epoch_skipped += 1
+        allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
+        if not allowed or progress.skipped > training.max_skips:
+            often = f" (training.max_skips is {training.max_skips})" if allowed else ""
+            raise UserError(
+                f"{told}{often}; {self.checkpoints / LAST} is of step {self.saved_step}; try a lower "
+                "training.learning_rate, training.use_amp=false, or training.on_non_finite=skip"
+            )
+        self.log.say(f"warning: step skipped: {told}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()  # without gradients nothing moves; the schedule wants to come after one
+        self.schedule.step()
+        return {}
+
+    def epoch_means(self) -> dict[str, float]:
+        """The mean losses of the epoch's steps so far, without those skipped."""
+        steps = self.progress.epoch_steps - self.progress.epoch_skipped
+        return {name: value / steps for name, value in self.progress.epoch_sums.items()}
+
+    def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float) -> None:
+        """Write down a step that was done."""
+        progress = self.progress
+        values = {**losses, "learning_rate": rate}
+        self.log.scalars({f"train/{name}": value for name, value in values.items()}, progress.step)
+        names = [name for batch in window for name in batch.names]
+        self.steps.add({"step": progress.step, "epoch": progress.epoch, "clips": names, **values})
+
+    def close_epoch(self, step_seconds: float) -> None:
+        """Write down an epoch that is over, or that the run's end cuts short."""
+        progress = self.progress
         if progress.clips >= self.sampler.length:
             progress.epoch, progress.clips = progress.epoch + 1, 0
-        means = {name: value / steps for name, value in sums.items()}
-        seconds = time.perf_counter() - started
+        means = self.epoch_means()
+        usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
+        several = [data.name for data in self.train_sets] if len(self.train_sets) > 1 else []
+        for warning in (
+            dead_experts(usage, self.config.lora.experts),
+            missing_sets(several, progress.epoch_clips),
+            unmoved_loss(progress.history),
+        ):
+            if warning:
+                self.log.say(f"warning: epoch {progress.epoch}: {warning}")
+        progress.epoch_steps, progress.epoch_skipped = 0, 0
+        progress.epoch_sums, progress.epoch_use, progress.epoch_clips = {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({seconds / steps:.2f} s a step)")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
 
     def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
@@ -298,7 +450,8 @@ class Trainer:
                 for layer, share_E in routing.usage().items():
                     used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
             total = losses["total"]
-            self.refuse_unless_finite(total, ", ".join(batch.names))
+            if not torch.isfinite(total):
+                raise self.not_finite(total, batch)
             if not total.requires_grad:
                 raise UserError(
                     "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
@@ -309,7 +462,8 @@ class Trainer:
         if self.distiller is not None:
             with self.autocast():
                 kept = self.distiller.losses(self.progress.step)
-            self.refuse_unless_finite(kept["total"], "the general clips of training.distill")
+            if not torch.isfinite(kept["total"]):
+                raise NotFinite(f"the loss is {kept['total'].item()}", "the general clips of training.distill", [])
             self.scaler.scale(kept.pop("total")).backward()
             sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
         if self.anchor is not None:
@@ -319,6 +473,10 @@ class Trainer:
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
             raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
         self.scaler.unscale_(self.optimizer)
+        if layers := bad_gradients(self.model):
+            self.scaler.update()  # to a smaller scale, where there is one
+            names = ", ".join(name for batch in window for name in batch.names)
+            raise NotFinite(f"the gradient of {quoted(layers)} is not finite", names, window, of_gradient=True)
         limit = self.config.training.max_grad_norm or math.inf
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.scaler.step(self.optimizer)
@@ -330,13 +488,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def refuse_unless_finite(self, loss: Tensor, where: str) -> None:
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.progress.step + 1} on {where}; "
-                f"nothing was saved since {self.folder / 'checkpoints' / 'last.pt'}; "
-                "try a lower training.learning_rate or training.use_amp=false"
-            )
+    def not_finite(self, loss: Tensor, batch: ClipBatch) -> NotFinite:
+        """What is wrong with a batch's loss: weights are bad already, or a layer, when the batch is tried again."""
+        if layers := bad_weights(self.model):
+            cause = f": weights are not finite, of {quoted(layers)}"
+        else:
+            with torch.no_grad(), self.autocast(), watching_layers(self.model) as layers:
+                segmentation_losses(self.model, self.loss, batch)
+            cause = f": the first layer to give such numbers is {layers[0]}" if layers else ""
+        return NotFinite(f"the loss is {loss.item()}", ", ".join(batch.names) + cause, [batch])
 
     def validate(self, label: str) -> dict[str, float]:
         """Score the validation sets as evaluation does: same clips, same prompts, same J.
@@ -362,7 +522,8 @@ class Trainer:
     def validate_and_save(self) -> None:
         """Validate, and keep ``best.pt`` and the adapter when J, the mean over sets, is better than ever."""
         progress = self.progress
-        scores = self.validate("adapted")
+        with self.stops.interruptible():
+            scores = self.validate("adapted")
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
         self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
         better = scores["J"] > progress.best_J
@@ -388,8 +549,21 @@ class Trainer:
         self.log.say(f"stopping early: J has not got better for {patience} validations")
         return True
 
-    def save(self, name: str) -> None:
-        """Write a checkpoint from which the run goes on exactly."""
+    def is_save_due(self) -> bool:
+        """Whether ``last.pt`` is as many steps or minutes old as the config allows."""
+        steps, minutes = self.config.training.save_every_steps, self.config.training.save_every_minutes
+        return (steps is not None and self.progress.step - self.saved_step >= steps) or (
+            minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        )
+
+    def save_last(self) -> None:
+        """Write ``last.pt``; the one before becomes ``previous.pt``."""
+        self.steps.sync()
+        self.save(LAST, keep=PREVIOUS)
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+
+    def save(self, name: str, keep: str | None = None) -> None:
+        """Write a checkpoint from which the run goes on exactly; ``keep`` is what an earlier one is renamed to."""
         Checkpoint(
             config=self.config,
             base_fingerprint=self.base_fingerprint,
@@ -400,7 +574,34 @@ class Trainer:
             progress=asdict(self.progress),
             random=random_state(self.model.rng),
             groups=self.groups,
-        ).save(self.folder / "checkpoints" / name)
+            data=self.data,
+        ).save(self.checkpoints / name, self.checkpoints / keep if keep else None)
+
+
+def _checkpoint_to_resume(
+    resume: str | Path | None, folder: Path
+) -> tuple[Checkpoint | None, str | Path | None, list[str]]:
+    """The checkpoint to go on from, where it lies, and what to say of how it was chosen."""
+    if resume is None:
+        return None, None, []
+    if resume != AUTO:
+        return read_checkpoint(resume), resume, []
+    found = find_checkpoint(folder)
+    if found is None:
+        return None, None, [f"--resume auto: there is no checkpoint in {folder}, so the run starts from the beginning"]
+    path, checkpoint, damaged = found
+    return checkpoint, path, [f"warning: passed over a damaged checkpoint: {problem}" for problem in damaged]
+
+
+def _progress_of(checkpoint: Checkpoint, path: str | Path | None) -> Progress:
+    """Where an earlier run was. Raises UserError if the checkpoint says it in a way that no run does."""
+    try:
+        progress = Progress(**checkpoint.progress)
+    except TypeError as error:
+        raise UserError(f"{path}: not a checkpoint of a training run: {error}") from None
+    if not re.fullmatch(r"\w[\w-]*", str(progress.run_name)):  # a folder is called so
+        raise UserError(f"{path}: not a checkpoint of a training run: its name is {progress.run_name!r}")
+    return progress
 
 
 def _notes(data: DataSet) -> str:
@@ -419,7 +620,7 @@ def move_earlier_run_aside(folder: Path) -> Path | None:
         return None
     aside = folder / "earlier" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     aside.mkdir(parents=True)
-    for name in RUN_FILES:
-        if (folder / name).exists():
-            shutil.move(folder / name, aside / name)
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            shutil.move(path, aside / path.name)
     return aside

@@ -193,8 +193,8 @@ class TestSave:
         path = shutil.copy(best, tmp_path / "best.pt")
         before = path.read_bytes()
 
-        def full(content, temporary):
-            temporary.write_bytes(b"half of it")
+        def full(content, file):
+            file.write(b"half of it")
             raise OSError(28, "No space left on device")
 
         found = read_checkpoint(path)

@@ -35,8 +35,8 @@ def untouched(folder: Path) -> bool:
 class Recorded(Trainer):
     """Keeps the losses of its steps; ``poisoned`` is the step before which a weight turns into NaN."""
 
-    def __init__(self, config: Config, resume: Path | None = None, poisoned: int | None = None) -> None:
-        super().__init__(config, resume)
+    def __init__(self, config: Config, resume: Path | None = None, poisoned: int | None = None, force=False) -> None:
+        super().__init__(config, resume, force)
         self.losses: list[dict[str, float]] = []
         self.names: list[tuple[str, ...]] = []
         self.poisoned = poisoned
@@ -158,7 +158,7 @@ class TestResume:
     def test_it_keeps_what_was_known(self, make_config):
         first = Recorded(make_config("training.max_epochs=1"))
         first.fit()
-        second = Recorded(make_config("training.max_epochs=2"), checkpoint_path(first))
+        second = Recorded(make_config("training.max_epochs=2"), checkpoint_path(first), force=True)
         second.fit()
         assert second.progress.base_J == first.progress.base_J
         assert second.progress.best_J >= first.progress.best_J
@@ -169,14 +169,15 @@ class TestResume:
 
     def test_from_best_too(self, make_config):
         first = Recorded(make_config("training.max_epochs=1"))
-        second = Recorded(make_config("training.max_epochs=2"), first.fit())
+        second = Recorded(make_config("training.max_epochs=2"), first.fit(), force=True)
         second.fit()
         assert second.progress.step == 6
 
     def test_with_other_batches_it_goes_on_with_the_clips_that_are_left(self, make_config):
         first = Recorded(make_config("training.batch_size=1", "training.max_steps=4"))
         first.fit()
-        second = Recorded(make_config("training.batch_size=4", "training.max_epochs=3"), checkpoint_path(first))
+        config = make_config("training.batch_size=4", "training.max_epochs=3")
+        second = Recorded(config, checkpoint_path(first), force=True)
         second.fit()
         assert second.progress.step == 6
         assert [len(names) for names in second.names] == [1, 4]
@@ -410,7 +411,9 @@ class TestOneRun:
     def test_the_best_checkpoint_is_returned(self, finished):
         trainer, best = finished
         assert best == trainer.folder / "checkpoints/best.pt"
-        assert {p.name for p in best.parent.iterdir()} == {"best.pt", "last.pt", "epoch_001.pt", "epoch_002.pt"}
+        assert {p.name for p in best.parent.iterdir()} == {
+            "best.pt", "last.pt", "previous.pt", "epoch_001.pt", "epoch_002.pt",
+        }  # fmt: skip
 
     def test_checkpoints_are_of_their_step(self, finished):
         trainer, _ = finished
@@ -493,9 +496,11 @@ class TestOneRun:
         second = Recorded(make_config("training.max_steps=1", "lora.rank=2"))
         (aside,) = (second.folder / "earlier").iterdir()
         assert (aside / "checkpoints/best.pt").read_bytes() == kept
-        assert {p.name for p in aside.iterdir()} == {"checkpoints", "adapter", "config.yaml", "metrics.json"}
+        assert {p.name for p in aside.iterdir()} == {
+            "checkpoints", "adapter", "config.yaml", "metrics.json", "run.json", "steps.jsonl",
+        }  # fmt: skip
         assert {p.name for p in second.folder.iterdir()} == {
-            "earlier", "logs", "notes.txt", "config.yaml", "data_checks",
+            "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "run.json", "steps.jsonl",
         }  # fmt: skip
         assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
 

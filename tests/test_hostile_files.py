@@ -1,0 +1,175 @@
+"""Files that were made to do harm: nothing in them runs, none leads out of its folder, none takes all memory.
+
+Checkpoints and base weights that are damaged or would run code: ``tests/model/test_checkpoint.py``, ``test_build.py``.
+Annotations of every kind of damage: ``tests/data/test_fuzz.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import src.data.parsing
+import src.data.video
+from src.config import load_config
+from src.data.images import read_image
+from src.data.parsing import Log, read_json
+from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
+from src.data.segmentation import check_segmentation
+from src.data.video import VideoWriter, read_header
+from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
+from src.errors import UserError
+from src.evaluation.predictions import write_masks
+from src.lora.adapter_io import WEIGHTS_FILE, load_adapter
+from src.model.build import build_model
+from src.model.streaming import MemoryBank
+from src.train.trainer import Trainer
+
+
+class Bomb:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def crater(tmp_path) -> Path:
+    """What must not be there in the end."""
+    yield tmp_path / "crater"
+    assert not (tmp_path / "crater").exists()
+
+
+class TestCode:
+    def test_in_a_checkpoint_is_refused_by_name(self, make_config, tmp_path, crater):
+        torch.save({"format_version": 1, "progress": Bomb(crater)}, tmp_path / "evil.pt")
+        with pytest.raises(UserError, match=r"evil\.pt: refused: it holds more than .* \((posix|nt)\.mkdir\)"):
+            Trainer(make_config(), tmp_path / "evil.pt")
+
+    def test_in_a_checkpoint_that_auto_finds(self, make_config, tmp_path, crater):
+        folder = tmp_path / "run" / "checkpoints"
+        folder.mkdir(parents=True)
+        torch.save(Bomb(crater), folder / "last.pt")
+        with pytest.raises(UserError, match=r"last\.pt: refused"):
+            Trainer(make_config(), "auto")
+
+    def test_in_adapter_weights(self, make_config, tmp_path, crater):
+        torch.save(Bomb(crater), tmp_path / WEIGHTS_FILE)
+        (tmp_path / "adapter_config.json").write_text("{}")
+        with pytest.raises(UserError):
+            load_adapter(build_model(make_config().model), tmp_path)
+
+    def test_in_a_memory_bank(self, tmp_path, crater):
+        torch.save({"format_version": 1, "bank": Bomb(crater)}, tmp_path / "bank.pt")
+        with pytest.raises(UserError, match=r"bank\.pt: refused"):
+            MemoryBank.load(tmp_path / "bank.pt")
+
+    @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/name:os.mkdir", "!!python/module:os"])
+    def test_in_a_config(self, tmp_path, crater, tag):
+        (tmp_path / "evil.yaml").write_text(f"output_dir: {tag} ['{crater}']\n")
+        with pytest.raises(UserError, match=r"evil\.yaml: not valid YAML"):
+            load_config(tmp_path / "evil.yaml")
+        with pytest.raises(UserError, match="not valid YAML"):
+            load_config(Path("src/configs/mope.yaml"), [f"output_dir={tag} ['{crater}']"])
+
+
+def video(name: str) -> VideoRecord:
+    mask_HW = np.ones((16, 16), bool)
+    frame = ArrayFrame(np.zeros((16, 16, 3), np.uint8))
+    return VideoRecord(name, 16, 16, [frame], [ObjectTrack(1, [RLE.encode(mask_HW)])])
+
+
+class TestNamesThatLeaveTheirFolder:
+    @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil"])
+    @pytest.mark.parametrize("write", [write_coco, write_davis, write_folder, write_sav, write_ytvis])
+    def test_of_a_video_that_is_written(self, tmp_path, write, name):
+        name = name.replace("/tmp", str(tmp_path))
+        with pytest.raises(UserError, match="would be written outside"):
+            write(tmp_path / "a" / "b", DataSet("evil", [video(name.replace("../", "../../"))]))
+        assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+    def test_through_a_link_in_the_folder(self, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "out" / "v").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match="would be written outside"):
+            write_masks(tmp_path / "out", video("v"), {1: [RLE.encode(np.ones((16, 16), bool))]}, exclusive=True)
+        assert not list((tmp_path / "elsewhere").iterdir())
+
+    def test_of_the_run_in_a_checkpoint(self, make_config, tmp_path):
+        trainer = Trainer(make_config())
+        for name in ("../../evil", f"{tmp_path}/evil", "", "a/evil", 3.5):
+            trainer.progress.run_name = name
+            trainer.save("last.pt")
+            with pytest.raises(UserError, match=r"last\.pt: not a checkpoint of a training run: its name is"):
+                Trainer(make_config(), trainer.checkpoints / "last.pt")
+        assert not list(tmp_path.rglob("evil*"))
+
+    def test_of_an_image_in_a_run(self, make_config, tiny_data, tmp_path):
+        (tmp_path / "secret.jpg").write_bytes(next((tiny_data / "train").glob("*.jpg")).read_bytes())
+        content = json.loads((tiny_data / "train" / "_annotations.coco.json").read_text())
+        content["images"][0]["file_name"] = "../secret.jpg"
+        (tmp_path / "images").mkdir()
+        (tmp_path / "images" / "a.json").write_text(json.dumps(content))
+        places = [f"dataset.train_img_folder={tmp_path / 'images'}", f"dataset.train_ann_file={tmp_path}/images/a.json"]
+        with pytest.raises(UserError, match=r"'\.\./secret\.jpg' is absolute or leaves the image folder"):
+            Trainer(make_config(*places))
+
+
+class TestBombs:
+    def test_an_image_that_would_fill_memory(self, tmp_path):
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+        header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+        pixels = zlib.compress(bytes(1_000_000))
+        content = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+        (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+        with pytest.raises(UserError, match=r"bomb\.png: the image is larger than the limit"):
+            read_image(tmp_path / "bomb.png")
+
+    def test_a_huge_json(self, tmp_path):
+        with open(tmp_path / "huge.json", "wb") as file:
+            file.truncate(src.data.parsing.MAX_JSON_BYTES + 1)  # takes no room on the disk
+        with pytest.raises(UserError, match=r"huge\.json: \d+ bytes are over the limit"):
+            read_json(tmp_path / "huge.json", Log("huge.json"))
+
+    @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}"])
+    def test_json_that_is_deep_or_has_huge_numbers(self, tmp_path, content):
+        (tmp_path / "deep.json").write_text(content)
+        with pytest.raises(UserError, match=r"deep\.json: not valid JSON"):
+            read_json(tmp_path / "deep.json", Log("deep.json"))
+
+    @pytest.mark.parametrize(
+        "rle",
+        [
+            {"size": [10**9, 10**9], "counts": [10**18]},
+            {"size": [4, 4], "counts": [10**18]},
+            {"size": [4, 4], "counts": [10**4000]},
+            {"size": [4, 4], "counts": [-(10**9), 10**9 + 16]},
+            {"size": [4, 4], "counts": "o" * 50 + "0"},
+        ],
+        ids=["size", "run", "digits", "negative", "text"],
+    )
+    def test_a_mask_of_absurd_size(self, rle):
+        assert check_segmentation(rle, 4, 4) is not None
+
+    @pytest.mark.parametrize(("limit", "what"), [("MAX_FRAMES", "frames"), ("MAX_PIXELS", "pixels a frame")])
+    def test_a_video_beyond_the_limits(self, tmp_path, monkeypatch, limit, what):
+        with VideoWriter(tmp_path / "bomb.mp4") as writer:
+            for _ in range(3):
+                writer.write(np.zeros((16, 16, 3), np.uint8))
+        assert read_header(tmp_path / "bomb.mp4").count == 3
+        monkeypatch.setattr(src.data.video, limit, 2)
+        with pytest.raises(UserError, match=rf"bomb\.mp4: the video has \d+ {what}, over the limit of 2"):
+            read_header(tmp_path / "bomb.mp4")

@@ -1,0 +1,264 @@
+"""A run that is killed anywhere, and started again by the same command, is the run that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import load_config
+from src.errors import Stopped, UserError
+from src.lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE
+from src.train.trainer import Trainer
+
+SETTINGS = (
+    "training.save_every_steps=1", "training.max_epochs=2", "training.overlay_clips=0", "training.domain_gate=false",
+    "lora.router.jitter=0.1", "training.learning_rate=1e-2",
+)  # fmt: skip
+STEPS = 6
+
+
+def begin(work: Callable[[], object], output: Path) -> int:
+    """Do some work in a process of its own, which need not import anything again; returns its id.
+
+    It exits with 0, or as a command would when it was stopped or the user made a mistake, or with 1; it writes to
+    ``output``.
+    """
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        with open(output, "a", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        torch.set_num_threads(1)  # threads of the parent are not there any more
+        work()
+        status = 0
+    except Stopped as stop:
+        status = stop.status
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return 0
+
+
+def end(child: int) -> int:
+    """Wait for a process; returns its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Runs:
+    """Starts the tiny run in a folder again and again."""
+
+    def __init__(self, tiny_yaml: Path, folder: Path) -> None:
+        self.yaml, self.folder = tiny_yaml, folder
+        self.output = folder.with_suffix(".txt")
+
+    def train(self, *settings: str) -> None:
+        """What ``train.py --resume auto`` does."""
+        Trainer(load_config(self.yaml, [f"output_dir={self.folder}", *SETTINGS, *settings]), resume="auto").fit()
+
+    def begin(self, before: Callable[[], object] = lambda: None, *settings: str) -> int:
+        def work() -> None:
+            before()
+            self.train(*settings)
+
+        return begin(work, self.output)
+
+    def finish(self) -> Path:
+        """Let the run end undisturbed; returns its folder."""
+        status = end(self.begin())
+        assert status == 0, self.output.read_text()
+        return self.folder
+
+    def kill_after(self, seconds: float) -> bool:
+        """Start the run and kill it so much later; returns whether that was before its end."""
+        child = self.begin()
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+        status = end(child)
+        assert status in (0, -signal.SIGKILL), self.output.read_text()
+        return status != 0
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_yaml, tmp_path_factory) -> tuple[Path, float]:
+    """The folder of a run that nobody disturbed, and how many seconds it took."""
+    runs = Runs(tiny_yaml, tmp_path_factory.mktemp("whole") / "run")
+    began = time.monotonic()
+    return runs.finish(), time.monotonic() - began
+
+
+@pytest.fixture
+def runs(tiny_yaml, tmp_path) -> Runs:
+    return Runs(tiny_yaml, tmp_path / "run")
+
+
+def steps(folder: Path) -> list[str]:
+    return (folder / "steps.jsonl").read_text().splitlines()
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """Steps, weights, all other state of checkpoints and what is reported are the same, bit for bit."""
+    assert steps(found) == steps(expected)
+    assert [json.loads(line)["step"] for line in steps(found)] == list(range(1, STEPS + 1))
+    assert (found / "metrics.json").read_text() == (expected / "metrics.json").read_text()
+    for name in ("last.pt", "best.pt"):
+        contents = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (found, expected)]
+        for content in contents:
+            content["progress"]["run_name"] = content["config"]["output_dir"] = ""  # the time of the start; the folder
+        assert_equal(*contents)
+    for file in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (found / "adapter" / file).read_bytes() == (expected / "adapter" / file).read_bytes()
+    assert not list(found.rglob("*.tmp"))
+
+
+def assert_equal(found: object, expected: object, place: str = "") -> None:
+    if isinstance(expected, dict):
+        assert isinstance(found, dict), place
+        assert found.keys() == expected.keys(), place
+        for key, value in expected.items():
+            assert_equal(found[key], value, f"{place}.{key}")
+    elif isinstance(expected, list):
+        assert isinstance(found, list), place
+        assert len(found) == len(expected), place
+        for i, value in enumerate(expected):
+            assert_equal(found[i], value, f"{place}.{i}")
+    elif isinstance(expected, torch.Tensor):
+        assert isinstance(found, torch.Tensor), place
+        assert torch.equal(found, expected), place
+    else:
+        assert found == expected, place
+
+
+def kill_often(runs: Runs, times: int, longest: float, rng: random.Random) -> int:
+    """Kill a run so often at random moments of its life, beginning another one when it is done; returns runs done."""
+    done = 0
+    for _ in range(times):
+        if not runs.kill_after(rng.uniform(0, longest)):
+            done += 1
+    return done
+
+
+def test_ten_kills_at_random_moments_change_nothing(runs, whole):
+    expected, seconds = whole
+    kill_often(runs, 10, 0.7 * seconds, random.Random(0))
+    assert_same_run(runs.finish(), expected)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_at_random_moments_change_nothing(tiny_yaml, tmp_path, whole):
+    """Twenty runs of ten kills each, at other moments in each."""
+    expected, seconds = whole
+    for number in range(20):
+        runs = Runs(tiny_yaml, tmp_path / f"run{number}")
+        kill_often(runs, 10, 0.7 * seconds, random.Random(number + 1))
+        assert_same_run(runs.finish(), expected)
+
+
+def kill_in(module: object, name: str, matches: Callable[..., bool], after: bool) -> None:
+    """Make this process kill itself before or after the first call of a function that ``matches``."""
+    original = getattr(module, name)
+
+    def deadly(*arguments, **options):
+        if not matches(*arguments):
+            return original(*arguments, **options)
+        if after:
+            original(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    setattr(module, name, deadly)
+
+
+def torn_write(content: object, file) -> None:
+    file.write(b"half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def renamed(to: str, **options: bool) -> Callable[[], None]:
+    return partial(kill_in, os, "replace", lambda source, target: Path(target).name == to, **options)
+
+
+SAVES = {
+    "writing": lambda: setattr(torch, "save", torn_write),
+    "after the renamings": renamed("last.pt", after=True),
+    "before the older file is kept": renamed("previous.pt", after=False),
+    "between the two renamings": renamed("previous.pt", after=True),
+    "with the best, before the last": renamed("best.pt", after=True),
+    "with half of the adapter": renamed(WEIGHTS_FILE, after=True),
+}
+
+
+def test_kills_within_saves_change_nothing(runs, whole):
+    """One run that is killed at each of these moments in turn."""
+    for moment, prepare in SAVES.items():
+        assert end(runs.begin(prepare)) == -signal.SIGKILL, f"{moment}: {runs.output.read_text()}"
+    assert_same_run(runs.finish(), whole[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_finishes_the_step_and_saves_it(runs, whole, number):
+    """Here the checkpoint is not written every step: it is there because of the signal."""
+    child = runs.begin(lambda: None, "training.save_every_steps=null")
+    while not (runs.folder / "steps.jsonl").exists() or not steps(runs.folder):
+        time.sleep(0.002)
+    os.kill(child, number)
+    assert end(child) == 128 + number
+    saved = torch.load(runs.folder / "checkpoints/last.pt", weights_only=True)["progress"]["step"]
+    assert saved == len(steps(runs.folder)) < STEPS
+    assert f"{number.name}: finishing the step" in runs.output.read_text()
+    assert f"stopped after step {saved}" in (runs.folder / "logs/training.log").read_text()
+    assert_same_run(runs.finish(), whole[0])
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(runs, whole):
+    for _ in range(2):
+        assert end(runs.begin(SAVES["after the renamings"])) == -signal.SIGKILL
+    last = runs.folder / "checkpoints/last.pt"
+    content = bytearray(last.read_bytes())
+    middle = slice(len(content) // 2, len(content) // 2 + 300)  # beyond one tensor's padding
+    content[middle] = bytes(byte ^ 1 for byte in content[middle])
+    last.write_bytes(content)
+    assert_same_run(runs.finish(), whole[0])
+    assert f"passed over a damaged checkpoint: {last}: damaged" in runs.output.read_text()
+
+
+def test_a_full_disk_is_told_and_costs_nothing(runs, whole):
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    assert end(runs.begin(SAVES["after the renamings"])) == -signal.SIGKILL
+    last = runs.folder / "checkpoints/last.pt"
+    before = last.read_bytes()
+    assert end(runs.begin(full)) == 2
+    (line,) = [line for line in runs.output.read_text().splitlines() if line.startswith("error: ")]
+    assert line == f"error: {last}: cannot be written: File too large"
+    assert last.read_bytes() == before
+    assert not list(runs.folder.rglob("*.tmp"))
+    assert_same_run(runs.finish(), whole[0])
+
+
+def test_where_there_is_no_checkpoint_auto_begins_and_says_so(whole):
+    text = (whole[0] / "logs/training.log").read_text()
+    assert f"there is no checkpoint in {whole[0] / 'checkpoints'}, so the run starts from the beginning" in text

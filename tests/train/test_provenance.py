@@ -1,0 +1,86 @@
+"""A run's folder holds what is needed to do it again, and doing it again gives the same, however data are loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from src.config import load_config
+from src.train.provenance import git_state
+from src.train.trainer import Trainer
+
+QUICK = ("training.overlay_clips=0", "training.domain_gate=false", "lora.router.jitter=0.1", "lora.dropout=0.1")
+
+
+def trained(make_config, folder, workers: int) -> tuple[str, dict]:
+    """The steps and the last checkpoint of a run."""
+    trainer = Trainer(make_config(*QUICK, f"output_dir={folder}", f"training.num_workers={workers}"))
+    trainer.fit()
+    return (folder / "steps.jsonl").read_text(), torch.load(folder / "checkpoints/last.pt", weights_only=True)
+
+
+def test_a_run_is_the_same_with_any_number_of_workers(make_config, tmp_path):
+    steps, expected = trained(make_config, tmp_path / "0", 0)
+    for workers in (1, 2):
+        again, found = trained(make_config, tmp_path / str(workers), workers)
+        assert again == steps
+        assert found["weights"].keys() == expected["weights"].keys()
+        assert all(torch.equal(found["weights"][name], w) for name, w in expected["weights"].items())
+        assert found["progress"]["history"] == expected["progress"]["history"]
+
+
+def test_run_json_says_what_was_run_by_what_on_what(make_config, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", "my run.yaml"])
+    trainer = Trainer(make_config(*QUICK))
+    content = json.loads((trainer.folder / "run.json").read_text())
+    assert content["base_fingerprint"] == trainer.base_fingerprint
+    assert content["data"]["train"]["target"].keys() == {"videos", "frames", "objects", "fingerprint"}
+    assert content["data"]["valid"]["target"]["videos"] == 2
+    (start,) = content["starts"]
+    assert start["command"] == "train.py --config 'my run.yaml'"
+    assert (
+        start["packages"]["torch"] == torch.__version__.split("+")[0] or start["packages"]["torch"] == torch.__version__
+    )
+    assert {"numpy", "pillow"} <= {name.lower() for name in start["packages"]}
+    assert (start["step"], start["device"]) == (0, "cpu")
+    assert start["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert load_config(trainer.folder / "config.yaml") == trainer.config
+
+
+def test_a_resumed_run_adds_its_start(make_config):
+    first = Trainer(make_config(*QUICK, "training.max_steps=1"))
+    first.fit()
+    Trainer(make_config(*QUICK), "auto")
+    starts = json.loads((first.folder / "run.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 1]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", tmp_path, *identity, *arguments], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a.txt").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    return tmp_path, git("rev-parse", "HEAD")
+
+
+def test_changes_since_the_commit_are_told(repository):
+    folder, commit = repository
+    assert git_state(folder) == {"commit": commit, "dirty": []}
+    (folder / "a.txt").write_text("2")
+    assert git_state(folder) == {"commit": commit, "dirty": ["a.txt"]}
+
+
+def test_outside_a_repository_there_is_none(tmp_path):
+    assert git_state(tmp_path) is None

@@ -1,0 +1,176 @@
+"""Bad numbers stop a run or cost it a step, as the config says, and are named; a run that learns nothing says so."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import src.train.trainer
+from src.data.clips import ClipBatch
+from src.errors import UserError
+from src.lora.lora_utils import routed_layers
+from src.train.safety import dead_experts, missing_sets, unmoved_loss
+from src.train.trainer import Trainer
+
+QUICK = ("training.max_steps=3", "training.overlay_clips=0", "training.domain_gate=false")
+
+
+class Seen(Trainer):
+    """Keeps the windows of its steps; ``before`` is called before each with the trainer."""
+
+    def __init__(self, config, before=lambda trainer: None) -> None:
+        super().__init__(config)
+        self.windows: list[list[ClipBatch]] = []
+        self.before = before
+
+    def train_step(self, window, usage):
+        self.windows.append(window)
+        self.before(self)
+        return super().train_step(window, usage)
+
+    @property
+    def text(self) -> str:
+        return (self.folder / "logs/training.log").read_text()
+
+    @property
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def bad_losses(monkeypatch):
+    """``bad_losses(2)``: the second call gives a loss that is NaN."""
+
+    def poison(*calls: int) -> None:
+        original, count = src.train.trainer.segmentation_losses, iter(range(1, 99))
+
+        def poisoned(*arguments):
+            losses = original(*arguments)
+            return {**losses, "total": losses["total"] * math.nan} if next(count) in calls else losses
+
+        monkeypatch.setattr(src.train.trainer, "segmentation_losses", poisoned)
+
+    return poison
+
+
+class TestStop:
+    def test_a_gradient_is_named_with_its_parameter_and_clips(self, make_config):
+        def infinite(trainer: Seen) -> None:
+            if trainer.progress.step == 1:
+                name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
+                trainer.bad = name
+                parameter.register_hook(lambda gradient: gradient + math.inf)
+
+        trainer = Seen(make_config(*QUICK), infinite)
+        with pytest.raises(UserError) as caught:
+            trainer.fit()
+        message = str(caught.value)
+        assert (
+            f"the gradient of {trainer.bad} is not finite at step 2 on {', '.join(trainer.windows[1][0].names)}"
+            in message
+        )
+        assert "\n" not in message
+        assert len(trainer.lines) == 1
+
+    def test_a_layer_that_gives_nan_is_named(self, make_config):
+        trainer = Seen(make_config(*QUICK))
+        trainer.model.sam_mask_decoder.conv_s0.register_forward_hook(lambda layer, inputs, output: output * math.nan)
+        with pytest.raises(UserError, match=r"the first layer to give such numbers is sam_mask_decoder\.conv_s0"):
+            trainer.fit()
+
+    def test_the_batch_is_written_down(self, make_config, bad_losses):
+        trainer = Seen(make_config(*QUICK))
+        bad_losses(2)
+        with pytest.raises(UserError, match=f"the batch lies in {trainer.folder}/bad_batch_2"):
+            trainer.fit()
+        (batch,) = trainer.windows[1]
+        folder = trainer.folder / "bad_batch_2"
+        with np.load(folder / "batch_0.npz") as found:
+            assert tuple(found["names"]) == batch.names
+            assert np.array_equal(found["frames_BTHWC"], batch.frames_BTHWC)
+            assert np.array_equal(found["masks_TOHW"], batch.masks_TOHW)
+            assert np.array_equal(found["video_of_object"], batch.video_of_object)
+        clips, frames, height, width = batch.frames_BTHWC.shape[:4]
+        with Image.open(folder / "sheet.png") as sheet:
+            assert sheet.width == frames * width
+            assert sheet.height > clips * height
+        again = ClipBatch.collate(batch.clips())
+        assert all(np.array_equal(getattr(again, name), getattr(batch, name)) for name in vars(batch))
+
+
+class TestSkip:
+    def test_a_step_is_left_out_and_the_run_goes_on(self, make_config, bad_losses):
+        kept = []
+        trainer = Seen(
+            make_config(*QUICK, "training.on_non_finite=skip"),
+            lambda trainer: kept.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad]),
+        )
+        bad_losses(2)
+        trainer.fit()
+        assert ["total" in line for line in trainer.lines] == [True, False, True]
+        assert not all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(kept[1], kept[2], strict=True))
+        (entry,) = trainer.progress.history
+        assert entry["total"] == pytest.approx((trainer.lines[0]["total"] + trainer.lines[2]["total"]) / 2)
+        assert f"warning: step skipped: the loss is nan at step 2 on {trainer.windows[1][0].names[0]}" in trainer.text
+        assert trainer.progress.skipped == 0
+
+    def test_too_many_in_a_row_stop_the_run(self, make_config, bad_losses):
+        trainer = Seen(make_config(*QUICK, "training.on_non_finite=skip", "training.max_skips=2"))
+        bad_losses(1, 3, 5)  # each is tried once more, to find the layer
+        with pytest.raises(UserError, match=r"at step 3 on .* \(training\.max_skips is 2\)"):
+            trainer.fit()
+
+    def test_weights_that_are_bad_are_named(self, make_config):
+        def poison(trainer: Seen) -> None:
+            with torch.no_grad():
+                name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
+                trainer.bad = name
+                parameter.fill_(math.nan)
+
+        trainer = Seen(make_config(*QUICK), poison)
+        with pytest.raises(UserError) as caught:
+            trainer.fit()
+        assert f"weights are not finite, of {trainer.bad}" in str(caught.value)
+
+
+class TestWarnings:
+    def test_an_expert_that_is_never_chosen(self, make_config):
+        trainer = Seen(make_config(*QUICK))
+        name, layer = next(iter(routed_layers(trainer.model).items()))
+        assert "never chosen" not in trainer.text
+        with torch.no_grad():
+            layer.gate.bias[1] = -1e4
+        trainer.fit()
+        (line,) = [line for line in trainer.text.splitlines() if "never chosen" in line]
+        assert "warning: epoch 1: experts were never chosen in " in line
+        assert f" of 16 layers: {name} (expert 1)" in line
+
+    def test_a_null_expert_may_rest(self):
+        assert dead_experts({"layer": torch.tensor([1.0, 2.0, 0.0])}, 2) is None
+        assert dead_experts({}, 2) is None
+
+    def test_a_set_without_clips(self):
+        assert missing_sets([], {"a": 1}) is None
+        assert missing_sets(["a", "b"], {"a": 1, "b": 2}) is None
+        assert "no clip of b was trained on" in (missing_sets(["a", "b"], {"a": 1}) or "")
+
+    @pytest.mark.parametrize(
+        ("losses", "told"),
+        [([4, 4, 4], True), ([4, 4.1, 3.99], True), ([4, 4, 3.9], False), ([4, 3, 4], False), ([4, 4], False),
+         ([4, 4, 4, 4], False)],
+    )  # fmt: skip
+    def test_a_loss_that_does_not_move_is_told_once(self, losses, told):
+        assert (unmoved_loss([{"total": value} for value in losses]) is not None) == told
+
+    def test_it_is_told_by_a_run(self, make_config, monkeypatch):
+        monkeypatch.setattr("src.train.safety.LEAST_MOVE", 0.9)
+        settings = ["training.max_epochs=3", "training.validate_every_epochs=3", "training.batch_size=4"]
+        trainer = Seen(make_config(*settings, "training.overlay_clips=0", "training.domain_gate=false"))
+        trainer.fit()
+        assert "warning: epoch 3: after 3 epochs the loss is" in trainer.text
