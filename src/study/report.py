@@ -171,17 +171,23 @@ def grouped(sequences: list[Sequence]) -> Runs:
 
 
 def method_table(study: Study, runs: Runs) -> str:
-    """Markdown: a line for each method, distillation and mode; means over sequences ± half of the 95 % interval."""
+    """Markdown: a line for each method, distillation and mode.
+
+    Numbers are means over seeds, of each the mean over orders, ± half of their 95 % interval (Student's t).
+    """
     rows = []
     for name in study.study.methods:
         for (method, distilled, mode), found in runs.items():
             if method == name:
-                numbers = [continual(each.R) for each in found]
-                cells = [_interval([getattr(n, column) for n in numbers], column != "average") for column in COLUMNS]
+                seeds = {each.seed: [continual(e.R) for e in found if e.seed == each.seed] for each in found}
+                cells = []
+                for column in COLUMNS:
+                    values = [float(np.mean([getattr(n, column) for n in numbers])) for numbers in seeds.values()]
+                    cells.append(_interval(values, column != "average"))
                 cost = _cost(study, method, distilled) if mode == "on" else ["", ""]
                 general = "yes" if distilled else "no"
-                rows.append([name, general, MODES[mode], str(len(found)), *cells, *cost])
-    header = ["method", "distilled", "adapters", "runs", *COLUMNS.values(), "parameters", "s a domain"]
+                rows.append([name, general, MODES[mode], str(len(seeds)), *cells, *cost])
+    header = ["method", "distilled", "adapters", "seeds", *COLUMNS.values(), "parameters", "s a domain"]
     return aligned(header, rows, {0, 1, 2}, markdown=True)
 
 
