@@ -51,6 +51,8 @@ def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoin
         UserError: ``training.extend``, ``training.start_from`` or the target modules do not fit.
     """
     training = config.training
+    _refuse_inside(config, "extend", training.extend)
+    _refuse_inside(config, "start_from", training.start_from)
     if resumed is not None:
         groups = resumed.groups
         adapters = put_adapters_in(model, config.lora, groups)
@@ -64,6 +66,15 @@ def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoin
     if training.start_from is not None:
         _load_start(model, training.start_from, config.lora, fingerprint)
     return Beginning(adapters, groups)
+
+
+def _refuse_inside(config: Config, key: str, path: str | None) -> None:
+    """Raise UserError where what a run begins with lies where the run moves earlier results away."""
+    if path is not None and Path(path).resolve().is_relative_to(Path(config.output_dir).resolve()):
+        raise UserError(
+            f"training.{key}: {path} lies in output_dir, {config.output_dir}, from which a new run moves earlier "
+            "results away: set another output_dir"
+        )
 
 
 def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str, LoraConfig]:
