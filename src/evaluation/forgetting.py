@@ -158,12 +158,17 @@ def evaluate_domain(
 class GatedResult:
     """What becomes of a domain with a gate deciding.
 
-    ``known``: of how many videos it knew the domain. ``learned``: whether the domain is one that it has learned.
+    ``decisions``: video → the gate's word on it. ``learned``: whether the domain is one that it has learned.
     """
 
     result: DomainResult
-    known: int
+    decisions: dict[str, Decision]
     learned: bool
+
+    @property
+    def known(self) -> int:
+        """Of how many videos it knew the domain."""
+        return sum(decision.domain is not None for decision in self.decisions.values())
 
     @property
     def wrong(self) -> int:
@@ -188,14 +193,14 @@ def with_gate(
         decide: the gate's word on a frame, RGB uint8 (H, W, 3); it is asked about the first prompted one.
         learned: whether the gate has learned this domain.
     """
-    videos, known = [], 0
+    videos: list[VideoResult] = []
+    decisions: dict[str, Decision] = {}
     for video, unchanged, changed in zip(domain.videos(), base.videos, adapted.videos, strict=True):
         prompted = min(first_frame(video, obj.object_id) for obj in video.objects)
-        knows = decide(video.frames[prompted].read()).domain is not None
-        videos.append(changed if knows else unchanged)
-        known += knows
+        decision = decisions[video.video_id] = decide(video.frames[prompted].read())
+        videos.append(unchanged if decision.domain is None else changed)
     counted = [scores for video in videos for scores in video.scores.values()]
-    return GatedResult(DomainResult(pooled(counted), videos), known, learned)
+    return GatedResult(DomainResult(pooled(counted), videos), decisions, learned)
 
 
 def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:

@@ -14,12 +14,13 @@ from src.data.drawing import draw_masks
 from src.data.records import RLE, VideoRecord
 from src.evaluation.coco_eval import ImageResult, shown_prompts
 from src.evaluation.figures import save_figure
-from src.evaluation.forgetting import VideoResult
+from src.evaluation.forgetting import GatedResult, VideoResult
 from src.evaluation.metrics import ObjectScores, pooled
 from src.evaluation.tables import (
     GATE_TITLE,
     IMAGES_TITLE,
     Comparison,
+    decisions_table,
     gate_rates,
     gate_table,
     image_table,
@@ -64,9 +65,18 @@ def _domain_json(c: Comparison) -> dict[str, Any]:
         "per_video": [
             _video_json(base, other) for base, other in zip(c.base.videos, adapted.videos, strict=True) if base.scores
         ],
-        **({} if c.gated is None else {"gated": {**c.gated.result.scores, "known": c.gated.known}}),
+        **({} if c.gated is None else {"gated": _gated_json(c.gated)}),
         **({} if c.images is None else {"images": _images_json(*c.images)}),
     }
+
+
+def _gated_json(gated: GatedResult) -> dict[str, Any]:
+    """Scores, how many videos were known, and for each video the domain or none, and how far it is from each."""
+    decisions = {
+        video: {"domain": decision.domain, "distances": decision.distances}
+        for video, decision in gated.decisions.items()
+    }
+    return {**gated.result.scores, "known": gated.known, "decisions": decisions}
 
 
 def _video_json(base: VideoResult, adapted: VideoResult) -> dict[str, Any]:
@@ -128,6 +138,8 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
     lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), "", *legend(comparisons), ""]
     if any(c.gated for c in comparisons):
         lines += [GATE_TITLE, "", gate_table(comparisons, markdown=True), "", rates_line(comparisons), ""]
+        lines += ["What the gate said of each video, and how far it is from each domain (up to 1 is inside):", ""]
+        lines += [decisions_table(comparisons), ""]
     lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
     lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
     lines += [statistics_table(comparisons), ""]

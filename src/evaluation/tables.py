@@ -111,6 +111,18 @@ def gate_rates(comparisons: list[Comparison]) -> dict[str, float]:
     return rates
 
 
+def decisions_table(comparisons: list[Comparison]) -> str:
+    """Markdown: the gate's word on every video."""
+    rows = [
+        [c.domain.name, video, decision.domain or "none: the base", *(f"{d:.2f}" for d in decision.distances.values())]
+        for c in comparisons
+        if c.gated is not None
+        for video, decision in c.gated.decisions.items()
+    ]
+    known = next((list(d.distances) for c in comparisons if c.gated for d in c.gated.decisions.values()), [])
+    return aligned(["domain", "video", "decision", *known], rows, {0, 1, 2}, markdown=True)
+
+
 def rates_line(comparisons: list[Comparison]) -> str:
     """:func:`gate_rates` as a line of text."""
     return "domain gate: " + ", ".join(
