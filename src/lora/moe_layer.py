@@ -76,7 +76,8 @@ class LinearWithExperts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_logits_EN: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         x, z, weight, thin_PD, B_ERO, gates_EN, thin_PN = ctx.saved_tensors
-        wanted = dict(zip(("x", "z", "weight", "bias", "thin", "B", "gates"), ctx.needs_input_grad, strict=False))
+        names = ("x", "z", "weight", "bias", "thin", "B", "gates", "gate_bias", "choose")
+        wanted = dict(zip(names, ctx.needs_input_grad, strict=True))
         grad = x.new_zeros(*x.shape[:-1], len(weight)) if grad is None else grad
         grad_NO, g_NO = _tokens(grad), _tokens(grad).to(thin_PN.dtype)
         found: dict[str, Tensor] = {}
@@ -87,7 +88,8 @@ class LinearWithExperts(torch.autograd.Function):
             _softmax_gradient(gates_EN, grad_gates_EN, out=grad_logits)
             if grad_logits_EN is not None:
                 grad_logits += grad_logits_EN
-            found["gate_bias"] = grad_logits.sum(dim=1)
+            if wanted["gate_bias"]:
+                found["gate_bias"] = grad_logits.sum(dim=1)
         else:
             found["gates"] = grad_gates_EN
 
@@ -107,7 +109,6 @@ class LinearWithExperts(torch.autograd.Function):
             found["weight"] = grad_NO.T @ _tokens(x).to(grad.dtype)
         if wanted["bias"]:
             found["bias"] = grad_NO.sum(dim=0)
-        names = ("x", "z", "weight", "bias", "thin", "B", "gates", "gate_bias", "choose")
         return tuple(found.get(name) for name in names)
 
 
