@@ -22,7 +22,8 @@ class LinearWithExperts(torch.autograd.Function):
     """x Wᵀ + bias + Σ_e gates_e · B_e A_e z, where gates are given, or made of the logits that a gate finds in x.
 
     What experts add is summed into the base layer's output, and their part of the gradient into the base layer's. For
-    the backward pass x, z, gates and the thin products A z (and logits) are kept, nothing of the size of the output.
+    the backward pass x, z, gates and the gated thin products gates_e · A_e z (and logits) are kept, nothing of the size
+    of the output. A gate that is 0 gets the gradient 0: nothing else is asked of gates that are 0 where not chosen.
     E experts of rank R have X = E · R rows in all; with the gate's own E* they are P. Experts come before the N tokens,
     so that what is done for each token runs along memory. Thin products have the dtype of A, or of autocast.
     """
@@ -66,7 +67,9 @@ class LinearWithExperts(torch.autograd.Function):
                 logits_EN += gate_bias.unsqueeze(1)
             gates_EN, chosen_KN = choose(logits_EN)
         gates_EN = gates_EN.to(thin_PN.dtype)
-        _add_product(_tokens(out), _gated(thin_PN, gates_EN, B_ERO).T, B_ERO.flatten(0, 1).to(thin_PN.dtype))
+        gated_ERN = _experts_rows(thin_PN, B_ERO)
+        gated_ERN *= gates_EN[:experts].unsqueeze(1)
+        _add_product(_tokens(out), gated_ERN.flatten(0, 1).T, B_ERO.flatten(0, 1).to(thin_PN.dtype))
         ctx.save_for_backward(x, z, weight, thin_PD, B_ERO, gates_EN, thin_PN)
         ctx.mark_non_differentiable(chosen_KN)
         ctx.set_materialize_grads(False)
@@ -82,22 +85,31 @@ class LinearWithExperts(torch.autograd.Function):
         grad_NO, g_NO = _tokens(grad), _tokens(grad).to(thin_PN.dtype)
         found: dict[str, Tensor] = {}
 
-        grad_thin_PN, grad_gates_EN = _thin_gradients(g_NO, thin_PN, gates_EN, B_ERO)
+        gated_ERN = _experts_rows(thin_PN, B_ERO)
+        grad_thin_PN = torch.empty_like(thin_PN)
+        grad_ERN = _experts_rows(grad_thin_PN, B_ERO)
+        torch.mm(B_ERO.flatten(0, 1).to(thin_PN.dtype), g_NO.T, out=grad_ERN.flatten(0, 1))
+        # Each expert's gate times its gradient, for which the products before they were gated need not be kept.
+        weighed_EN = (grad_ERN * gated_ERN).sum(dim=1)
+        experts = len(gated_ERN)
+        grad_ERN *= gates_EN[:experts].unsqueeze(1)
         if ctx.gate_decides:
+            # Of the softmax over the chosen logits. The null expert's gate, multiplied by nothing, has no gradient.
             grad_logits = grad_thin_PN[-len(gates_EN) :]
-            _softmax_gradient(gates_EN, grad_gates_EN, out=grad_logits)
+            torch.mul(gates_EN, weighed_EN.sum(dim=0).neg(), out=grad_logits)
+            grad_logits[:experts] += weighed_EN
             if grad_logits_EN is not None:
                 grad_logits += grad_logits_EN
             if wanted["gate_bias"]:
                 found["gate_bias"] = grad_logits.sum(dim=1)
-        else:
-            found["gates"] = grad_gates_EN
+        elif wanted["gates"]:
+            found["gates"] = torch.where(gates_EN > 0, weighed_EN / gates_EN, 0)
 
         thin_grad_NP, thin = grad_thin_PN.T, thin_PD.to(thin_PN.dtype)
         if wanted["thin"]:
             found["thin"] = grad_thin_PN @ _tokens(x if z is None else z).to(thin_PN.dtype)
         if wanted["B"]:
-            found["B"] = (_gated(thin_PN, gates_EN, B_ERO) @ g_NO).view_as(B_ERO)
+            found["B"] = (gated_ERN.flatten(0, 1) @ g_NO).view_as(B_ERO)
         if wanted["x"]:
             grad_x_ND = grad_NO @ weight.to(grad.dtype)
             if z is None:
@@ -125,34 +137,10 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         out += a @ b
 
 
-def _gated(thin_PN: Tensor, gates_EN: Tensor, B_ERO: Tensor) -> Tensor:
-    """The experts' thin products, each times its expert's gate, (X, N)."""
+def _experts_rows(thin_PN: Tensor, B_ERO: Tensor) -> Tensor:
+    """The experts' rows of all thin products, (E, R, N)."""
     experts, rank, _ = B_ERO.shape
-    h_ERN = thin_PN[: experts * rank].view(experts, rank, -1)
-    return (h_ERN * gates_EN[:experts].unsqueeze(1)).flatten(0, 1)
-
-
-def _thin_gradients(g_NO: Tensor, thin_PN: Tensor, gates_EN: Tensor, B_ERO: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the thin products, of which the gate's rows are left to be filled, and of the experts' gates."""
-    experts, rank, _ = B_ERO.shape
-    rows = experts * rank
-    grad_thin_PN = torch.empty_like(thin_PN)
-    torch.mm(B_ERO.flatten(0, 1).to(thin_PN.dtype), g_NO.T, out=grad_thin_PN[:rows])
-    grad_ERN = grad_thin_PN[:rows].view(experts, rank, -1)
-    grad_gates_EN = (grad_ERN * thin_PN[:rows].view_as(grad_ERN)).sum(dim=1)
-    grad_ERN *= gates_EN[:experts].unsqueeze(1)
-    return grad_thin_PN, grad_gates_EN
-
-
-def _softmax_gradient(gates_EN: Tensor, grad_EN: Tensor, out: Tensor) -> None:
-    """The logits' gradient through the softmax over the chosen ones, from the gates (E*, N), 0 where not chosen.
-
-    The gradient of the gates is the experts', (E, N): the null expert's gate, which nothing is multiplied by, has none.
-    """
-    experts = len(grad_EN)
-    mean_N = (gates_EN[:experts] * grad_EN).sum(dim=0)
-    torch.mul(gates_EN, mean_N.neg(), out=out)
-    out[:experts].addcmul_(gates_EN[:experts], grad_EN)
+    return thin_PN[: experts * rank].view(experts, rank, thin_PN.shape[1])
 
 
 class MoELoRALinear(AdapterLayer):
