@@ -40,10 +40,11 @@ def test_a_row_for_each_layer_of_each_shape_and_less_memory_than_the_loops(compa
 
 
 def test_a_layer_that_computes_something_else_is_not_timed(compare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MoELoRALinear, "forward", lambda self, x: self.base_layer(x) + 0 * self.gate(x)[0].sum())
+    forward = MoELoRALinear.forward
+    monkeypatch.setattr(MoELoRALinear, "forward", lambda self, x: forward(self, x) * 1.0001)
     status, out, errors = compare("--shapes", "30x8")
     assert status == 2
-    assert "this layer" not in out
+    assert "| 30x8 |" not in out
     assert "differ from the loop" in errors
 
 
