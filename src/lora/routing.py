@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,16 +133,33 @@ class TopKGatingNetwork(nn.Module):
             x = self._decision_input(x, dtype).to(dtype)
             if self.training and self.jitter > 0:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            bias = None if self.bias is None else self.bias.to(dtype)
-            logits = F.linear(x, self.weight.to(dtype), bias)
-            weighed = logits
-            if self.training and self.noise > 0:
-                weighed = logits + self.noise * torch.randn_like(logits)
-            scores = weighed if self.balance_bias is None else weighed + self.balance_bias
-            chosen = scores.topk(self.top_k, dim=-1).indices
-            gates = torch.zeros_like(logits).scatter(-1, chosen, weighed.gather(-1, chosen).softmax(dim=-1))
-        self._record(logits, chosen)
-        return gates[..., : self.num_experts], logits
+            logits_EN = self.weight.to(dtype) @ x.reshape(-1, x.shape[-1]).T
+            if self.bias is not None:
+                logits_EN = logits_EN + self.bias.to(dtype).unsqueeze(1)
+            gates_EN, chosen_KN = self.choose(logits_EN)
+        self.record(logits_EN, chosen_KN)
+        shape = (*x.shape[:-1], len(logits_EN))
+        return gates_EN.T.reshape(shape)[..., : self.num_experts], logits_EN.T.reshape(shape)
+
+    def decides_on(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether it decides per token on ``x`` itself, without noise on it, and on numbers of just this dtype."""
+        plain = self.level == "token" and not (self.training and self.jitter > 0)
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        same = x.dtype == self.weight.dtype == wide == dtype
+        return plain and same and not torch.is_autocast_enabled(x.device.type)
+
+    def choose(self, logits_EN: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (E*, N) → gates (E*, N), zero where not chosen, and the chosen experts (K, N).
+
+        Experts come before tokens, so that what is done for each token runs along memory.
+        """
+        weighed_EN = logits_EN
+        if self.training and self.noise > 0:
+            weighed_EN = logits_EN + self.noise * torch.randn_like(logits_EN)
+        scores_EN = weighed_EN if self.balance_bias is None else weighed_EN + self.balance_bias.unsqueeze(1)
+        chosen_KN = _largest(scores_EN, self.top_k)
+        weights_KN = weighed_EN.gather(0, chosen_KN).softmax(dim=0)
+        return torch.zeros_like(logits_EN).scatter(0, chosen_KN, weights_KN), chosen_KN
 
     @contextmanager
     def on_rows(self, rows: Tensor) -> Iterator[None]:
@@ -164,11 +182,12 @@ class TopKGatingNetwork(nn.Module):
             raise ValueError(f"level video: an input of batch size {len(x)} came with {found} (see watch_memory)")
         return self.context.reshape(len(x), *[1] * (x.ndim - 2), -1)
 
-    def _record(self, logits: Tensor, chosen: Tensor) -> None:
+    def record(self, logits_EN: Tensor, chosen_KN: Tensor) -> None:
+        """Hand a decision for N tokens, (E*, N) and (K, N), to the scopes of :func:`record_routing` that are open."""
         # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
         if not self.recorders or torch._C._current_graph_task_id() != -1:
             return
-        call = GateCall(logits.reshape(-1, logits.shape[-1]), chosen.reshape(-1, chosen.shape[-1]), self.num_experts)
+        call = GateCall(logits_EN.T, chosen_KN.T, self.num_experts)
         for calls in self.recorders:
             calls.append(call)
 
@@ -317,6 +336,15 @@ def router_z_loss(routing: RoutingRecord) -> Tensor:
         A scalar; 0 where nothing was routed.
     """
     return _mean([call.logits_NE.logsumexp(dim=-1).square().mean() for call in routing.layers().values()])
+
+
+def _largest(scores_EN: Tensor, count: int) -> Tensor:
+    """Rows of the largest scores of each column, largest first, (count, N); topk for few rows, far faster on a CPU."""
+    rows = [scores_EN.max(dim=0, keepdim=True).indices]
+    while len(rows) < count:
+        scores_EN = scores_EN.scatter(0, rows[-1], -math.inf)
+        rows.append(scores_EN.max(dim=0, keepdim=True).indices)
+    return torch.cat(rows)
 
 
 def _gates(model: nn.Module) -> dict[str, TopKGatingNetwork]:

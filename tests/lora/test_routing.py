@@ -249,7 +249,7 @@ def test_disabled_layers_are_not_recorded(model):
 def test_recomputation_under_checkpointing_counts_once_and_gives_the_same_gradients(model):
     x = torch.randn(5, 6)
     gradients, forwards = [], []
-    model["first"].gate.register_forward_hook(lambda *_: forwards.append(1))
+    model["first"].register_forward_pre_hook(lambda *_: forwards.append(1))
     for checkpointing in ({}, {"use_reentrant": False}):
         model.zero_grad()
         forwards.clear()
@@ -282,7 +282,9 @@ def test_defaults_decide_as_plain_top_k_does():
     x = torch.randn(4, 6, 3)
     top, chosen = torch.nn.functional.linear(x, gate.weight, gate.bias).topk(2)
     expected = torch.zeros(4, 6, 5).scatter(-1, chosen, top.softmax(-1))
-    assert torch.equal(gate(x)[0], expected)
+    gates, _ = gate(x)
+    assert torch.equal(gates > 0, expected > 0)
+    torch.testing.assert_close(gates, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 3), (4, 2, 3, 3)])
