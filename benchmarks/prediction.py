@@ -111,8 +111,10 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     example = "python benchmarks/prediction.py --models sam2.1_hiera_tiny --size 512"
-    parser = cli.parser(__doc__.splitlines()[0], example)
-    parser.add_argument("--models", nargs="+", choices=get_args(ModelName), default=["sam2_nano", "sam2.1_hiera_tiny"])
+    parser = cli.parser("What adapters cost in video prediction, as ratios to stock SAM 2's time.", example)
+    parser.add_argument(
+        "--models", nargs="+", choices=get_args(ModelName), metavar="MODEL", default=["sam2_nano", "sam2.1_hiera_tiny"]
+    )
     parser.add_argument("--size", type=int, default=512, help="image size in pixels (default: 512)")
     parser.add_argument("--frames", type=int, default=20, help="frames of the video, at least 9 (default: 20)")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")

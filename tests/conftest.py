@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import settings
 
@@ -19,6 +20,10 @@ from src.data.validate import check, data_set
 
 settings.register_profile("same examples every time", derandomize=True)
 settings.load_profile("same examples every time")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 SIDE = 64
 

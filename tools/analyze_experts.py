@@ -177,32 +177,37 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(
-        __doc__,
+        __doc__.splitlines()[0],
         "python tools/analyze_experts.py --adapter experiments/adapter --config experiments/config.yaml "
-        "--output experiments/experts --prune 8 6 4",
+        "--output experiments/experts",
     )
     cli.add_config_arguments(parser)
     cli.add_skip_bad(parser)
     parser.add_argument("--adapter", required=True, metavar="PATH", help="a run's adapter folder or checkpoint")
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where to write what was found")
     parser.add_argument(
-        "--domain", action="append", default=[], metavar="NAME=FOLDER",
-        help="a further data set, as under evaluation.domains (may be repeated)",
+        "--domain", action="append", default=[], metavar="N=FOLDER",
+        help="a further data set N (may be repeated)",
     )  # fmt: skip
     parser.add_argument("--group", metavar="NAME", help="the expert group to run on all domains")
-    parser.add_argument("--clips", type=int, metavar="N", help="clips per domain (default: evaluation.max_images)")
-    parser.add_argument("--prompt", choices=["mask", "box", "point"], help="default: evaluation.prompt")
+    parser.add_argument("--clips", type=int, metavar="N", help="clips a domain (default: as the config)")
+    parser.add_argument(
+        "--prompt",
+        choices=["mask", "box", "point"],
+        metavar="KIND",
+        help="mask, box, point (default: evaluation.prompt)",
+    )
     parser.add_argument(
         "--prune", type=int, nargs="*", metavar="K",
-        help="how many experts to keep, each measured (default: a few; --prune without a number: none)",
+        help="experts to keep, each number measured (default: a few; no number: none)",
     )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=float, default=0.005, metavar="X",
-        help=f"{SCORE} that pruning may cost on any domain (default: %(default)s)",
+        help=f"{SCORE} that pruning may cost (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--dead", type=float, default=0.1, metavar="X",
-        help="an expert is dead below this much of the even share (default: %(default)s)",
+        help="dead is below this much of the even share (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--logdir", metavar="FOLDER", help="for TensorBoard (default: logs in the output folder)")
+    parser.add_argument("--logdir", metavar="FOLDER", help="for TensorBoard (default: logs in --output)")
     cli.run(main, parser)

@@ -69,7 +69,7 @@ def test_fisher_information_is_positive_repeatable_and_leaves_the_model_alone():
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("penalty", ["{kind: l2sp, weight: 1000}", "{kind: ewc, weight: 1.0e+9, clips: 3}"])
+@pytest.mark.parametrize("penalty", ["{kind: l2sp, weight: 1000}", "{kind: ewc, weight: 1.0e+12, clips: 3}"])
 def test_a_run_with_it_stays_nearer_to_where_it_began(make_config, tmp_path, penalty):
     common = ["lora.method=decoder", "training.learning_rate=1e-2", "training.warmup_steps=0"]
 
@@ -77,7 +77,7 @@ def test_a_run_with_it_stays_nearer_to_where_it_began(make_config, tmp_path, pen
         trainer = Trainer(make_config(*common, f"output_dir={tmp_path / name}", *settings))
         before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
         batches = iter(trainer.loader)
-        for _ in range(3):
+        for _ in range(3):  # the first step is the same: nothing has moved yet
             losses = trainer.train_step(trainer.next_window(batches), {})
         assert ("penalty" in losses) == (name == "held")
         return sum(float((p.detach() - before[n]).square().sum()) for n, p in trainer.model.named_parameters())
