@@ -30,6 +30,7 @@ from src.data.synthetic import (
     CELLS,
     FLAKES,
     HELD_OUT_SEED,
+    SAME_DOMAIN,
     SHIFTS,
     SOURCE,
     THERMAL,
@@ -48,7 +49,7 @@ from src.model.gating import describe, to_pixels
 
 NEW = (CELLS, TISSUE, THERMAL, FLAKES)
 ALL_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SHIFTS)
-SAME_DOMAIN: tuple[ShiftKind | Literal[""], ...] = ("", "dark", "bright", "noise", "blur")
+OWN_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SAME_DOMAIN)
 FOLDS = 4
 LAST_MEAN = slice(-128, -64)  # of the features of the bundled base, which has 64 channels
 
@@ -231,7 +232,7 @@ def wrong_shares(images: Images, way: Way, known: Domain, percentile: float) -> 
     def accepted(features: Tensor) -> float:
         return float(inside(features).double().mean())
 
-    rejected = {kind or "as it is": 1 - accepted(images.test(way, known, kind)) for kind in SAME_DOMAIN}
+    rejected = {kind or "as it is": 1 - accepted(images.test(way, known, kind)) for kind in OWN_LOOKS}
     others = [domain for domain in (SOURCE, *NEW) if domain is not known]
     taken = {
         f"{domain.name} {kind}".strip(): accepted(images.test(way, domain, kind))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -18,15 +17,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(run_script):
     """Run ``train.py`` or ``evaluate.py`` in this process: (exit status, standard output, standard error)."""
 
     def run(script: str, *arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
+        return run_script(ROOT / script, *arguments)
 
     return run
 

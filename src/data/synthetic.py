@@ -35,6 +35,7 @@ TEXTURE = 64  # side of a texture tile in pixels; tiles repeat
 Look = Callable[[np.ndarray], np.ndarray]  # float RGB (H, W, 3) in 0–1 → the same, before the camera's noise
 ShiftKind = Literal["grey", "dark", "bright", "noise", "blur", "textures"]
 SHIFTS: tuple[ShiftKind, ...] = get_args(ShiftKind)
+SAME_DOMAIN: tuple[ShiftKind, ...] = ("dark", "bright", "noise", "blur")  # in which a domain is still itself
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from src.errors import UserError
 from src.evaluation.metrics import ObjectScores, pooled, score_object
 from src.evaluation.predict import AfterFrame, predicting, track
 from src.evaluation.predictions import refuse_overlap, write_masks
-from src.evaluation.protocol import MEANING, first_frame, one_object_per_pixel, scored_frames
+from src.evaluation.protocol import MEANING, first_prompted_frame, one_object_per_pixel, scored_frames
 from src.lora.domain_gate import Decision
 from src.model.build import image_size_of
 
@@ -196,8 +196,7 @@ def with_gate(
     videos: list[VideoResult] = []
     decisions: dict[str, Decision] = {}
     for video, unchanged, changed in zip(domain.videos(), base.videos, adapted.videos, strict=True):
-        prompted = min(first_frame(video, obj.object_id) for obj in video.objects)
-        decision = decisions[video.video_id] = decide(video.frames[prompted].read())
+        decision = decisions[video.video_id] = decide(video.frames[first_prompted_frame(video)].read())
         videos.append(unchanged if decision.domain is None else changed)
     counted = [scores for video in videos for scores in video.scores.values()]
     return GatedResult(DomainResult(pooled(counted), videos), decisions, learned)

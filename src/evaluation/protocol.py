@@ -27,6 +27,11 @@ def first_frame(video: VideoRecord, object_id: int) -> int:
     return next(t for t, segmentation in enumerate(track.segmentations) if segmentation is not None)
 
 
+def first_prompted_frame(video: VideoRecord) -> int:
+    """The first frame of a video on which an object is prompted, which is what a domain gate is asked about."""
+    return min(first_frame(video, obj.object_id) for obj in video.objects)
+
+
 def one_object_per_pixel(protocol: Protocol) -> bool:
     """Whether predictions may not overlap: those that DAVIS scores are images of object numbers."""
     return protocol == "davis"

@@ -13,19 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli import progress_bar
 from src.config import Config
 from src.data.formats import load_data, load_split
-from src.data.records import DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic import HELD_OUT_SEED, SOURCE, ShiftKind, make_videos, mixed, shifted
+from src.data.records import DataSet, ObjectTrack
+from src.data.synthetic import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
 from src.data.synthetic import Domain as World
 from src.data.writers import write_davis
-from src.evaluation.forgetting import SOURCE_DOMAIN, Domain, DomainResult, domain_of, evaluate_domain, target_domain
-from src.evaluation.protocol import first_frame
+from src.evaluation.forgetting import SOURCE_DOMAIN, Domain, domain_of, evaluate_domain, target_domain
+from src.evaluation.protocol import first_prompted_frame
 from src.files import write_text
 from src.lora.domain_gate import DomainGate
 from src.lora.lora_utils import count_parameters, routed_layers
@@ -37,12 +36,10 @@ from src.train.data import fit_gate_to
 from src.train.trainer import Trainer
 
 VALID_SEED = 50_000  # beyond the seeds of training videos
-SAME_DOMAIN: tuple[ShiftKind, ...] = ("dark", "bright", "noise", "blur")  # looks in which a domain is still itself
-NEAR_SOURCE: tuple[ShiftKind, ...] = ("grey", "dark", "bright", "noise", "blur", "textures")
 LOG = "log.txt"
 
-Scores = dict[str, list[list[tuple[float, float]]]]
-"""Domain → videos → objects → (J, F)."""
+DomainScores = list[list[tuple[float, float]]]
+"""Videos → objects → (J, F)."""
 
 
 def run_study(study: StudyConfig, part: tuple[int, int] = (1, 1)) -> bool:
@@ -59,13 +56,13 @@ def run_study(study: StudyConfig, part: tuple[int, int] = (1, 1)) -> bool:
         UserError: data or settings do not fit; rows that were done stay.
     """
     write_data(study)
-    rows = plan_rows(study)
+    rows, domains = plan_rows(study), tested_domains(study)
     if part[0] == 1:
-        _once(base_file(study), partial(measure_base, study))
-        _once(gate_file(study), partial(measure_gate, study))
+        _once(base_file(study), partial(measure_base, study, domains))
+        _once(gate_file(study), partial(measure_gate, study, domains))
     for row in progress_bar(rows[part[0] - 1 :: part[1]], desc="rows"):
         started = time.perf_counter()
-        if _once(row_file(study, row), partial(run_row, study, row)):
+        if _once(row_file(study, row), partial(run_row, study, domains, row)):
             print(f"{row.key}: {time.perf_counter() - started:.0f} s", flush=True)
     return all(path.is_file() for path in [base_file(study), gate_file(study), *(row_file(study, r) for r in rows)])
 
@@ -151,15 +148,15 @@ def base_model(study: StudyConfig) -> tuple[SAM2Base, Config]:
     return build_model(config.model).to(pick_device(config.training.device)).eval(), config
 
 
-def measure_base(study: StudyConfig) -> dict[str, Any]:
+def measure_base(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, Any]:
     """The base's scores on every domain."""
     model, config = base_model(study)
-    return {"scores": _score(model, tested_domains(study), config)}
+    return {"scores": {name: _score(model, domain, config) for name, domain in domains.items()}}
 
 
-def run_row(study: StudyConfig, row: Row) -> dict[str, Any]:
+def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[str, Any]:
     """Learn a row's domains one after another; returns settings, and for each stage its scores on every domain."""
-    domains, stages = tested_domains(study), []
+    stages = []
     work = Path(study.output_dir) / "work" / row.key
     shutil.rmtree(work, ignore_errors=True)
     start = None
@@ -172,9 +169,9 @@ def run_row(study: StudyConfig, row: Row) -> dict[str, Any]:
             seconds = time.perf_counter() - started
         with record_routing(trainer.model) as routing:
             use = {}
-            scores: Scores = {}
+            scores: dict[str, DomainScores] = {}
             for name, domain in domains.items():
-                scores |= _score(trainer.model, {name: domain}, config)
+                scores[name] = _score(trainer.model, domain, config)
                 use[name] = {layer: share_E.tolist() for layer, share_E in routing.usage().items()}
                 routing.clear()
         stages.append(
@@ -191,7 +188,7 @@ def run_row(study: StudyConfig, row: Row) -> dict[str, Any]:
     return {"method": row.method, "distilled": row.distilled, "order": row.order, "seed": row.seed, "stages": stages}
 
 
-def measure_gate(study: StudyConfig) -> dict[str, Any]:
+def measure_gate(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, Any]:
     """What the domain gate, once it knows all new domains, says: distances in units of each domain's threshold.
 
     Returns:
@@ -204,8 +201,11 @@ def measure_gate(study: StudyConfig) -> dict[str, Any]:
         gate = fit_gate_to(model, [load_split(study.domain(name), "train", config)], gate)
     assert gate is not None
     videos = {
-        name: [decide_for_frame(model, gate, _prompted_frame(video)).distances for video in domain.videos()]
-        for name, domain in tested_domains(study).items()
+        name: [
+            decide_for_frame(model, gate, video.frames[first_prompted_frame(video)].read()).distances
+            for video in domain.videos()
+        ]
+        for name, domain in domains.items()
     }
     sets = {}
     for title, own, data in _near_sets(study, config):
@@ -225,7 +225,7 @@ def _near_sets(study: StudyConfig, config: Config) -> Iterator[tuple[str, str | 
     for world in bundled:
         for look in SAME_DOMAIN:
             yield f"{world.name}, {look}", world.name, drawn(shifted(world, look))
-    for look in NEAR_SOURCE if bundled else ():
+    for look in SHIFTS if bundled else ():
         yield f"source, {look}", None, drawn(shifted(SOURCE, look))
     for world in bundled:
         yield f"{world.name} before the source's background", None, drawn(mixed(world, SOURCE))
@@ -234,16 +234,9 @@ def _near_sets(study: StudyConfig, config: Config) -> Iterator[tuple[str, str | 
         yield place.name, None, load_data(place, config)
 
 
-def _prompted_frame(video: VideoRecord) -> np.ndarray:
-    return video.frames[min(first_frame(video, obj.object_id) for obj in video.objects)].read()
-
-
-def _score(model: SAM2Base, domains: dict[str, Domain], config: Config) -> Scores:
-    def by_video(result: DomainResult) -> list[list[tuple[float, float]]]:
-        return [[(s.J, s.F) for s in video.scores.values()] for video in result.videos]
-
-    prompt = config.evaluation.prompt
-    return {name: by_video(evaluate_domain(model, domain, prompt)) for name, domain in domains.items()}
+def _score(model: SAM2Base, domain: Domain, config: Config) -> DomainScores:
+    result = evaluate_domain(model, domain, config.evaluation.prompt)
+    return [[(scores.J, scores.F) for scores in video.scores.values()] for video in result.videos]
 
 
 @contextlib.contextmanager

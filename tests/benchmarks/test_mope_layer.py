@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,17 +14,9 @@ SCRIPT = str(Path(__file__).parents[2] / "benchmarks" / "mope_layer.py")
 
 
 @pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def compare(run_script: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
     """Run the script on a small layer: (exit status, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [SCRIPT, "--experts", "3", "--rank", "2", "--rounds", "1", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(SCRIPT, run_name="__main__")
-        shown = capsys.readouterr()
-        return int(caught.value.code or 0), shown.out, shown.err
-
-    return run
+    return partial(run_script, SCRIPT, "--experts", 3, "--rank", 2, "--rounds", 1)
 
 
 def test_a_row_for_each_layer_of_each_shape_and_less_memory_than_the_loops(compare) -> None:

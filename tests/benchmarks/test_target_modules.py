@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ SCRIPT = str(Path(__file__).parents[2] / "benchmarks" / "target_modules.py")
 
 @pytest.fixture
 def compare(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_settings: list[str], tmp_path: Path
+    run_script: Callable[..., tuple[int, str, str]], data_settings: list[str], tmp_path: Path
 ) -> Callable[..., tuple[int, list[list[str]], str]]:
     """Run the script on the tiny data, one step a training: (exit status, cells of the table, standard error)."""
     settings = [
@@ -30,12 +29,9 @@ def compare(
 
     def run(*arguments: str) -> tuple[int, list[list[str]], str]:
         overrides = [part for setting in settings for part in ("--set", setting)]
-        monkeypatch.setattr(sys, "argv", [SCRIPT, "--output", str(tmp_path), *arguments, *overrides])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(SCRIPT, run_name="__main__")
-        shown = capsys.readouterr()
-        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.out.splitlines()]
-        return int(caught.value.code or 0), cells, shown.err
+        status, text, errors = run_script(SCRIPT, "--output", tmp_path, *arguments, *overrides)
+        cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+        return status, cells, errors
 
     return run
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -175,20 +173,17 @@ class TestReport:
         assert method_table(left, grouped(left.sequences())).count("replay") == 1
 
 
-def test_from_end_to_end(write, tmp_path, monkeypatch, capsys):
+def test_from_end_to_end(write, tmp_path, run_script):
     methods = {name: SMALL["methods"][name] for name in ("groups", "ewc")}
     path = write(methods=methods)
     study = load_study(path)
     assert not run_study(study, (2, 2))  # the other part is missing
     stamps = {file: file.stat().st_mtime_ns for file in (tmp_path / "study/rows").iterdir()}
     assert len(stamps) == len(plan_rows(study)) // 2
-    tool = ROOT / "tools/forgetting_study.py"
-    monkeypatch.setattr(sys, "argv", [str(tool), "--config", str(path)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(tool), run_name="__main__")
-    assert ended.value.code == 0
+    status, text, _ = run_script(ROOT / "tools/forgetting_study.py", "--config", path)
+    assert status == 0
     assert all(file.stat().st_mtime_ns == stamp for file, stamp in stamps.items())  # not run again
-    assert "balanced accuracy" in capsys.readouterr().out
+    assert "balanced accuracy" in text
     results = json.loads((tmp_path / "study/results.json").read_text())
     assert len(results["sequences"]) == 2 * 2 * 3
     text = (tmp_path / "study/results.md").read_text()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,17 +47,12 @@ def adapter(make_config, tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tiny_yaml, tmp_path):
+def command(run_script, tiny_yaml, tmp_path):
     """Run the tool on the tiny run: (exit status, standard output, standard error)."""
 
     def run(folder: Path, *arguments: object) -> tuple[int, str, str]:
         given = ["--adapter", folder, "--config", tiny_yaml, "--set", f"output_dir={tmp_path}/run"]
-        given += ["--output", tmp_path / "out", *arguments]
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, given)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        output = capsys.readouterr()
-        return int(ended.value.code or 0), output.out, output.err
+        return run_script(TOOL, *given, "--output", tmp_path / "out", *arguments)
 
     return run
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +60,11 @@ def tracker(tiny_yaml) -> StreamingTracker:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tiny_yaml, tmp_path):
+def command(run_script, tiny_yaml, tmp_path):
     """Run the tool into ``tmp_path / "out"``: (exit status, standard output, standard error)."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        options = ["--config", tiny_yaml, "--output", tmp_path / "out", *arguments]
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, options)])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
+        return run_script(SCRIPT, "--config", tiny_yaml, "--output", tmp_path / "out", *arguments)
 
     return run
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,16 +16,12 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tiny_yaml, tmp_path) -> Command:
+def command(run_script, tiny_yaml, tmp_path) -> Command:
     """Run the tool on the tiny run, in this process: (exit status, standard output, standard error)."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         fixed = ["--config", tiny_yaml, "--workers", "0", "--set", f"output_dir={tmp_path / 'run'}"]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, [*fixed, *arguments])])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
+        return run_script(SCRIPT, *fixed, *arguments)
 
     return run
 
