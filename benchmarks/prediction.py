@@ -98,7 +98,8 @@ def main(arguments: argparse.Namespace) -> None:
         frames = [f.read() for f in make_videos(SOURCE, 1, 0, arguments.frames, arguments.size).videos[0].frames]
         with cli.progress_bar(frames, desc=name) as bar:
             for t, frame in enumerate(bar):
-                check({key: run.step(frame, now) for key, run in runs.items()}, t)
+                turn = [*runs][t % len(runs) :] + [*runs][: t % len(runs)]  # who runs after whom changes
+                check({key: runs[key].step(frame, now) for key in turn}, t)
         full = models[STOCK].num_maskmem
         for key, run in runs.items():
             ratios = [a / b for a, b in zip(run.seconds[full:], runs[STOCK].seconds[full:], strict=True)]
