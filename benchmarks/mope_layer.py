@@ -4,14 +4,15 @@ All have the same frozen base layer and get the same input, which asks for a gra
 loops are the usual ways to write such a layer: every expert on every token, or every expert on its own tokens. PEFT's
 LoRA has the rank of all experts together; the frozen base layer alone is what no adapter can be faster than. Before
 anything is timed, outputs and gradients in float64 are checked to equal the loop's. Rounds are interleaved: each runs
-everything once, and ratios are medians over rounds of the ratio within one. Memory is what autograd keeps for the
-backward pass, the input with it, model weights without.
+everything once, in an order of its own, as what ran before leaves its traces in memory; ratios are medians over rounds
+of the ratio within one. Memory is what autograd keeps for the backward pass, the input with it, model weights without.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -158,10 +159,10 @@ def main(arguments: argparse.Namespace) -> None:
         check_equal(modules, x, grad, arguments.tolerance)
         far.append(differences(modules, x, grad))
         seconds: dict[str, list[float]] = {name: [] for name in modules}
-        for _ in range(arguments.rounds):
-            for name, module in modules.items():
+        for number in range(arguments.rounds):
+            for name in random.Random(number).sample([*modules], len(modules)):
                 started = now()
-                forward_backward(module, x, grad)
+                forward_backward(modules[name], x, grad)
                 seconds[name].append(now() - started)
         kept = {name: kept_bytes(module, x) for name, module in modules.items()}
         for name in modules:
