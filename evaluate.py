@@ -138,6 +138,7 @@ def _build_base(config: Config) -> SAM2Base:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    cli.let_speak(cli.is_first_launched)
     clicks = [] if arguments.clicks is None else [f"evaluation.clicks={arguments.clicks}"]
     config = load_config(arguments.config, arguments.overrides + clicks)
     checkpoint = arguments.checkpoint

@@ -32,7 +32,7 @@ def let_speak(may_tell: Callable[[BaseException], bool]) -> None:
 
 def is_first_launched(error: BaseException) -> bool:
     """For :func:`let_speak`, as long as processes that a launcher has started know nothing of each other."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def say(message: str) -> None:

@@ -108,9 +108,8 @@ def _take_gpu(device: str) -> bool:
 
 def _may_tell(error: BaseException) -> bool:
     """Whether this process tells an error: the first one does to which one happens, and only rank 0 tells of a stop."""
-    assert _team is not None
-    if isinstance(error, Stopped):
-        return _team.rank == 0
+    if _team is None or isinstance(error, Stopped):
+        return is_first()
     try:
         return _team.store.add("failures", 1) == 1
     except RuntimeError:  # the process that holds the store is gone

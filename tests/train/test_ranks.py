@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import src.train.trainer
 from src import cli
 from src.config import load_config
 from src.data.clips import BatchSampler, EpochSampler
@@ -31,11 +34,15 @@ EVERYTHING = (
 )  # fmt: skip
 """Of 11 clips an epoch has batches of 4, 4 and 3, in windows of two and one."""
 
-TEXT = "output.txt"
+SCRIPTS = Path(__file__).parents[2] / "examples/slurm"
 
 
 def train(*settings: str, yaml: Path, folder: Path, resume: str | None = None) -> None:
     Trainer(load_config(yaml, [f"output_dir={folder}", *QUICK, *settings]), resume).fit()
+
+
+stores: list[torch.distributed.TCPStore] = []
+"""Where processes meet, which their launcher holds."""
 
 
 def start(work: Callable[[], None], count: int, folder: Path) -> list[int]:
@@ -43,16 +50,15 @@ def start(work: Callable[[], None], count: int, folder: Path) -> list[int]:
 
     They are forked: nothing has to be imported again.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    stores.append(torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     folder.mkdir(parents=True, exist_ok=True)
     children = []
     for rank in range(count):
         child = os.fork()
         if not child:
-            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            os.environ.update({name: str(value) for name, value in {**told, "MASTER_PORT": port}.items()})
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_USE_AGENT_STORE": True}
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": stores[-1].port}
+            os.environ.update({name: str(value) for name, value in (told | place).items()})
             _run(work, folder / f"rank{rank}.txt")
         children.append(child)
     return children
@@ -134,3 +140,95 @@ class TestOneRun:
     @pytest.mark.parametrize("settings", [EVERYTHING, ("lora.method=full",)], ids=["everything", "full"])
     def test_two_processes_are_one(self, train_in, settings):
         assert_same_run(train_in(2, "two", *settings), train_in(1, "one", *settings))
+
+    def test_a_run_goes_on_in_another_number_of_processes(self, train_in):
+        settings = ("training.batch_size=2", "lora.router.null_expert=true")
+        whole = train_in(1, "whole", *settings)
+        train_in(2, "two then one", *settings, "training.max_steps=2")
+        assert_same_run(train_in(1, "two then one", *settings, resume="auto"), whole)
+        train_in(1, "one then two", *settings, "training.max_steps=4")
+        assert_same_run(train_in(2, "one then two", *settings, resume="auto"), whole)
+
+    def test_the_first_process_alone_writes_and_speaks(self, train_in, tmp_path):
+        folder = train_in(2, "run", "training.domain_gate=true", "training.max_steps=1")
+        assert "2 processes, each with 2 clips of a batch" in (tmp_path / "said/rank0.txt").read_text()
+        assert "epoch" not in (tmp_path / "said/rank1.txt").read_text()
+        assert (folder / "adapter/domain_gate.safetensors").exists()
+        assert not (folder / "earlier").exists()
+
+    def test_a_bad_loss_in_one_process_skips_the_step_in_all(self, train_in, monkeypatch):
+        original = src.train.trainer.segmentation_losses
+
+        def poisoned(model, loss, batch, whole):
+            losses = original(model, loss, batch, whole)
+            bad = ranks.rank() == 1 and len(calls) == 1
+            calls.append(batch.names)
+            return {**losses, "total": losses["total"] * math.nan} if bad else losses
+
+        calls: list[tuple[str, ...]] = []
+        monkeypatch.setattr(src.train.trainer, "segmentation_losses", poisoned)
+        folder = train_in(2, "run", "training.on_non_finite=skip", "training.batch_size=2", "training.max_epochs=1")
+        done = steps(folder)
+        assert ["total" in step for step in done] == [True, False, True]
+        assert "step skipped: the loss is nan at step 2" in (folder / "logs/training.log").read_text()
+        with np.load(folder / "bad_batch_2/batch_0.npz") as found:  # of the process where it was
+            assert list(found["names"]) == done[1]["clips"][1:]
+
+
+class TestEnds:
+    def test_a_batch_that_processes_cannot_share_is_refused_in_one_line(self, tiny_yaml, tmp_path):
+        children = start(lambda: train("training.batch_size=3", yaml=tiny_yaml, folder=tmp_path / "run"), 2, tmp_path)
+        assert end(children) == [2, 2]
+        (line,) = errors(tmp_path)
+        assert line == (
+            "error: training.batch_size is 3, which 2 processes cannot share equally: make it a multiple of 2"
+        )
+        assert not (tmp_path / "run").exists()
+
+    def test_when_one_is_killed_the_other_says_so_and_ends(self, tiny_yaml, tmp_path):
+        children = start(lambda: train("training.max_epochs=99", yaml=tiny_yaml, folder=tmp_path / "run"), 2, tmp_path)
+        wait_for_steps(tmp_path / "run")
+        os.kill(children[1], signal.SIGKILL)
+        assert end(children) == [2, -signal.SIGKILL]
+        (line,) = errors(tmp_path)
+        assert line.startswith("error: another of the run's 2 processes has ended, or does not answer")
+
+    def test_a_signal_to_one_stops_all_after_the_same_step(self, tiny_yaml, tmp_path):
+        children = start(
+            lambda: train("training.clips_per_epoch=400", yaml=tiny_yaml, folder=tmp_path / "run"), 2, tmp_path
+        )
+        wait_for_steps(tmp_path / "run")
+        os.kill(children[1], signal.SIGTERM)
+        assert end(children) == [128 + signal.SIGTERM] * 2
+        saved = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["progress"]["step"]
+        assert saved == len(steps(tmp_path / "run"))
+        said = [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
+        assert f"stopped by SIGTERM after step {saved}" in said[0]
+        assert "stopped" not in said[1]
+
+
+def wait_for_steps(folder: Path) -> None:
+    ends = time.monotonic() + 300
+    while not (folder / "steps.jsonl").exists() or not steps(folder):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_parts_of_batches_are_the_batches(size):
+    sampler = EpochSampler(23, seed=0)
+    sampler.skip = 2
+    whole = list(BatchSampler(sampler, 6))
+    parts = [list(BatchSampler(sampler, 6, rank, size)) for rank in range(size)]
+    assert [len(batch) for batch in whole] == [6, 6, 6, 3]
+    for place, batch in enumerate(whole):
+        dealt = [part[place] for part in parts]
+        assert [key for part in dealt for key in part] == batch
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+    assert len(BatchSampler(sampler, 6)) == 4
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+def test_slurm_scripts_are_bash(script):
+    subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
