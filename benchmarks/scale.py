@@ -1,9 +1,10 @@
-"""What many videos and many GPUs need: reading speed, memory, gradients and time, worked out from what one core measures.
+"""What many videos and GPUs need: reading speed, memory, gradients and time, worked out from measurements on one core.
 
 Measured here, in seconds of this process (other work on the machine does not count): frames of a video file decoded in
-order, training clips as the loader draws them, parsing a video's record, memory of the index per video, and, on the CPU,
-a training step of the bundled base by method. Counted: the bytes of gradients that processes sum in a step. All else in
-the tables is worked out by the formula that stands in them, from these numbers and from assumptions that are options.
+order, training clips as the loader draws them, parsing a video's record, memory of the index per video, and, on the
+CPU, a training step of the bundled base by method. Counted: the bytes of gradients that processes sum in a step. All
+else in the tables is worked out by the formula that stands in them, from these numbers and from assumptions that are
+options.
 
 The data are a folder of SA-V files. Where masklets come without their video, a stand-in is made in a temporary folder:
 frames of another video of the folder, scaled, to and fro.
@@ -215,8 +216,8 @@ def print_needs(found: Reading, options: argparse.Namespace) -> None:
         ],
     )  # fmt: skip
     print_table(
-        f"Worked out: {options.gpus} GPUs, {options.clips_per_gpu} clips of {options.frames} frames on each, an epoch of "
-        "a clip a video; the time of a step is assumed",
+        f"Worked out: {options.gpus} GPUs, {options.clips_per_gpu} clips of {options.frames} frames on each, an epoch "
+        "of a clip a video; the time of a step is assumed",
         ("a step, s (assumed)", "frames a second = GPUs × clips × frames / step", "cores that load = that / drawn",
          "an epoch, h = videos / (GPUs × clips) × step"),
         [
@@ -236,7 +237,7 @@ def print_gradients(options: argparse.Namespace) -> None:
             milliseconds = 1000 * share * count / (options.bandwidth * 1e9)
             rows.append((model, method, f"{count / MB:.2f}", f"{milliseconds:.3f}"))
     print_table(
-        f"Counted: gradients. Worked out: summing them over {options.gpus} GPUs at {options.bandwidth:g} GB/s (assumed)",
+        f"Counted: gradients. Worked out: their sum over {options.gpus} GPUs at {options.bandwidth:g} GB/s (assumed)",
         ("model", "method", "MB a step", "ms = 2 (GPUs − 1) / GPUs × bytes / bandwidth"),
         rows,
     )

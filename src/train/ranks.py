@@ -27,7 +27,7 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits in a step for one that does not answer; one that has died is noticed at once."""
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for what the first one does alone, such as checking the data, and at the end of validation."""
+"""How long processes wait for what the first one does alone, such as checking the data, and after validation."""
 
 T = TypeVar("T")
 

@@ -317,8 +317,7 @@ class Trainer:
                 every = self.config.training.save_every_epochs
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
-                self.agree()
-                self.stops.check()
+                self.save_and_stop_if_asked()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
             f"checkpoints in {self.checkpoints}"
@@ -374,19 +373,24 @@ class Trainer:
                 refresh=False,
             )
             bar.update()
-            if self.agree():
-                self.save_last()
-            self.stops.check()
+            self.save_and_stop_if_asked()
         if progress.step != self.saved_step:
             self.save_last()  # before validation, in which a run may be stopped too
         steps = progress.step - steps_before
         self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
 
-    def agree(self) -> bool:
-        """Let a signal that one process got stop all of them; returns whether ``last.pt`` is to be written now."""
+    def save_and_stop_if_asked(self) -> None:
+        """Write ``last.pt`` if it is due, or a process got a signal, which then stops all of them here.
+
+        Raises:
+            Stopped: a signal came before this was called; one that comes later waits for the next call.
+        """
         asked = ranks.gather((self.stops.number, self.is_save_due()))
-        self.stops.number = next((number for number, _ in asked if number is not None), None)
-        return self.stops.number is not None or asked[0][1]
+        number = next((number for number, _ in asked if number is not None), None)
+        if (number is not None or asked[0][1]) and self.progress.step != self.saved_step:
+            self.save_last()
+        if number is not None:
+            raise Stopped(number)
 
     def train_or_skip(
         self, window: list[ClipBatch | None], names: list[str], usage: dict[str, Tensor]
