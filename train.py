@@ -10,6 +10,7 @@ from src import cli
 
 
 def main(arguments: argparse.Namespace) -> int | None:
+    cli.let_speak(cli.is_first_launched)
     if arguments.init is not None:
         initialise(Path(arguments.init), arguments.output)
         return None
@@ -24,14 +25,16 @@ def main(arguments: argparse.Namespace) -> int | None:
         return 0 if dry_run(config) else 2
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.errors import Stopped
+    from src.train import ranks
     from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
-    try:
-        best = Trainer(config, arguments.resume, arguments.force).fit()
-    except Stopped as stop:
-        raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
-    evaluate(config, best)
+    with ranks.together(config.training.device):
+        try:
+            best = Trainer(config, arguments.resume, arguments.force).fit()
+        except Stopped as stop:
+            raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
+        evaluate(config, best)
     return None
 
 

@@ -6,8 +6,10 @@ each, and after a resume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -34,12 +36,14 @@ class Clip:
 
     ``frames_THWC``: uint8 RGB; ``masks_TOHW``: bool; ``annotated_T``: bool, False where nothing is known of a frame's
     objects, so that its empty masks say nothing. The first frame is annotated, and every object is visible on it.
+    ``seed``: what is drawn for its objects when it is trained on, such as prompts, comes from it.
     """
 
     name: str
     frames_THWC: np.ndarray
     masks_TOHW: np.ndarray
     annotated_T: np.ndarray
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ClipBatch:
     """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
 
     ``frames_BTHWC``: uint8; ``masks_TOHW``: bool; ``annotated_TO``: bool, what :class:`Clip` says of each object's
-    clip; ``video_of_object``: int64 (O,).
+    clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip.
     """
 
     names: tuple[str, ...]
@@ -55,6 +59,7 @@ class ClipBatch:
     masks_TOHW: Tensor
     annotated_TO: Tensor
     video_of_object: Tensor
+    seeds: tuple[int, ...]
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
@@ -67,14 +72,15 @@ class ClipBatch:
             masks_TOHW=torch.from_numpy(np.concatenate([clip.masks_TOHW for clip in clips], axis=1)),
             annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
             video_of_object=video_of_object,
+            seeds=tuple(clip.seed for clip in clips),
         )
 
     def clips(self) -> list[Clip]:
         """The clips that were put together."""
         own = [self.video_of_object == number for number in range(len(self.names))]
         return [
-            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy())
-            for name, frames_THWC, o in zip(self.names, self.frames_BTHWC, own, strict=True)
+            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy(), seed)
+            for name, frames_THWC, o, seed in zip(self.names, self.frames_BTHWC, own, self.seeds, strict=True)
         ]
 
     def pin_memory(self) -> ClipBatch:
@@ -87,11 +93,13 @@ class ClipBatch:
         )
 
 
-def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
-    """A batch of the clips, or the first error among them, for the trainer to raise."""
+def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:
+    """A batch of the clips, or the first error among them, for the trainer to raise; None of no clips."""
     good = [clip for clip in clips if isinstance(clip, Clip)]
     errors = [clip for clip in clips if isinstance(clip, UserError)]
-    return errors[0] if errors else ClipBatch.collate(good)
+    if errors:
+        return errors[0]
+    return ClipBatch.collate(good) if good else None
 
 
 class ClipDataset(Dataset):
@@ -190,7 +198,8 @@ def draw_clip(
     if augmentation is not None:
         frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
     annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
-    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T)
+    seed = int(rng.integers(2**63))
+    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed)
 
 
 def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:
@@ -363,3 +372,27 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         return iter([(self.epoch, int(index)) for index in order[self.skip :]])
+
+
+class BatchSampler(Sampler[list[tuple[int, int]]]):
+    """Cuts what a sampler yields into batches, of which each of several processes takes its part.
+
+    The parts of a batch are as equal as they can be, so all processes have the same number of batches, every clip is in
+    one part, and the part of a short last batch may be empty.
+
+    Args:
+        sampler: of all clips.
+        batch_size: clips a batch, in all parts together; the last one may have fewer.
+        rank, size: which of how many processes this is.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, size: int = 1) -> None:
+        self.sampler, self.batch_size, self.rank, self.size = sampler, batch_size, rank, size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        keys = iter(self.sampler)
+        while batch := list(islice(keys, self.batch_size)):
+            yield batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]

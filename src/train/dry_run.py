@@ -25,6 +25,7 @@ from src.data.validate import CHECKS_FOLDER
 from src.errors import UserError
 from src.evaluation.forgetting import Domain, evaluate_domain, kept_domains
 from src.model.build import image_size_of
+from src.train import ranks
 from src.train.machine import Machine, peak_memory, resident_memory, this_machine
 from src.train.trainer import Trainer
 
@@ -81,6 +82,8 @@ def dry_run(config: Config, memory: int | None = None) -> bool:
     Raises:
         UserError: what the run itself would raise when it begins.
     """
+    if ranks.launched() > 1:
+        raise UserError("--dry-run rehearses a run in one process: leave torchrun out")
     machine = this_machine(config.training.device)
     limit = machine.memory if memory is None else memory
     with tempfile.TemporaryDirectory() as scratch:

@@ -20,9 +20,13 @@ class Stops:
 
     A signal is remembered for :meth:`check`, at a place where everything is in order. After a first SIGINT the next one
     aborts at once, as it would outside the block. In another thread than the main one signals are left as they are.
+
+    Args:
+        tells: whether to say that a signal has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tells: bool = True) -> None:
+        self.tells = tells
         self.number: int | None = None
         self._interruptible = False
         self._before: dict[int, Any] = {}
@@ -44,6 +48,8 @@ class Stops:
             signal.signal(number, self._before[number])
         if self._interruptible:
             raise Stopped(number)
+        if not self.tells:
+            return
         again = "; another Ctrl-C aborts at once" if number == signal.SIGINT else ""
         told = f"\n{signal.Signals(number).name}: finishing the step and saving it{again}\n"
         os.write(2, told.encode())  # print may have been interrupted, and must not be entered again

@@ -17,10 +17,12 @@ from src.data.clips import Clip, ClipBatch, draw_clip
 from src.data.synthetic import CELLS, make_video
 from src.lora.lora_utils import apply_method
 from src.model.segmenter import (
+    Whole,
     as_video_predictor,
     build_loss,
     build_trainable,
     normalise,
+    seed_draws,
     segmentation_losses,
     to_datapoint,
 )
@@ -175,6 +177,25 @@ def predictions(frames: int, objects: int, side: int = 8) -> list[dict]:
 
 def rows(outs: list[dict], frames: list[int], objects: list[int]) -> list[dict]:
     return [{name: [step[objects] for step in steps] for name, steps in outs[t].items()} for t in frames]
+
+
+@pytest.mark.parametrize("annotated", [[0, 1, 2, 3], [0, 2]], ids=["all annotated", "some annotated"])
+def test_shares_of_parts_add_up_to_the_loss_of_the_whole(annotated):
+    """Clips of one object, two and one, in parts of two clips and one: the same clicks, boxes and frames are drawn."""
+    clips = [*still_batch(4).clips(), replace(still_batch(4).clips()[0], seed=7)]
+    clips = [replace(clip, masks_TOHW=clip.masks_TOHW[:, : 1 + i % 2]) for i, clip in enumerate(clips)]
+    clips[2] = replace(clips[2], annotated_T=np.isin(range(4), annotated))
+    batch, model, loss = ClipBatch.collate(clips), trainable(4, PromptConfig(mask=0, box=0.5, point=0.5)), LossConfig()
+    whole, parts = Whole.of(batch), [ClipBatch.collate(clips[:2]), ClipBatch.collate(clips[2:])]
+
+    def losses(part, rank):
+        seed_draws(model, rank, 0, 5)
+        with torch.no_grad():
+            return segmentation_losses(model, build_loss(loss), part, whole)
+
+    expected, shares = losses(batch, 0), [losses(part, rank) for rank, part in enumerate(parts)]
+    for name, value in expected.items():
+        assert sum(share[name].item() for share in shares) == pytest.approx(value.item(), rel=1e-3), name
 
 
 class TestAnnotatedFramesOnly:
