@@ -24,14 +24,18 @@ def main(arguments: argparse.Namespace) -> int | None:
         return 0 if dry_run(config) else 2
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.errors import Stopped
+    from src.train.board import write_results
     from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
     try:
-        best = Trainer(config, arguments.resume, arguments.force).fit()
+        trainer = Trainer(config, arguments.resume, arguments.force)
+        best = trainer.fit()
     except Stopped as stop:
         raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
-    evaluate(config, best)
+    shown, step = trainer.board_folder, trainer.progress.step
+    del trainer  # evaluation needs the memory
+    write_results(shown, step, config, evaluate(config, best))
     return None
 
 

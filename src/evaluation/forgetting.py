@@ -115,6 +115,7 @@ def evaluate_domain(
     label: str = "",
     masks: Path | None = None,
     after_frame: AfterFrame | None = None,
+    clips: int | None = None,
 ) -> DomainResult:
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
 
@@ -125,6 +126,7 @@ def evaluate_domain(
         label: of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
         after_frame: as of :func:`~src.evaluation.predict.track`.
+        clips: stop when so many of its videos could be scored; None: all of them.
 
     Raises:
         UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
@@ -132,7 +134,8 @@ def evaluate_domain(
     exclusive = one_object_per_pixel(domain.protocol)
     results: list[VideoResult] = []
     with predicting(model) as predictor:
-        for video in progress_bar(domain.videos(), total=len(domain.data), desc=label or domain.name, leave=False):
+        total = min(len(domain.data), clips or len(domain.data))
+        for video in progress_bar(domain.videos(), total=total, desc=label or domain.name, leave=False):
             if exclusive:
                 refuse_overlap(video)
             predicted = track(predictor, video, prompt, exclusive, after_frame)
@@ -145,6 +148,8 @@ def evaluate_domain(
             }
             ids = {obj.object_id: obj.original_id for obj in video.objects}
             results.append(VideoResult(video.video_id, predicted, scores, ids))
+            if clips is not None and sum(bool(result.scores) for result in results) == clips:
+                break
     counted = [scores for video in results for scores in video.scores.values()]
     if not counted:
         raise UserError(
