@@ -297,7 +297,7 @@ class TrainingConfig(Section):
     watch_clips: int = Field(
         8,
         ge=0,
-        description="clips on which validation also scores the other prompts, and each domain that must be kept; 0: none",
+        description="clips on which validation also scores other prompts, and each domain that must be kept; 0: none",
     )
     num_workers: int = Field(1, ge=0, description="processes that load data")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")

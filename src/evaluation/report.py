@@ -35,6 +35,7 @@ from src.files import write_text
 
 SHEET_FRAMES = 4
 
+
 def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
     """All that was measured, as plain data: ``{"domains": {name: …}, **about}``, with a domain gate also its rates.
 

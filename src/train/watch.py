@@ -96,7 +96,7 @@ class Watch:
             base: :meth:`masks` of the base; pictures that it lacks have no such row.
 
         Returns:
-            The tag ``overlays/<video>``, of several validation sets ``overlays/<set>/<video>``, and RGB uint8 (H, W, 3).
+            The tag, ``overlays/<video>`` or of several sets ``overlays/<set>/<video>``, and RGB uint8 (H, W, 3).
         """
         for tag, video, predicted in self._drawn(results):
             rows = {"truth": true_masks(video)}

@@ -187,7 +187,6 @@ def test_gate_and_final_scores_stand_after_the_last_step(run):
     expected["final/forgetting"] = source.base.scores["J"] - source.adapted.scores["J"]
     expected["gate/gain"] = target.gated.result.scores["J"] - target.base.scores["J"]
     expected["gate/forgetting"] = source.base.scores["J"] - source.gated.result.scores["J"]
-    assert run.group("final") | {f"gate/{name}" for name in run.group("gate")} >= {"gain", "gate/false_accept"}
     shown = {tag: run.scalars(tag) for tag in run.tags["scalars"] if tag.split("/")[0] in ("final", "gate")}
     assert shown == {tag: {7: pytest.approx(value, abs=1e-6)} for tag, value in expected.items()}
 
@@ -213,10 +212,9 @@ def test_a_run_is_one_line_of_the_hparams_view(run):
 
 
 def test_config_and_table_as_text(run):
-    assert {step: run.config.to_yaml() in text for step, text in run.text("config/text_summary").items()} == {
-        1: True,
-        4: True,
-    }
+    configs = run.text("config/text_summary")
+    assert list(configs) == [1, 4]  # the third attempt took the place of the second, which began at the same step
+    assert all(run.config.to_yaml() in text for text in configs.values())
     ((step, table),) = run.text("results/text_summary").items()
     assert step == 7
     assert "| target" in table
