@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from src.config import ADAPTER_METHODS, Config
+from src.config import ADAPTER_METHODS, Config, one_line_yaml
 from src.evaluation.expert_report import short_names
 from src.evaluation.figures import heat_map
 from src.evaluation.report import summary_markdown
@@ -64,7 +64,7 @@ class Board:
         self._writer.add_custom_scalars(layout(config, learned, kept))
         experiment, start, _ = hparams(compared(config), dict.fromkeys(final_tags(config, learned, kept), 0.0))
         for summary in (experiment, start):
-            self._writer._get_file_writer().add_summary(summary)
+            self._writer.file_writer.add_summary(summary)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Draw a step: a line of ``steps.jsonl``, and ``seconds``, how long it took with the wait for its data."""
@@ -130,7 +130,7 @@ def write_results(folder: Path, step: int, config: Config, comparisons: Sequence
         writer.add_scalar(tag, value, step + 1)
     writer.add_text("results", summary_markdown(comparisons), step + 1)
     _, _, end = hparams({}, {})
-    writer._get_file_writer().add_summary(end)
+    writer.file_writer.add_summary(end)
     writer.close()
 
 
@@ -180,7 +180,7 @@ def compared(config: Config) -> dict[str, Any]:
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
-        return str(value) if isinstance(value, bool) or value is None else value
+        return one_line_yaml(value) if isinstance(value, bool) or value is None else value
 
     return {key: value_of(key) for key in COMPARED}
 

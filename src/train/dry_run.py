@@ -110,8 +110,7 @@ def rehearse(config: Config) -> Rehearsal:
     watched = sum(map(_frames_of, trainer.watch.workload()))
     kept = per_frame * sum(map(_frames_of, kept_domains(config)))
     models = 2 if trainer.trains else 1
-    trainer.log.close()
-    trainer.board.close()
+    trainer.close()
     return Rehearsal(
         memory=peak_memory(trainer.device),
         step=seconds,

@@ -281,9 +281,13 @@ class Trainer:
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
         finally:
-            self.log.close()
-            self.board.close()
-            self.steps.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the files that the run writes step by step."""
+        self.log.close()
+        self.board.close()
+        self.steps.close()
 
     def run(self) -> Path | str | None:
         """What :meth:`fit` does, without regard to signals."""

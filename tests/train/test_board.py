@@ -199,7 +199,7 @@ def test_a_run_is_one_line_of_the_hparams_view(run):
     )
     assert set(start.hparams) == set(COMPARED)
     assert start.hparams["lora.rank"].number_value == run.config.lora.rank
-    assert start.hparams["lora.router.null_expert"].string_value == "True"
+    assert start.hparams["lora.router.null_expert"].string_value == "true"
     experiment = hparams_metadata.parse_experiment_plugin_data(
         content[hparams_metadata.EXPERIMENT_TAG].plugin_data.content
     )
@@ -252,7 +252,7 @@ def test_a_base_of_other_clips_is_not_shown_beside_later_scores(run, tmp_path):
     settings = run.config.training.model_copy(update={"watch_clips": 2, "max_epochs": 2})
     config = run.config.model_copy(update={"training": settings, "output_dir": str(tmp_path / "other")})
     trainer = Trainer(config, resume=run.trainer.checkpoints / "last.pt")
-    trainer.board.close()
+    trainer.close()
     assert trainer.progress.base_scores == {}
     assert trainer.progress.base_masks == {}
 
