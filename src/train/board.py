@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from src.config import ADAPTER_METHODS, Config, one_line_yaml
+from src.config import Config, Prompt, one_line_yaml
 from src.evaluation.expert_report import short_names
 from src.evaluation.figures import heat_map
 from src.evaluation.report import summary_markdown
@@ -62,9 +62,9 @@ class Board:
         """
         self._writer.add_text("config", f"```yaml\n{config.to_yaml()}\n```", step + 1)
         self._writer.add_custom_scalars(layout(config, learned, kept))
-        experiment, start, _ = hparams(compared(config), dict.fromkeys(final_tags(config, learned, kept), 0.0))
-        for summary in (experiment, start):
-            self._writer.file_writer.add_summary(summary)
+        # without a list of columns, TensorBoard finds them itself, and shows those first in which runs differ
+        _, start, _ = hparams(compared(config), {})
+        self._writer._get_file_writer().add_summary(start)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Draw a step: a line of ``steps.jsonl``, and ``seconds``, how long it took with the wait for its data."""
@@ -130,19 +130,8 @@ def write_results(folder: Path, step: int, config: Config, comparisons: Sequence
         writer.add_scalar(tag, value, step + 1)
     writer.add_text("results", summary_markdown(comparisons), step + 1)
     _, _, end = hparams({}, {})
-    writer.file_writer.add_summary(end)
+    writer._get_file_writer().add_summary(end)
     writer.close()
-
-
-def final_tags(config: Config, learned: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """The tags of the scores that runs are compared by."""
-    sums = ["gain", *(["forgetting"] if kept else [])]
-    gated = config.training.domain_gate and config.lora.method in ADAPTER_METHODS
-    return [
-        *(f"final/{name}" for name in sums),
-        *(f"gate/{name}" for name in sums if gated),
-        *(f"final/J/{name}" for name in (*learned, *kept)),
-    ]
 
 
 def final_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
@@ -190,40 +179,35 @@ def layout(config: Config, learned: Sequence[str], kept: Sequence[str]) -> dict[
 
     Charts of what a run does not have are left out.
     """
-    watched = config.training.watch_clips > 0
-    several = [f"validation/{name}/J" for name in learned] if len(learned) > 1 else []
-    prompts = ["prompts/mask/J", "prompts/box/J", "prompts/point/J"]
-    forgets = {f"{name}: J, beside the base's": _with_base(f"kept/{name}/J") for name in kept if watched}
-    parts = {
-        "SAM 2's losses": _lines("loss/total", "loss/mask", "loss/dice", "loss/iou", "loss/occlusion"),
-        **({"router": _lines("loss/balance", "loss/router_z")} if config.lora.method == "mope" else {}),
-        **({"distillation": ["Multiline", ["^loss/distill_.*$"]]} if config.training.distill.weight else {}),
-        **({"penalty": _lines("loss/penalty")} if config.training.penalty.weight else {}),
-    }
-    experts = {
-        "evenness of use, 1: all alike": _lines("router/evenness"),
-        **({"share of the null expert": _lines("router/null_share")} if config.lora.router.null_expert else {}),
-    }
+    several = [f"validation/{name}" for name in learned] if len(learned) > 1 else []
+    prompts = [f"prompts/{prompt}" for prompt in get_args(Prompt)] if config.training.watch_clips else []
+    forgets = [f"kept/{name}" for name in kept] if config.training.watch_clips else []
+    routed = config.lora.method == "mope"
+    parts = ["total", "mask", "dice", "iou", "occlusion", *(["balance", "router_z"] if routed else [])]
+    parts += ["penalty"] if config.training.penalty.weight else []
+    distilled = {"distillation": ["Multiline", ["^loss/distill_.*$"]]} if config.training.distill.weight else {}
+    routing = ["router/evenness", *(["router/null_share"] if config.lora.router.null_expert else [])]
     charts = {
-        "Does it learn?": {
-            "validation: J, beside the base's": _with_base("validation/J"),
-            **{f"{tag.split('/')[1]}: J, beside the base's": _with_base(tag) for tag in several},
-            **({"J by prompt": _lines(*prompts)} if watched else {}),
-        },
-        "Does it forget?": forgets,
-        "What is the loss made of?": parts,
-        "Do the experts share the work?": experts if config.lora.method == "mope" else {},
-        "How does it run?": {f"step/{name}": _lines(f"step/{name}") for name in PER_STEP},
+        "Does it learn?": _beside_the_base(["validation", *several, *prompts]),
+        "Does it forget?": _beside_the_base(forgets),
+        "What is the loss made of?": _one_by_one([f"loss/{part}" for part in parts]) | distilled,
+        "Do the experts share the work?": _one_by_one(routing) if routed else {},
+        "How does it run?": _one_by_one([f"step/{name}" for name in PER_STEP]),
     }
     return {question: answers for question, answers in charts.items() if answers}
 
 
+def _beside_the_base(groups: Sequence[str]) -> dict[str, list[Any]]:
+    """A chart for each group of tags: its J, and that of the base."""
+    return {f"{group}: J, beside the base's": _lines(f"{group}/J", f"{group}/J{BASE}") for group in groups}
+
+
+def _one_by_one(tags: Sequence[str]) -> dict[str, list[Any]]:
+    return {tag: _lines(tag) for tag in tags}
+
+
 def _lines(*tags: str) -> list[Any]:
     return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
-
-
-def _with_base(tag: str) -> list[Any]:
-    return _lines(tag, tag + BASE)
 
 
 def evenness(use_LE: np.ndarray) -> float:
