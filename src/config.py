@@ -295,7 +295,7 @@ class TrainingConfig(Section):
     max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
     overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
     watch_clips: int = Field(
-        8,
+        4,
         ge=0,
         description="clips on which validation also scores other prompts, and each domain that must be kept; 0: none",
     )
