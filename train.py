@@ -26,15 +26,21 @@ def main(arguments: argparse.Namespace) -> int | None:
     from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
     from src.errors import Stopped
     from src.train import ranks
+    from src.train.board import write_results
     from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
     with ranks.together(config.training.device):
         try:
-            best = Trainer(config, arguments.resume, arguments.force).fit()
+            trainer = Trainer(config, arguments.resume, arguments.force)
+            best = trainer.fit()
         except Stopped as stop:
             raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
-        evaluate(config, best)
+        shown, step = trainer.board_folder, trainer.progress.step
+        del trainer  # evaluation needs the memory
+        comparisons = evaluate(config, best)
+        if ranks.is_first():
+            write_results(shown, step, config, comparisons)
     return None
 
 

@@ -295,6 +295,11 @@ class TrainingConfig(Section):
     )
     max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
     overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
+    watch_clips: int = Field(
+        4,
+        ge=0,
+        description="clips on which validation also scores other prompts, and each domain that must be kept; 0: none",
+    )
     num_workers: int = Field(1, ge=0, description="processes that load data")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0)

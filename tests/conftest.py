@@ -96,7 +96,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory, data_settings: list[str]
         "dataset": {**dataset, "clip": {"frames": 3, "max_objects": 2}},
         "training": {
             "max_epochs": 2, "batch_size": 2, "warmup_steps": 1, "num_workers": 0, "overlay_clips": 1, "device": "cpu",
-            "clips_per_image": 1,
+            "clips_per_image": 1, "watch_clips": 0,
         },
         "evaluation": {"frames": 3, "max_objects": 2, "source_clips": 1, "overlays": 1},
     }  # fmt: skip

@@ -144,6 +144,7 @@ def evaluate_domain(
     label: str = "",
     masks: Path | None = None,
     after_frame: AfterFrame | None = None,
+    clips: int | None = None,
     part: Part = WHOLE,
 ) -> DomainResult:
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
@@ -155,6 +156,7 @@ def evaluate_domain(
         label: of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
         after_frame: as of :func:`~src.evaluation.predict.track`.
+        clips: stop when so many of its videos could be scored; None: all of them.
         part: which videos this process takes, of several that score the same domain.
 
     Returns:
@@ -167,7 +169,8 @@ def evaluate_domain(
     own: list[tuple[int, VideoResult]] = []
     videos, count = domain.numbered(part.rank, part.size), len(range(part.rank, len(domain.data), part.size))
     with predicting(model) as predictor:
-        for number, video in progress_bar(videos, total=count, desc=label or domain.name, leave=False):
+        total = min(count, clips or count)
+        for number, video in progress_bar(videos, total=total, desc=label or domain.name, leave=False):
             if exclusive:
                 refuse_overlap(video)
             predicted = track(predictor, video, prompt, exclusive, after_frame)
@@ -180,6 +183,8 @@ def evaluate_domain(
             }
             ids = {obj.object_id: obj.original_id for obj in video.objects}
             own.append((number, VideoResult(video.video_id, predicted, scores, ids)))
+            if clips is not None and sum(bool(result.scores) for _, result in own) == clips:
+                break
     results = [result for _, result in sorted(part.collect(own), key=lambda numbered: numbered[0])]
     counted = [scores for video in results for scores in video.scores.values()]
     if not counted and part.rank == 0:

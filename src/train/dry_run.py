@@ -109,15 +109,16 @@ def rehearse(config: Config) -> Rehearsal:
             _finish(trainer.device)
             seconds = time.perf_counter() - started
     per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
-    validated = per_frame * sum(map(_frames_of, trainer.validation))
+    frames = sum(map(_frames_of, trainer.validation))
+    watched = sum(map(_frames_of, trainer.watch.workload()))
     kept = per_frame * sum(map(_frames_of, kept_domains(config)))
     models = 2 if trainer.trains else 1
-    trainer.log.close()
+    trainer.close()
     return Rehearsal(
         memory=peak_memory(trainer.device),
         step=seconds,
-        validation=validated,
-        table=models * (validated + kept),
+        validation=per_frame * (frames + watched),
+        table=models * (per_frame * frames + kept),
         steps_per_epoch=trainer.steps_per_epoch,
         steps=trainer.last_step if trainer.trains else 0,
     )

@@ -25,11 +25,9 @@ from tqdm import tqdm
 from src.cli import progress_bar
 from src.config import Config
 from src.data.clips import BatchSampler, ClipBatch, EpochSampler, collate
-from src.data.formats import load_data
 from src.data.records import DataSet
 from src.errors import Stopped, UserError
-from src.evaluation.forgetting import evaluate_domain, target_domain
-from src.evaluation.report import overlay_sheet, true_masks
+from src.evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
 from src.files import remove_leftovers, write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
@@ -46,6 +44,7 @@ from src.model.checkpoint import (
 )
 from src.model.segmenter import Whole, build_loss, build_trainable, seed_draws, segmentation_losses
 from src.train import ranks
+from src.train.board import BASE, Board
 from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.logger import RunLogger, StepLog
@@ -75,6 +74,7 @@ from src.train.safety import (
 )
 from src.train.start import begin, init_from_data
 from src.train.stopping import Stops, leave_signals_to_the_parent
+from src.train.watch import SCORES, Masks, Watch, watches_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -96,7 +96,8 @@ class Progress:
 
     ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
     their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips;
-    all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
+    all of them 0 between epochs. ``skipped`` counts the steps skipped in a row. ``base_scores``, by tag, and
+    ``base_masks`` are of the model before training, to be shown beside what becomes of it.
     """
 
     run_name: str
@@ -104,6 +105,8 @@ class Progress:
     clips: int = 0
     step: int = 0
     base_J: float = math.nan
+    base_scores: dict[str, float] = field(default_factory=dict)
+    base_masks: Masks = field(default_factory=dict)
     best_J: float = -math.inf
     since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -169,8 +172,8 @@ class Trainer:
         with ranks.first_alone():  # which checks the data
             self.train_sets = train_sets = load_training_sets(config)
             self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
-            for place in config.evaluation.domains:
-                load_data(place, config)  # its mistakes are told now, not when training is over
+            kept = kept_domains(config)  # also so that mistakes in them are told now, not when training is over
+        self.watch = Watch(config, self.validation, kept)
         self.data = contents(train_sets, [domain.data for domain in self.validation])
 
         random.seed(training.seed)
@@ -245,6 +248,8 @@ class Trainer:
                 )
             if judged or not self.best.exists():  # another output folder: whatever comes first is the best there
                 self.progress.best_J = -math.inf
+            if judged or not watches_alike(resumed.config, config):  # the base's cannot stand beside what comes now
+                self.progress.base_scores, self.progress.base_masks = {}, {}
         ranks.check_alike("what the run goes on from", (self.progress.step, self.base_fingerprint, self.data))
         moved = None
         if ranks.is_first():
@@ -254,14 +259,14 @@ class Trainer:
             write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
         self.stops = Stops(tells=ranks.is_first())
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
-        run_name, step = self.progress.run_name, self.progress.step
-        self.log = ranks.on_first(lambda: RunLogger(self.folder / "logs", run_name, step))
-        self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", step))
+        self.log = ranks.on_first(lambda: RunLogger(self.folder / "logs"))
+        self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
+        self.board_folder = self.folder / "logs" / self.progress.run_name
+        self.board = ranks.on_first(lambda: self.open_board([domain.name for domain in kept]))
         for line in told:
             self.log.say(line)
         if moved:
             self.log.say(f"an earlier run was moved to {moved}")
-        self.log.text("config", config.to_yaml())
         for data, share, domain in zip(train_sets, clips.shares, self.validation, strict=True):
             drawn = f"; {share} of {len(clips)} clips an epoch" if len(train_sets) > 1 else ""
             self.log.say(f"{data.name}, train: {len(data)} images or videos{_notes(data)}{drawn}")
@@ -278,6 +283,18 @@ class Trainer:
         if resumed:
             self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
+    def open_board(self, kept: list[str]) -> Board:
+        """Show the run on TensorBoard from where it goes on, each step once.
+
+        Of an epoch that is to be closed again, what was shown at its last step is dropped, and the step shown anew.
+        """
+        step, redone = self.progress.step, self.progress.epoch_steps > 0
+        board = Board(self.board_folder, step if redone or not step else step + 1)
+        board.begin(self.config, [data.name for data in self.config.dataset.sets], kept, step)
+        if redone and self.steps.last is not None and self.steps.last["step"] == step:
+            board.step(self.steps.last)
+        return board
+
     def fit(self) -> Path | str | None:
         """Train to the end; returns the path of the best checkpoint, or None with method none.
 
@@ -293,8 +310,13 @@ class Trainer:
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
         finally:
-            self.log.close()
-            self.steps.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the files that the run writes step by step."""
+        self.log.close()
+        self.board.close()
+        self.steps.close()
 
     def run(self) -> Path | str | None:
         """What :meth:`fit` does, without regard to signals."""
@@ -306,7 +328,6 @@ class Trainer:
                 scores = self.validate("base")
             self.progress.base_J = scores["J"]
             self.log.say(f"base, before training: J {scores['J']:.3f} on the validation set{_each_set(scores)}")
-            self.log.scalars({f"val/{name}": value for name, value in scores.items() if name.split("/")[-1] == "J"}, 0)
         with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
             while not self.is_over():
                 self.train_epoch(bar)
@@ -354,6 +375,7 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
+        began = time.perf_counter()
         started, steps_before = time.perf_counter(), progress.step
         while progress.step < self.last_step and (window := self.next_window(batches)):
             rate = self.optimizer.param_groups[0]["lr"]
@@ -366,7 +388,7 @@ class Trainer:
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
                 progress.epoch_counts[name] = progress.epoch_counts.get(name, 0) + 1
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
-            self.log_step(names, losses, rate)
+            self.log_step(names, losses, rate, time.perf_counter() - began)
             bar.set_postfix(
                 loss=f"{self.epoch_means().get('total', math.nan):.3f}",
                 J=f"{progress.best_J:.3f}",
@@ -375,6 +397,7 @@ class Trainer:
             )
             bar.update()
             self.save_and_stop_if_asked()
+            began = time.perf_counter()
         if progress.step != self.saved_step:
             self.save_last()  # before validation, in which a run may be stopped too
         steps = progress.step - steps_before
@@ -448,12 +471,12 @@ class Trainer:
         counts = self.progress.epoch_counts
         return {name: value / counts[name] for name, value in self.progress.epoch_sums.items()}
 
-    def log_step(self, names: list[str], losses: dict[str, float], rate: float) -> None:
+    def log_step(self, names: list[str], losses: dict[str, float], rate: float, seconds: float) -> None:
         """Write down a step that was done, on clips of these names."""
         progress = self.progress
-        values = {**losses, "learning_rate": rate}
-        self.log.scalars({f"train/{name}": value for name, value in values.items()}, progress.step)
-        self.steps.add({"step": progress.step, "epoch": progress.epoch, "clips": names, **values})
+        record = {"step": progress.step, "epoch": progress.epoch, "clips": names, **losses, "learning_rate": rate}
+        self.steps.add(record)
+        self.board.step({**record, "seconds": seconds})
 
     def close_epoch(self, step_seconds: float) -> None:
         """Write down an epoch that is over, or that the run's end cuts short."""
@@ -462,7 +485,7 @@ class Trainer:
             progress.epoch, progress.clips = progress.epoch + 1, 0
         means = self.epoch_means()
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
-        self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
+        self.board.expert_use(usage, self.config.lora.experts, self.config.lora.top_k, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
         several = [data.name for data in self.train_sets] if len(self.train_sets) > 1 else []
         for warning in (
@@ -610,6 +633,7 @@ class Trainer:
             The scores; of several sets their means, and each set's own as ``name/J``.
         """
         by_set: dict[str, dict[str, float]] = {}
+        results: list[DomainResult] = []
         for domain in self.validation:
             prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
             with self.autocast():
@@ -618,14 +642,26 @@ class Trainer:
                     part=ranks.part(),
                 )  # fmt: skip
             by_set[prefix] = result.scores
-            if not ranks.is_first():
-                continue
-            shown = islice(zip(domain.videos(), result.videos, strict=True), self.config.training.overlay_clips)
-            for video, found in shown:
-                sheet = overlay_sheet(video, {"truth": true_masks(video), label: found.predicted})
-                self.log.image(f"validation/{prefix}{video.video_id}", sheet, self.progress.step)
+            results.append(result)
         means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in result.scores}
-        return means | {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
+        scores = means | {prefix + name: value for prefix, of in by_set.items() for name, value in of.items()}
+        if ranks.is_first():
+            self.show(scores, results)
+        ranks.meet()
+        return scores
+
+    def show(self, scores: dict[str, float], results: list[DomainResult]) -> None:
+        """Put a validation on the board, beside the base's, which is the one before training."""
+        progress = self.progress
+        with self.autocast():
+            seen = {f"validation/{name}": value for name, value in scores.items()}
+            seen |= self.watch.look(self.model, results)
+        if progress.step == 0:
+            progress.base_scores = {tag: value for tag, value in seen.items() if tag.rpartition("/")[2] in SCORES}
+            progress.base_masks = self.watch.masks(results)
+        self.board.scalars(seen | {tag + BASE: value for tag, value in progress.base_scores.items()}, progress.step)
+        for tag, sheet in self.watch.sheets(results, progress.base_masks):
+            self.board.image(tag, sheet, progress.step)
 
     def validate_and_save(self) -> None:
         """Validate, and keep ``best.pt`` and the adapter when J, the mean over sets, is better than ever."""
@@ -633,7 +669,6 @@ class Trainer:
         with self.stops.interruptible():
             scores = self.validate("adapted")
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
-        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
         better = scores["J"] > progress.best_J
         progress.since_best = 0 if better else progress.since_best + 1
         progress.best_J = max(progress.best_J, scores["J"])
@@ -669,6 +704,7 @@ class Trainer:
     def save_last(self) -> None:
         """Write ``last.pt``; the one before becomes ``previous.pt``. No process goes on before it is written."""
         self.steps.sync()
+        self.board.sync()
         self.save(LAST, keep=PREVIOUS)
         ranks.meet()
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
