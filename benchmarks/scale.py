@@ -22,6 +22,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import get_args
@@ -76,6 +77,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+def decode(video: Path) -> None:
+    """Decode all frames of a video, in order."""
+    for _ in open_footage(video):
+        pass
+
+
 def complete(folder: Path, scratch: Path) -> SavSource:
     """The SA-V files of a folder, with stand-ins for videos that are missing."""
     videos = sorted(folder.glob(f"*{VIDEO_SUFFIX}"))
@@ -106,14 +113,15 @@ def measure_reading(source: SavSource, config: ClipConfig, size: int, clips: int
     decoding, drawing, parsing, count = 0.0, 0.0, 0.0, 0
     records = []
     for index, files in enumerate(source.videos):
-        decoding += seconds_of(lambda path=files.video: [None for _ in open_footage(path)])
-        parsing += seconds_of(lambda index=index: records.append(source.read(index)[0]))
+        decoding += seconds_of(partial(decode, files.video))
+        parsing += seconds_of(partial(source.read, index))
+        records.append(source.read(index)[0])
     known = [record for record in records if record is not None]
     if not known:
         raise UserError("--data: no video of it has an object")
     for number, record in zip(range(clips), cycle(known)):
         rng = np.random.default_rng(number)
-        drawing += seconds_of(lambda r=record, g=rng: draw_clip(r, config, size, 1.0, g, AugmentationConfig()))
+        drawing += seconds_of(partial(draw_clip, record, config, size, 1.0, rng, AugmentationConfig()))
         count += config.frames
     frames = sum(len(record) for record in known)
     return Reading(

@@ -71,7 +71,7 @@ class TimedTrainer(Trainer):
         super().__init__(config)
         self.seconds: list[float] = []
 
-    def train_step(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+    def train_step(self, window: list[ClipBatch | None], usage: dict[str, Tensor]) -> dict[str, float]:
         clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         started = clock()
         losses = super().train_step(window, usage)

@@ -8,6 +8,7 @@ starts none of it: for it every function here is the identity.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -225,12 +226,14 @@ class Gradients:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        # which parameters take part depends on the prompts that are drawn, so some may have no gradient
-        self._parallel = (
-            DistributedDataParallel(_Forward(model), broadcast_buffers=False, find_unused_parameters=True)
-            if size() > 1
-            else None
-        )
+        self._parallel = None
+        if size() > 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # newer versions have another word for broadcast_buffers
+                # which parameters take part depends on the prompts that are drawn, so some may have no gradient
+                self._parallel = DistributedDataParallel(
+                    _Forward(model), broadcast_buffers=False, find_unused_parameters=True
+                )
 
     @contextmanager
     def piece(self, last: bool) -> Iterator[Callable[[Callable[[], T]], T]]:

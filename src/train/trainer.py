@@ -278,7 +278,8 @@ class Trainer:
                     f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
                 )
         if ranks.size() > 1:
-            self.log.say(f"{ranks.size()} processes, each with {training.batch_size // ranks.size()} clips of a batch")
+            share = training.batch_size // ranks.size()
+            self.log.say(f"{ranks.size()} processes, {share} of a batch's {training.batch_size} clips in each")
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
             self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -448,7 +449,8 @@ class Trainer:
         step = progress.step + 1
         folder = self.folder / f"bad_batch_{step}"
         told = f"{bad.problem} at step {step} on {bad.names}"
-        if bad.batches and ranks.from_first(len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS):
+        dumps: int = ranks.from_first(len(list(self.folder.glob("bad_batch_*"))))
+        if bad.batches and dumps < MOST_DUMPS:
             if ranks.is_first():
                 dump_batches(folder, bad.batches)
             told += f"; the batch lies in {folder}"

@@ -151,7 +151,7 @@ class TestOneRun:
 
     def test_the_first_process_alone_writes_and_speaks(self, train_in, tmp_path):
         folder = train_in(2, "run", "training.domain_gate=true", "training.max_steps=1")
-        assert "2 processes, each with 2 clips of a batch" in (tmp_path / "said/rank0.txt").read_text()
+        assert "2 processes, 2 of a batch's 4 clips in each" in (tmp_path / "said/rank0.txt").read_text()
         assert "epoch" not in (tmp_path / "said/rank1.txt").read_text()
         assert (folder / "adapter/domain_gate.safetensors").exists()
         assert not (folder / "earlier").exists()
