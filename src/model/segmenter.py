@@ -11,7 +11,7 @@ import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,8 +26,12 @@ from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaDat
 from src.config import LossConfig, ModelConfig, Prompt, PromptConfig
 from src.data.clips import ClipBatch
 from src.data.masks import bounding_box, centre_point
+from src.lora.adapter import iter_adapters
 from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
 from src.model.gating import gate_video_methods
+
+Features: TypeAlias = list[Tensor]
+"""What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
 
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
@@ -40,10 +44,18 @@ class Datapoint(BatchedVideoDatapoint):
 
 
 class TrainableSAM2(SAM2Train):
-    """SAM2Train that prompts and corrects annotated frames only."""
+    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already."""
 
     num_init_cond_frames_for_train: int
     num_frames_to_correct_for_train: int
+
+    def forward(self, input: Datapoint, features: Features | None = None) -> list[dict[str, Any]]:
+        """As SAM2Train, clip by clip in a row; ``features``: :func:`encode_frames` of all clips' frames, if known."""
+        if features is None:
+            return super().forward(input)
+        positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
+        backbone = {"backbone_fpn": features, "vision_pos_enc": positions}
+        return self.forward_tracking(self.prepare_prompt_inputs(backbone, input), input)
 
     def prepare_prompt_inputs(
         self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
@@ -135,9 +147,9 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out."""
-    mean = torch.tensor(PIXEL_MEAN, device=frames.device)
-    std = torch.tensor(PIXEL_STD, device=frames.device)
+    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out; or no channels."""
+    mean = torch.tensor(PIXEL_MEAN[: frames.shape[-1]], device=frames.device)
+    std = torch.tensor(PIXEL_STD[: frames.shape[-1]], device=frames.device)
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
@@ -164,15 +176,39 @@ def to_datapoint(batch: ClipBatch, device: torch.device) -> Datapoint:
     )
 
 
-def segmentation_losses(model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch) -> dict[str, Tensor]:
+def has_frozen_encoder(model: SAM2Base) -> bool:
+    """Whether training leaves image features as they are: nothing that makes them trains or is adapted."""
+    parts = [model.image_encoder]
+    if model.use_high_res_features_in_sam:
+        parts += [model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1]
+    trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    return not trains and not any(iter_adapters(model.image_encoder))
+
+
+@torch.no_grad()
+def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
+    """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
+    frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
+    return model.forward_image(normalise(frames))["backbone_fpn"]
+
+
+def segmentation_losses(
+    model: TrainableSAM2, loss: AnnotatedLoss, batch: ClipBatch, features: Features | None = None
+) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
+
+    Args:
+        model: the model.
+        loss: its loss.
+        batch: the clips; they need no pixels where features are given.
+        features: :func:`encode_frames` of the clips one after another; None: the model encodes their frames.
 
     Returns:
         Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
         all averaged over objects and summed over annotated frames.
     """
     datapoint = to_datapoint(batch, next(model.parameters()).device)
-    losses: dict[str, Any] = loss(model(datapoint), datapoint.masks, batch.annotated_TO)
+    losses: dict[str, Any] = loss(model(datapoint, features), datapoint.masks, batch.annotated_TO)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from src.cli import progress_bar
 from src.config import Config
-from src.data.clips import ClipBatch, EpochSampler, collate
+from src.data.clips import ClipBatch, EpochSampler, FrugalSampler, collate
 from src.data.formats import load_data
 from src.data.records import DataSet
 from src.errors import Stopped, UserError
@@ -49,6 +49,7 @@ from src.model.checkpoint import (
 from src.model.segmenter import build_loss, build_trainable, segmentation_losses
 from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
+from src.train.feature_cache import build_encoder, cached_views
 from src.train.logger import RunLogger, StepLog
 from src.train.optim import build_optimizer, build_schedule, restore
 from src.train.penalty import build_anchor
@@ -160,7 +161,9 @@ class Trainer:
         beginning = begin(self.model, config, self.base_fingerprint, resumed)
         adapters, self.groups = beginning.adapters, beginning.groups
         self.model.to(self.device)
-        clips = training_clips(config, train_sets)
+        views, off = cached_views(self.model, config)
+        told += [off] if off else []
+        self.clips = clips = training_clips(config, train_sets, views)
         if training.adapter_init == "data" and not resumed:
             init_from_data(self.model, adapters, clips, training.seed)
         self.anchor = build_anchor(self.model, config) if training.penalty.weight else None
@@ -185,9 +188,21 @@ class Trainer:
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 
+        use_amp = self.device.type == "cuda" if training.use_amp == "auto" else training.use_amp
+        amp_dtype = getattr(torch, training.amp_dtype)
+        self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        precision = training.amp_dtype if use_amp else "float32"
+        self.encoder = build_encoder(
+            self.model, clips, config, self.base_fingerprint, precision, lambda line: self.log.say(line)
+        )
+
         self.sampler = EpochSampler(len(clips), training.seed)
+        sampler = (
+            FrugalSampler(self.sampler, training.batch_size, self.encoder.is_known) if self.encoder else self.sampler
+        )
         self.loader: DataLoader = DataLoader(
-            clips, training.batch_size, sampler=self.sampler, collate_fn=collate, num_workers=training.num_workers,
+            clips, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
@@ -197,10 +212,6 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * training.max_epochs
         self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
 
-        use_amp = self.device.type == "cuda" if training.use_amp == "auto" else training.use_amp
-        amp_dtype = getattr(torch, training.amp_dtype)
-        self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
         self.trains = config.lora.method != "none"
         if self.trains:
             self.optimizer = build_optimizer(self.model, training)
@@ -323,17 +334,23 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
-        started, steps_before = time.perf_counter(), progress.step
-        while progress.step < self.last_step and (window := self.next_window(batches)):
+        started, steps_before, waited = time.perf_counter(), progress.step, 0.0
+        while progress.step < self.last_step:
+            asked = time.perf_counter()
+            if not (window := self.next_window(batches)):
+                break
+            got = time.perf_counter()
             rate = self.optimizer.param_groups[0]["lr"]
             losses = self.train_or_skip(window, usage)
+            waited += got - asked
+            waiting = (got - asked) / (time.perf_counter() - asked)
             progress.clips += sum(len(batch.names) for batch in window)
             progress.step += 1
             progress.epoch_steps += 1
             for name, value in losses.items():
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
-            self.log_step(window, losses, rate)
+            self.log_step(window, losses, rate, waiting)
             bar.set_postfix(
                 loss=f"{self.epoch_means().get('total', math.nan):.3f}",
                 J=f"{progress.best_J:.3f}",
@@ -346,8 +363,9 @@ class Trainer:
             self.stops.check()
         if progress.step != self.saved_step:
             self.save_last()  # before validation, in which a run may be stopped too
-        steps = progress.step - steps_before
-        self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
+        took = time.perf_counter() - started
+        steps = max(1, progress.step - steps_before)
+        self.close_epoch(f"{took / steps:.2f} s a step, {waited / took:.0%} of it waiting for data")
 
     def train_or_skip(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
         """A step, or none where its numbers are bad and ``training.on_non_finite`` allows that; returns its losses.
@@ -374,7 +392,7 @@ class Trainer:
         folder = self.folder / f"bad_batch_{step}"
         told = f"{bad.problem} at step {step} on {bad.names}"
         if bad.batches and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
-            dump_batches(folder, bad.batches)
+            dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
             told += f"; the batch lies in {folder}"
         progress.skipped += 1
         progress.epoch_skipped += 1
@@ -396,16 +414,16 @@ class Trainer:
         steps = self.progress.epoch_steps - self.progress.epoch_skipped
         return {name: value / steps for name, value in self.progress.epoch_sums.items()}
 
-    def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float) -> None:
-        """Write down a step that was done."""
+    def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float, waiting: float) -> None:
+        """Write down a step that was done, ``waiting`` being the share of its time that it waited for data."""
         progress = self.progress
-        values = {**losses, "learning_rate": rate}
+        values = {**losses, "learning_rate": rate, "waiting_for_data": waiting}
         self.log.scalars({f"train/{name}": value for name, value in values.items()}, progress.step)
         names = [name for batch in window for name in batch.names]
         self.steps.add({"step": progress.step, "epoch": progress.epoch, "clips": names, **values})
 
-    def close_epoch(self, step_seconds: float) -> None:
-        """Write down an epoch that is over, or that the run's end cuts short."""
+    def close_epoch(self, speed: str) -> None:
+        """Write down an epoch that is over, or that the run's end cuts short, and how fast it was."""
         progress = self.progress
         if progress.clips >= self.sampler.length:
             progress.epoch, progress.clips = progress.epoch + 1, 0
@@ -424,7 +442,7 @@ class Trainer:
         progress.epoch_steps, progress.epoch_skipped = 0, 0
         progress.epoch_sums, progress.epoch_use, progress.epoch_clips = {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed})")
 
     def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
@@ -442,7 +460,7 @@ class Trainer:
         used: dict[str, Tensor] = {}
         for batch in window:
             with self.autocast(), record_routing(self.model) as routing:
-                losses = segmentation_losses(self.model, self.loss, batch)
+                losses = self.losses_of(batch)
             if self.routed:
                 losses["balance"], losses["router_z"] = load_balancing_loss(routing), router_z_loss(routing)
                 auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
@@ -488,13 +506,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return sums
 
+    def losses_of(self, batch: ClipBatch) -> dict[str, Tensor]:
+        """SAM 2's losses on a batch; a frozen image encoder runs apart, or not at all where its features are kept."""
+        features = self.encoder(batch) if self.encoder is not None else None
+        return segmentation_losses(self.model, self.loss, batch, features)
+
     def not_finite(self, loss: Tensor, batch: ClipBatch) -> NotFinite:
         """What is wrong with a batch's loss: weights are bad already, or a layer, when the batch is tried again."""
         if layers := bad_weights(self.model):
             cause = f": weights are not finite, of {quoted(layers)}"
         else:
             with torch.no_grad(), self.autocast(), watching_layers(self.model) as layers:
-                segmentation_losses(self.model, self.loss, batch)
+                self.losses_of(batch)
             cause = f": the first layer to give such numbers is {layers[0]}" if layers else ""
         return NotFinite(f"the loss is {loss.item()}", ", ".join(batch.names) + cause, [batch])
 
