@@ -44,7 +44,10 @@ class Datapoint(BatchedVideoDatapoint):
 
 
 class TrainableSAM2(SAM2Train):
-    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already."""
+    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already.
+
+    The frame tracked last is not put into memory, where no other frame would look for it.
+    """
 
     num_init_cond_frames_for_train: int
     num_frames_to_correct_for_train: int
@@ -56,6 +59,12 @@ class TrainableSAM2(SAM2Train):
         positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
         backbone = {"backbone_fpn": features, "vision_pos_enc": positions}
         return self.forward_tracking(self.prepare_prompt_inputs(backbone, input), input)
+
+    def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
+        """As SAM2Train, on one frame of a clip; ``output_dict`` holds those tracked before it."""
+        before = sum(len(output_dict[kind]) for kind in ("cond_frame_outputs", "non_cond_frame_outputs"))
+        step["run_mem_encoder"] = before + 1 < num_frames
+        return super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
 
     def prepare_prompt_inputs(
         self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
@@ -193,7 +202,7 @@ def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
 
 
 def segmentation_losses(
-    model: TrainableSAM2, loss: AnnotatedLoss, batch: ClipBatch, features: Features | None = None
+    model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch, features: Features | None = None
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
 
@@ -201,14 +210,16 @@ def segmentation_losses(
         model: the model.
         loss: its loss.
         batch: the clips; they need no pixels where features are given.
-        features: :func:`encode_frames` of the clips one after another; None: the model encodes their frames.
+        features: :func:`encode_frames` of the clips one after another, which a :class:`TrainableSAM2` takes; None: the
+            model encodes their frames.
 
     Returns:
         Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
         all averaged over objects and summed over annotated frames.
     """
     datapoint = to_datapoint(batch, next(model.parameters()).device)
-    losses: dict[str, Any] = loss(model(datapoint, features), datapoint.masks, batch.annotated_TO)
+    known = () if features is None else (features,)
+    losses: dict[str, Any] = loss(model(datapoint, *known), datapoint.masks, batch.annotated_TO)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}
