@@ -1,14 +1,15 @@
 """What adapters cost in video prediction: the time of a frame as a ratio to stock SAM 2's, with random weights.
 
-The models go through one video side by side, frame by frame in turn, so that every ratio is of neighbouring
-measurements; it is the median over the frames on which the memory bank is full. Before that, masks are checked: they
-are stock SAM 2's bit for bit with untrained adapters and with adapters off, and others with the trained ones.
+The models go through one video side by side, frame by frame in an order drawn anew, so that every ratio is of
+neighbouring measurements; it is the median over the frames on which the memory bank is full. Masks are checked:
+they are stock SAM 2's bit for bit with untrained adapters and with adapters off, and others with the trained ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -98,7 +99,8 @@ def main(arguments: argparse.Namespace) -> None:
         frames = [f.read() for f in make_videos(SOURCE, 1, 0, arguments.frames, arguments.size).videos[0].frames]
         with cli.progress_bar(frames, desc=name) as bar:
             for t, frame in enumerate(bar):
-                check({key: run.step(frame, now) for key, run in runs.items()}, t)
+                turn = random.Random(t).sample([*runs], len(runs))
+                check({key: runs[key].step(frame, now) for key in turn}, t)
         full = models[STOCK].num_maskmem
         for key, run in runs.items():
             ratios = [a / b for a, b in zip(run.seconds[full:], runs[STOCK].seconds[full:], strict=True)]

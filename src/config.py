@@ -230,7 +230,8 @@ class DistillConfig(Section):
         None, description="general images and videos; null: clips of the bundled base's source domain (sam2_nano)"
     )
     clips: int = Field(500, ge=3, description="general clips; the teacher's answers on them are kept")
-    batch_size: int = Field(2, gt=0, description="general clips per optimizer step")
+    batch_size: int = Field(2, gt=0, description="general clips per optimizer step that is taught")
+    every: int = Field(1, gt=0, description="1: every step is taught; N: every N-th, N times as strongly")
     objects: int = Field(2, gt=0, description="things followed per clip")
     features_weight: float = Field(0.0, ge=0, description="of the distance of memory-conditioned features")
 

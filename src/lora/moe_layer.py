@@ -57,7 +57,8 @@ class LinearWithExperts(torch.autograd.Function):
             The output (…, O); and logits (E*, N) and chosen experts (K, N), which are empty with ``gates_EN``.
         """
         out = F.linear(x, weight, bias).contiguous()
-        thin_PN = thin_PD @ match_dtype(_tokens(x if z is None else z), thin_PD).T
+        tokens_ND = match_dtype(_tokens(x if z is None else z), thin_PD)
+        thin_PN = (tokens_ND @ thin_PD.T).T.contiguous()  # BLAS takes longer to write experts first itself
         experts, rank, _ = B_ERO.shape
         logits_EN = thin_PN[experts * rank :]
         chosen_KN = torch.empty_like(logits_EN, dtype=torch.int64)
@@ -88,7 +89,7 @@ class LinearWithExperts(torch.autograd.Function):
         gated_ERN = _experts_rows(thin_PN, B_ERO)
         grad_thin_PN = torch.empty_like(thin_PN)
         grad_ERN = _experts_rows(grad_thin_PN, B_ERO)
-        torch.mm(B_ERO.flatten(0, 1).to(thin_PN.dtype), g_NO.T, out=grad_ERN.flatten(0, 1))
+        grad_ERN.flatten(0, 1).copy_((g_NO @ B_ERO.flatten(0, 1).to(thin_PN.dtype).T).T)
         # Each expert's gate times its gradient, for which the products before they were gated need not be kept.
         weighed_EN = (grad_ERN * gated_ERN).sum(dim=1)
         experts = len(gated_ERN)

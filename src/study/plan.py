@@ -201,7 +201,7 @@ def run_config(study: StudyConfig, row: Row, stage: int, start: str | Path | Non
     training = raw.setdefault("training", {})
     training |= {"seed": row.seed, "domain_gate": False, "start_from": str(start) if start else None}
     if row.distilled:
-        training["distill"] = study.distill.model_dump()
+        training["distill"] = {**study.distill.model_dump(), **training.get("distill", {})}
     if training.get("penalty", {}).get("kind") == "ewc":
         training["penalty"]["folders"] = [each.train_img_folder for each in earlier]
     raw["dataset"] = {**raw.get("dataset", {}), **own.model_dump()}

@@ -74,6 +74,10 @@ class Distiller:
         self.keep_frames = config.clips * clip.frames * size**2 * 3 <= KEPT_FRAMES
         self.lessons: dict[int, _Lesson] = {}
 
+    def teaches(self, step: int) -> bool:
+        """Whether this step is one of those that are taught."""
+        return step % self.config.every == 0
+
     def losses(self, step: int) -> dict[str, Tensor]:
         """The student against the teacher on the clips of a step, always the same ones for the same step.
 
@@ -96,7 +100,8 @@ class Distiller:
             "features": self.config.features_weight,
         }  # fmt: skip
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-        return {"total": self.config.weight * total, **{name: value.detach() for name, value in parts.items()}}
+        weight = self.config.weight * self.config.every
+        return {"total": weight * total, **{name: value.detach() for name, value in parts.items()}}
 
     @torch.no_grad()
     def _lesson(self, index: int) -> tuple[Clip, Tracked]:

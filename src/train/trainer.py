@@ -95,8 +95,8 @@ class Progress:
     """Where a run is.
 
     ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
-    their losses, these counts of every layer's experts and of every set's clips, and ``epoch_skipped`` of the steps
-    skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
+    their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips;
+    all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
     """
 
     run_name: str
@@ -109,9 +109,9 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     epoch_steps: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
+    epoch_counts: dict[str, int] = field(default_factory=dict)
     epoch_use: dict[str, list[float]] = field(default_factory=dict)
     epoch_clips: dict[str, int] = field(default_factory=dict)
-    epoch_skipped: int = 0
     skipped: int = 0
 
 
@@ -349,6 +349,7 @@ class Trainer:
             progress.epoch_steps += 1
             for name, value in losses.items():
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
+                progress.epoch_counts[name] = progress.epoch_counts.get(name, 0) + 1
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
             self.log_step(window, losses, rate, waiting)
             bar.set_postfix(
@@ -395,7 +396,6 @@ class Trainer:
             dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
             told += f"; the batch lies in {folder}"
         progress.skipped += 1
-        progress.epoch_skipped += 1
         allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
         if not allowed or progress.skipped > training.max_skips:
             often = f" (training.max_skips is {training.max_skips})" if allowed else ""
@@ -410,9 +410,9 @@ class Trainer:
         return {}
 
     def epoch_means(self) -> dict[str, float]:
-        """The mean losses of the epoch's steps so far, without those skipped."""
-        steps = self.progress.epoch_steps - self.progress.epoch_skipped
-        return {name: value / steps for name, value in self.progress.epoch_sums.items()}
+        """The mean losses of the epoch so far, each over the steps that had it."""
+        counts = self.progress.epoch_counts
+        return {name: value / counts[name] for name, value in self.progress.epoch_sums.items()}
 
     def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float, waiting: float) -> None:
         """Write down a step that was done, ``waiting`` being the share of its time that it waited for data."""
@@ -439,8 +439,8 @@ class Trainer:
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
-        progress.epoch_steps, progress.epoch_skipped = 0, 0
-        progress.epoch_sums, progress.epoch_use, progress.epoch_clips = {}, {}, {}
+        progress.epoch_steps = 0
+        progress.epoch_sums, progress.epoch_counts, progress.epoch_use, progress.epoch_clips = {}, {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
         self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed})")
 
@@ -477,7 +477,7 @@ class Trainer:
             self.scaler.scale(total / len(window)).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(window)
-        if self.distiller is not None:
+        if self.distiller is not None and self.distiller.teaches(self.progress.step):
             with self.autocast():
                 kept = self.distiller.losses(self.progress.step)
             if not torch.isfinite(kept["total"]):

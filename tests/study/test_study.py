@@ -78,6 +78,13 @@ class TestPlan:
         assert ewc.training.penalty.folders == [study.domain("tissue").train_img_folder]
         assert ewc.training.distill.weight == 1.0
 
+    def test_a_method_may_be_taught_in_its_own_way(self, write):
+        study = load_study(write())
+        study.methods["replay"].set["training.distill.every"] = 2
+        distill = run_config(study, Row("replay", True, ("tissue",), 0), 0, None).training.distill
+        assert (distill.every, distill.weight) == (2, 1.0)
+        assert run_config(study, Row("replay", False, ("tissue",), 0), 0, None).training.distill.weight == 0
+
     def test_real_data_sets_take_the_place_of_bundled_ones(self, write):
         own = {"name": "polyps", "train_img_folder": "a", "val_img_folder": "b", "test_img_folder": "c"}
         study = load_study(write(domains=[own, "thermal"], orders=[["polyps", "thermal"]]))

@@ -106,6 +106,15 @@ class TestDistiller:
         for step in range(12):
             taught.losses(step)
 
+    def test_every_third_step_is_taught_three_times_as_strongly(self):
+        model = new_model()
+        always, seldom = distiller(model), distiller(model, every=3)
+        assert [step for step in range(7) if seldom.teaches(step)] == [0, 3, 6]
+        assert all(always.teaches(step) for step in range(7))
+        disturb(model)
+        assert seldom.losses(3)["total"].item() == pytest.approx(3 * always.losses(3)["total"].item(), rel=1e-5)
+        assert torch.equal(seldom.losses(3)["mask"], always.losses(3)["mask"])
+
 
 class TestDifference:
     @staticmethod

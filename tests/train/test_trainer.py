@@ -117,7 +117,7 @@ class TestResume:
             ["training.batch_size=2", "lora.method=lora", "lora.dropout=0.2"],
             ["training.batch_size=2", "lora.method=full", "training.use_amp=true"],
             ["training.batch_size=2", "lora.router.jitter=0.1", *DISTILLED],
-            ["training.batch_size=2", "lora.method=full", *DISTILLED],
+            ["training.batch_size=2", "lora.method=full", *DISTILLED, "training.distill.every=2"],
         ],
         ids=[
             "at the end of an epoch",
@@ -126,7 +126,7 @@ class TestResume:
             "lora",
             "full",
             "distilled",
-            "taught by a copy",
+            "taught by a copy, every second step",
         ],
     )
     def test_four_steps_are_two_and_a_resume_and_two(self, make_config, tmp_path, settings):
@@ -503,6 +503,17 @@ class TestOneRun:
             "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "run.json", "steps.jsonl",
         }  # fmt: skip
         assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
+
+    def test_means_of_an_epoch_are_over_the_steps_that_had_a_loss(self, make_config):
+        trainer = Recorded(
+            make_config("training.batch_size=1", "training.max_steps=3", *DISTILLED, "training.distill.every=2")
+        )
+        trainer.fit()
+        steps = [json.loads(line) for line in (trainer.folder / "steps.jsonl").read_text().splitlines()]
+        assert ["distill_mask" in step for step in steps] == [True, False, True]
+        (entry,) = trainer.progress.history
+        assert entry["distill_mask"] == pytest.approx((steps[0]["distill_mask"] + steps[2]["distill_mask"]) / 2)
+        assert entry["total"] == pytest.approx(sum(step["total"] for step in steps) / 3)
 
 
 class TestSchedule:
