@@ -461,6 +461,7 @@ class TestOneRun:
         assert [event.value for event in logged] == pytest.approx([losses["total"] for losses in trainer.losses])
         assert {"train/learning_rate", "train/grad_norm", "val/J", "val/F", "val/Dice"} <= set(tags["scalars"])
         assert [event.step for event in events.Scalars("val/J")] == [0, 3, 6]
+        assert all(0 <= event.value < 1 for event in events.Scalars("train/waiting_for_data"))
         rates = [event.value for event in events.Scalars("train/learning_rate")]
         assert rates == pytest.approx(
             [0.005, *(0.01 * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5))], rel=1e-5
@@ -487,6 +488,7 @@ class TestOneRun:
         ):
             assert line in text
         assert text.count("epoch 2, step 6: ") == 2
+        assert text.count("of it waiting for data)") == 2
 
     def test_a_new_run_moves_the_old_one_aside(self, make_config):
         first = Recorded(make_config("training.max_steps=1"))
