@@ -247,6 +247,14 @@ class PenaltyConfig(Section):
     )
 
 
+class FeatureCacheConfig(Section):
+    """Keeping what a frozen image encoder makes of training clips, of which there are so many views and no more."""
+
+    where: Literal["memory", "disk"] = Field("memory", description="main memory, or files in output_dir")
+    budget_gb: float = Field(4.0, ge=0, description="room for features; clips beyond it are encoded every time")
+    views: int = Field(4, gt=0, description="augmented views of every clip, which come again in turn, epoch by epoch")
+
+
 class TrainingConfig(Section):
     """The trainer."""
 
@@ -268,6 +276,9 @@ class TrainingConfig(Section):
     use_amp: Literal[True, False, "auto"] = Field("auto", description="auto: on CUDA")
     amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     activation_checkpointing: bool = False
+    cache_features: FeatureCacheConfig | None = Field(
+        None, description="keep what the image encoder makes of clips, where nothing in it trains; null: no"
+    )
     enable_segmentation: bool = Field(
         True, description="false: train the IoU and occlusion scores only, without mask losses"
     )

@@ -7,9 +7,10 @@ each, and after a resume.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -29,14 +30,18 @@ from src.data.transforms import (
 )
 from src.errors import UserError
 
+Address: TypeAlias = tuple[int, int]
+"""(epoch, index) of a draw: with the run's seed, all that a clip of a :class:`ClipDataset` is drawn from."""
+
 
 @dataclass(frozen=True)
 class Clip:
     """T frames and the masks of O objects, at the model's resolution.
 
-    ``frames_THWC``: uint8 RGB; ``masks_TOHW``: bool; ``annotated_T``: bool, False where nothing is known of a frame's
-    objects, so that its empty masks say nothing. The first frame is annotated, and every object is visible on it.
-    ``seed``: what is drawn for its objects when it is trained on, such as prompts, comes from it.
+    ``frames_THWC``: uint8 RGB, or without channels, (T, H, W, 0), where pixels were not asked for; ``masks_TOHW``:
+    bool; ``annotated_T``: bool, False where nothing is known of a frame's objects, so that its empty masks say nothing.
+    The first frame is annotated, and every object is visible on it. ``seed``: what is drawn for its objects when it is
+    trained on, such as prompts, comes from it. ``address``: the draw, of a data set's clip.
     """
 
     name: str
@@ -44,14 +49,16 @@ class Clip:
     masks_TOHW: np.ndarray
     annotated_T: np.ndarray
     seed: int = 0
+    address: Address | None = None
 
 
 @dataclass(frozen=True)
 class ClipBatch:
     """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
 
-    ``frames_BTHWC``: uint8; ``masks_TOHW``: bool; ``annotated_TO``: bool, what :class:`Clip` says of each object's
-    clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip.
+    ``frames_BTHWC``: uint8, without channels if the clips have none; ``masks_TOHW``: bool; ``annotated_TO``: bool, what
+    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``addresses``:
+    of the draws, where all clips are a data set's, else none.
     """
 
     names: tuple[str, ...]
@@ -60,12 +67,14 @@ class ClipBatch:
     annotated_TO: Tensor
     video_of_object: Tensor
     seeds: tuple[int, ...]
+    addresses: tuple[Address, ...] = ()
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
         """Put clips of equal length and size together."""
         counts = torch.tensor([clip.masks_TOHW.shape[1] for clip in clips])
         video_of_object = torch.repeat_interleave(torch.arange(len(clips)), counts)
+        addresses = tuple(clip.address for clip in clips if clip.address is not None)
         return cls(
             names=tuple(clip.name for clip in clips),
             frames_BTHWC=torch.from_numpy(np.stack([clip.frames_THWC for clip in clips])),
@@ -73,7 +82,12 @@ class ClipBatch:
             annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
             video_of_object=video_of_object,
             seeds=tuple(clip.seed for clip in clips),
+            addresses=addresses if len(addresses) == len(clips) else (),
         )
+
+    @property
+    def has_pixels(self) -> bool:
+        return self.frames_BTHWC.shape[-1] > 0
 
     def clips(self) -> list[Clip]:
         """The clips that were put together."""
@@ -105,6 +119,8 @@ def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:
 class ClipDataset(Dataset):
     """Training clips of one or several data sets: ``dataset[epoch, index]`` draws a clip, the same one every time.
 
+    ``dataset[epoch, index, False]`` is that clip without its pixels: no frame is read.
+
     Each set gets its share of an epoch's clips. They go round the set's videos in an order drawn once, and every epoch
     begins where the one before ended: a small share shows other videos in every epoch, a large one shows videos again,
     drawn afresh, and no video comes twice more often than another.
@@ -115,10 +131,16 @@ class ClipDataset(Dataset):
         length: clips per epoch. A set's share is its weight / sum of weights, and never less than one clip.
         size: side of the square frames in pixels.
         seed: of all draws.
+        views: clips are drawn in so many ways, which come again in turn: an epoch has the draws of the one ``views``
+            epochs before or, of a set with more videos than clips in an epoch, a round of all its videos has those of
+            the round so many rounds before. None: every clip is drawn anew.
     """
 
-    def __init__(self, sets: Sequence[DataSet], config: DatasetConfig, length: int, size: int, seed: int) -> None:
-        self.sets, self.config, self.size, self.seed = sets, config, size, seed
+    def __init__(
+        self, sets: Sequence[DataSet], config: DatasetConfig, length: int, size: int, seed: int,
+        views: int | None = None,
+    ) -> None:  # fmt: skip
+        self.sets, self.config, self.size, self.seed, self.views = sets, config, size, seed, views
         self.shares = split_by_weight(length, [each.weight for each in config.sets])
         self._ends = np.cumsum(self.shares)
         generators = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(len(sets))]
@@ -129,21 +151,53 @@ class ClipDataset(Dataset):
 
     def source(self, epoch: int, index: int) -> tuple[DataSet, VideoRecord]:
         """What a clip is drawn from."""
-        chosen = int(np.searchsorted(self._ends, index, side="right"))
-        share, order = self.shares[chosen], self._orders[chosen]
-        place = epoch * share + index - (int(self._ends[chosen]) - share)
+        chosen, place = self._place(epoch, index)
+        order = self._orders[chosen]
         return self.sets[chosen], self.sets[chosen].videos[int(order[place % len(order)])]
 
-    def __getitem__(self, key: tuple[int, int]) -> Clip | UserError:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
-        config = self.config
+    def address(self, epoch: int, index: int) -> Address:
+        """The draw that a clip is: its own or, with ``views``, the first one that was the same."""
+        if self.views is None:
+            return epoch, index
+        chosen, place = self._place(epoch, index)
+        share = self.shares[chosen]
+        epoch, within = divmod(place % self._period(chosen, self.views), share)
+        return epoch, int(self._ends[chosen]) - share + within
+
+    def count_draws(self, views: int) -> int:
+        """How many clips there are in so many views."""
+        return sum(self._period(chosen, views) for chosen in range(len(self.sets)))
+
+    def _place(self, epoch: int, index: int) -> tuple[int, int]:
+        """A clip's set, and its number among all clips of that set, from the first epoch on."""
+        chosen = int(np.searchsorted(self._ends, index, side="right"))
+        share = self.shares[chosen]
+        return chosen, epoch * share + index - (int(self._ends[chosen]) - share)
+
+    def _period(self, chosen: int, views: int) -> int:
+        return views * max(self.shares[chosen], len(self._orders[chosen]))
+
+    def with_pixels(self, batch: ClipBatch) -> ClipBatch:
+        """A batch of this data set, drawn once more if it has no pixels. Raises UserError if they cannot be read."""
+        if batch.has_pixels:
+            return batch
+        drawn = [self[address] for address in batch.addresses]
+        for clip in drawn:
+            if isinstance(clip, UserError):
+                raise clip
+        return ClipBatch.collate([clip for clip in drawn if isinstance(clip, Clip)])
+
+    def __getitem__(self, key: Address | tuple[int, int, bool]) -> Clip | UserError:
+        epoch, index, *asked = key
+        address = self.address(epoch, index)
+        rng = np.random.default_rng((self.seed, *address))
+        config, pixels = self.config, all(asked)
         try:
-            data, video = self.source(epoch, index)
-            clip = draw_clip(video, config.clip, self.size, config.min_object_side, rng, config.augmentation)
+            data, video = self.source(*address)
+            clip = draw_clip(video, config.clip, self.size, config.min_object_side, rng, config.augmentation, pixels)
         except UserError as error:  # handed on as it is: a loader process would wrap its traceback around it
             return error
-        return clip if len(self.sets) == 1 else replace(clip, name=f"{data.name}/{clip.name}")
+        return replace(clip, address=address, name=clip.name if len(self.sets) == 1 else f"{data.name}/{clip.name}")
 
 
 def split_by_weight(count: int, weights: Sequence[float]) -> list[int]:
@@ -157,7 +211,7 @@ def split_by_weight(count: int, weights: Sequence[float]) -> list[int]:
 
 def draw_clip(
     video: VideoRecord, config: ClipConfig, size: int, min_object_side: float, rng: np.random.Generator,
-    augmentation: AugmentationConfig | None = None,
+    augmentation: AugmentationConfig | None = None, pixels: bool = True,
 ) -> Clip:  # fmt: skip
     """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
 
@@ -172,6 +226,7 @@ def draw_clip(
             the first frame has no other.
         rng: where all draws come from.
         augmentation: of the clip; None for none.
+        pixels: False: the same clip without pixels, of which no frame is read.
 
     Raises:
         UserError: a frame cannot be read or is not of its video's size, or no annotated frame shows an object.
@@ -183,7 +238,8 @@ def draw_clip(
         path_T = path_T[:1]
     least = (min_object_side / size) ** 2 * video.height * video.width
     objects = _draw_objects(video, int(path_T[0]), config.max_objects, least, rng)
-    frames_T3HW, soft_TOHW = _read_frames(video, objects, path_T, size)
+    soft_TOHW = _read_masks(video, objects, path_T, size)
+    frames_T3HW = _read_pictures(video, path_T, size) if pixels else torch.zeros(len(path_T), 0, size, size)
     soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
     aspect = video.width / video.height
     if augmentation is not None:
@@ -195,10 +251,10 @@ def draw_clip(
         )
     else:
         masks_TOHW = soft_TOHW > 0.5
-    if augmentation is not None:
+    seed = int(rng.integers(2**63))
+    if augmentation is not None and pixels:  # nothing is drawn after it, so that a clip without pixels is the same one
         frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
     annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
-    seed = int(rng.integers(2**63))
     return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed)
 
 
@@ -280,17 +336,15 @@ def _draw_objects(
     return drawn or small[:count]
 
 
-def _read_frames(
-    video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarray, size: int
-) -> tuple[Tensor, Tensor]:
-    """Frames (T, 3, size, size) and soft masks of objects on them (T, O, size, size); no frame is read twice."""
+def _read_masks(video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarray, size: int) -> Tensor:
+    """Soft masks of objects (T, O, size, size); none is decoded twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
     empty = torch.zeros(size, size)
     masks = []
     for t in frames_S.tolist():
         found = (o.segmentations[t] for o in objects)
         masks.append(torch.stack([empty if s is None else resize_mask(s.decode(), size, size) for s in found]))
-    return _read_pictures(video, path_T, size), torch.stack(masks)[place_T]
+    return torch.stack(masks)[place_T]
 
 
 def _read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
@@ -374,25 +428,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(index)) for index in order[self.skip :]])
 
 
-class BatchSampler(Sampler[list[tuple[int, int]]]):
+class BatchSampler(Sampler[list[tuple[Any, ...]]]):
     """Cuts what a sampler yields into batches, of which each of several processes takes its part.
 
     The parts of a batch are as equal as they can be, so all processes have the same number of batches, every clip is in
     one part, and the part of a short last batch may be empty.
 
     Args:
-        sampler: of all clips.
+        sampler: of all clips, yields (epoch, index).
         batch_size: clips a batch, in all parts together; the last one may have fewer.
         rank, size: which of how many processes this is.
+        is_known: whether the features of (epoch, index) are. A part of which all are is asked for without pixels, as
+            (epoch, index, False). What is known is asked when a batch is about to be loaded. None: pixels are wanted.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, rank: int = 0, size: int = 1) -> None:
-        self.sampler, self.batch_size, self.rank, self.size = sampler, batch_size, rank, size
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, rank: int = 0, size: int = 1,
+        is_known: Callable[[int, int], bool] | None = None,
+    ) -> None:  # fmt: skip
+        self.sampler, self.batch_size, self.rank, self.size, self.is_known = sampler, batch_size, rank, size, is_known
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[Any, ...]]]:
         keys = iter(self.sampler)
         while batch := list(islice(keys, self.batch_size)):
-            yield batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
+            part = batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
+            known = self.is_known is not None and all(self.is_known(*key) for key in part)
+            yield [(*key, False) for key in part] if known else [*part]

@@ -85,13 +85,14 @@ def apply_view(frames_T3HW: Tensor, masks_TOHW: Tensor, view: Tensor) -> tuple[T
     """A clip, with its soft masks, as it is seen through a view of :func:`draw_view`.
 
     Beyond the picture's edges there is one plain colour: mirrored, an object there would go on without its mask.
+    Frames may have no channels, as those of :func:`simulate_motion`.
     """
-    mean = torch.tensor(MEAN_COLOUR)[:, None, None]
+    mean = torch.tensor(MEAN_COLOUR)[: frames_T3HW.shape[1], None, None]
     return _seen_through(view, frames_T3HW - mean) + mean, _seen_through(view, masks_TOHW)
 
 
 def _seen_through(view: Tensor, images_NCHW: Tensor) -> Tensor:
-    grid = F.affine_grid(view[None], [1, *images_NCHW.shape[1:]], align_corners=False)
+    grid = F.affine_grid(view[None], [1, 1, *images_NCHW.shape[2:]], align_corners=False)
     return F.grid_sample(images_NCHW, grid.expand(len(images_NCHW), -1, -1, -1), align_corners=False)
 
 
@@ -101,7 +102,7 @@ def simulate_motion(
     """Turn a still image into a clip: affine motion, a growing smooth warp, a change of light, sometimes an occluder.
 
     Args:
-        image_3HW: RGB.
+        image_3HW: RGB, or (0, H, W) where only masks are wanted: they are the same, and so are the draws.
         masks_OHW: one for each object.
         frames: frames to make; the motion is spread over them, and the first frame is the image itself, unmoved.
         aspect: width / height of the image before it was resized, as whose angles the angles are meant.
@@ -169,8 +170,8 @@ def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
 
 
 def _mean(values: Tensor) -> float:
-    """The mean, summed by NumPy in one thread: torch shares a sum out among threads, which changes its rounding."""
-    return float(values.numpy().mean(dtype=np.float64))
+    """The mean, 0 of nothing, by NumPy in one thread: torch shares a sum out among threads, which changes rounding."""
+    return float(values.numpy().mean(dtype=np.float64)) if values.numel() else 0.0
 
 
 def _affine(angle_T: Tensor, shear_T: Tensor, scale_T: Tensor, x_T: Tensor, y_T: Tensor, aspect: float) -> Tensor:

@@ -195,6 +195,12 @@ def cache_file(place: DomainConfig, config: Config) -> Path:
     return Path(config.output_dir) / CHECKS_FOLDER / f"{name}-{key}.json"
 
 
+def state_of_files(place: DomainConfig, config: Config) -> str:
+    """A hash of the files of a data set as they were when :func:`load_checked` looked at them for a run."""
+    entry = json.loads(cache_file(place, config).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps([entry["content"], entry["stamps"]]).encode()).hexdigest()
+
+
 def _refusal(source: Source, errors: list[Finding]) -> str:
     if len(errors) == 1:
         return f"{errors[0]}, or leave it out with --skip-bad"

@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from src.files import write_atomically
+
+if TYPE_CHECKING:  # matplotlib takes seconds to import: it is, when something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 DPI = 120
 COLOURS = "viridis"  # even steps look even, also without colours
@@ -64,6 +67,8 @@ def heat_map(
         colours: a matplotlib colour map, such as ``RdBu`` for changes in both directions.
         row_title, column_title: what rows and columns are.
     """
+    from matplotlib.figure import Figure
+
     side = CELL if decimals is None else CELL_WITH_NUMBER
     level = _width_of_labels(column_labels)
     cells = max(level, side * len(column_labels)) if level <= WIDE else side * len(column_labels)
@@ -89,6 +94,8 @@ def heat_maps(
     across: int = 4,
 ) -> Figure:
     """Several matrices under their names, ``across`` side by side, all with the same scale; see :func:`heat_map`."""
+    from matplotlib.figure import Figure
+
     columns = min(across, len(tables))
     rows = math.ceil(len(tables) / columns)
     widest = max(len(table.columns) for table in tables.values())

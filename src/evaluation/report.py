@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from src.data.drawing import draw_masks
@@ -32,6 +31,9 @@ from src.evaluation.tables import (
     table,
 )
 from src.files import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHEET_FRAMES = 4
 
@@ -163,6 +165,8 @@ def summary_markdown(comparisons: Sequence[Comparison]) -> str:
 
 def click_curves(comparisons: list[Comparison]) -> Figure:
     """Mean IoU over the number of clicks, a plot for each domain with images."""
+    from matplotlib.figure import Figure
+
     shown = [(c.domain.name, c.images) for c in comparisons if c.images is not None]
     figure = Figure(figsize=(4 * len(shown), 3.2), layout="constrained")
     for axes, (name, models) in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown, strict=True):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from src.lora.adapter import AdapterLayer, adapters_disabled
@@ -112,6 +111,8 @@ def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
 
 def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """k-means: centroids (count, D) and each token's cluster (N,)."""
+    from scipy.cluster.vq import kmeans2  # it takes seconds, and few runs need it
+
     points = x_ND.cpu().numpy().astype(np.float64)
     rng = np.random.default_rng(seed)
     if len(np.unique(points, axis=0)) <= count:  # nothing to gather: each of the first points by itself

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -30,8 +30,12 @@ from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaDat
 from src.config import LossConfig, ModelConfig, Prompt, PromptConfig
 from src.data.clips import ClipBatch
 from src.data.masks import bounding_box, centre_point
+from src.lora.adapter import iter_adapters
 from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
 from src.model.gating import gate_video_methods
+
+Features: TypeAlias = list[Tensor]
+"""What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
 
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
@@ -48,10 +52,27 @@ class Datapoint(BatchedVideoDatapoint):
 
 
 class TrainableSAM2(SAM2Train):
-    """SAM2Train that prompts and corrects annotated frames only."""
+    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already.
+
+    The frame tracked last is not put into memory, where no other frame would look for it.
+    """
 
     num_init_cond_frames_for_train: int
     num_frames_to_correct_for_train: int
+
+    def forward(self, input: Datapoint, features: Features | None = None) -> list[dict[str, Any]]:
+        """As SAM2Train, clip by clip in a row; ``features``: :func:`encode_frames` of all clips' frames, if known."""
+        if features is None:
+            return super().forward(input)
+        positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
+        backbone = {"backbone_fpn": features, "vision_pos_enc": positions}
+        return self.forward_tracking(self.prepare_prompt_inputs(backbone, input), input)
+
+    def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
+        """As SAM2Train, on one frame of a clip; ``output_dict`` holds those tracked before it."""
+        before = sum(len(output_dict[kind]) for kind in ("cond_frame_outputs", "non_cond_frame_outputs"))
+        step["run_mem_encoder"] = before + 1 < num_frames
+        return super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
 
     def prepare_prompt_inputs(
         self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
@@ -164,9 +185,9 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out."""
-    mean = torch.tensor(PIXEL_MEAN, device=frames.device)
-    std = torch.tensor(PIXEL_STD, device=frames.device)
+    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out; or no channels."""
+    mean = torch.tensor(PIXEL_MEAN[: frames.shape[-1]], device=frames.device)
+    std = torch.tensor(PIXEL_STD[: frames.shape[-1]], device=frames.device)
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
@@ -244,16 +265,39 @@ def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
         place.sample_box_points, place.get_next_point = box, point
 
 
+def has_frozen_encoder(model: SAM2Base) -> bool:
+    """Whether training leaves image features as they are: nothing that makes them trains or is adapted."""
+    parts = [model.image_encoder]
+    if model.use_high_res_features_in_sam:
+        parts += [model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1]
+    trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    return not trains and not any(iter_adapters(model.image_encoder))
+
+
+@torch.no_grad()
+def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
+    """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
+    frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
+    return model.forward_image(normalise(frames))["backbone_fpn"]
+
+
 def segmentation_losses(
-    model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch, whole: Whole | None = None
+    model: SAM2Train,
+    loss: AnnotatedLoss,
+    batch: ClipBatch,
+    whole: Whole | None = None,
+    features: Features | None = None,
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
 
     Args:
         model: in training mode.
         loss: of :func:`build_loss`.
-        batch: clips. What is drawn for their objects comes from their seeds, all else from ``model.rng`` and torch.
+        batch: clips, which need no pixels where features are given. What is drawn for their objects comes from their
+            seeds, all else from ``model.rng`` and torch.
         whole: what the batch is a part of; None: it is all there is.
+        features: :func:`encode_frames` of the clips one after another, which a :class:`TrainableSAM2` takes; None: the
+            model encodes their frames.
 
     Returns:
         Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
@@ -262,8 +306,9 @@ def segmentation_losses(
     """
     whole = Whole.of(batch) if whole is None else whole
     datapoint = to_datapoint(batch, next(model.parameters()).device, whole)
+    known = () if features is None else (features,)
     with _drawn_by_object(batch):
-        outputs = model(datapoint)
+        outputs = model(datapoint, *known)
     losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, whole.objects)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}

@@ -24,7 +24,7 @@ from src.evaluation.tables import Comparison, gate_rates
 BASE = "_base"
 """What the tag of the base's score ends with, beside that of the model in training."""
 
-PER_STEP = ("learning_rate", "grad_norm", "seconds")
+PER_STEP = ("learning_rate", "grad_norm", "seconds", "waiting_for_data")
 """What is known of a step beside its losses."""
 
 NOT_SHOWN = ("step", "epoch", "clips")

@@ -26,12 +26,12 @@ def load_training_sets(config: Config) -> list[DataSet]:
     return [load_split(each, "train", config) for each in config.dataset.sets]
 
 
-def training_clips(config: Config, sets: list[DataSet]) -> ClipDataset:
-    """The clips that a run trains on."""
+def training_clips(config: Config, sets: list[DataSet], views: int | None = None) -> ClipDataset:
+    """The clips that a run trains on, in so many views, or drawn anew every time."""
     images = sum(len(data) for data in sets)
     clips_per_image = config.training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / images)
     length = config.training.clips_per_epoch or images * clips_per_image
-    return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed)
+    return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed, views)
 
 
 def labelled_frames(data: DataSet, count: int) -> Iterator[FrameSource]:

@@ -18,7 +18,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
 def build_schedule(
@@ -45,8 +45,12 @@ def restore(
 ) -> None:
     """Take the moments and the step from an earlier run; rates and decay are those that the two were built with."""
     settings = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
-    optimizer.load_state_dict(optimizer_state)
+    groups = [
+        {**own, "params": theirs["params"]}
+        for own, theirs in zip(settings, optimizer_state["param_groups"], strict=True)
+    ]  # before loading: they decide on which device the moments' steps are counted
+    optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
     schedule.load_state_dict({**schedule_state, "base_lrs": schedule.base_lrs})
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
-    for group, own, rate, factor in zip(optimizer.param_groups, settings, schedule.base_lrs, factors, strict=True):
-        group.update({**own, "lr": rate * factor})
+    for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = rate * factor

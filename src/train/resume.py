@@ -28,6 +28,7 @@ FREE = (
     "training.max_steps", "training.early_stopping_patience",
     "training.on_non_finite", "training.max_skips",
     "training.num_workers", "training.device", "training.activation_checkpointing",
+    "training.cache_features.where", "training.cache_features.budget_gb",
 )  # fmt: skip
 """Keys that do not change what a step learns."""
 

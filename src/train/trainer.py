@@ -47,6 +47,7 @@ from src.train import ranks
 from src.train.board import BASE, Board
 from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
+from src.train.feature_cache import build_encoder, cached_views
 from src.train.logger import RunLogger, StepLog
 from src.train.optim import build_optimizer, build_schedule, restore
 from src.train.penalty import build_anchor
@@ -187,7 +188,9 @@ class Trainer:
         beginning = begin(self.model, config, self.base_fingerprint, resumed)
         adapters, self.groups = beginning.adapters, beginning.groups
         self.model.to(self.device)
-        clips = training_clips(config, train_sets)
+        views, off = cached_views(self.model, config)
+        told += [off] if off else []
+        self.clips = clips = training_clips(config, train_sets, views)
         if training.adapter_init == "data" and not resumed:
             init_from_data(self.model, adapters, clips, training.seed)
         self.trains = config.lora.method != "none"
@@ -215,9 +218,19 @@ class Trainer:
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 
+        use_amp = self.device.type == "cuda" if training.use_amp == "auto" else training.use_amp
+        amp_dtype = getattr(torch, training.amp_dtype)
+        self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        precision = training.amp_dtype if use_amp else "float32"
+        self.encoder = build_encoder(
+            self.model, clips, config, self.base_fingerprint, precision, lambda line: self.log.say(line)
+        )
+
         self.sampler = EpochSampler(len(clips), training.seed)
+        known = self.encoder.is_known if self.encoder else None
         self.loader: DataLoader = DataLoader(
-            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size()),
+            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size(), known),
             collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
@@ -228,10 +241,6 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * training.max_epochs
         self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
 
-        use_amp = self.device.type == "cuda" if training.use_amp == "auto" else training.use_amp
-        amp_dtype = getattr(torch, training.amp_dtype)
-        self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
         if self.trains:
             self.optimizer = build_optimizer(self.model, training)
             self.schedule = build_schedule(self.optimizer, training, self.total_steps)
@@ -376,9 +385,13 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
-        began = time.perf_counter()
-        started, steps_before = time.perf_counter(), progress.step
-        while progress.step < self.last_step and (window := self.next_window(batches)):
+        started, steps_before, waited = time.perf_counter(), progress.step, 0.0
+        while progress.step < self.last_step:
+            asked = time.perf_counter()
+            if not (window := self.next_window(batches)):
+                break
+            wait = time.perf_counter() - asked
+            waited += wait
             rate = self.optimizer.param_groups[0]["lr"]
             names = clip_names(window)
             losses = self.train_or_skip(window, names, usage)
@@ -389,7 +402,7 @@ class Trainer:
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
                 progress.epoch_counts[name] = progress.epoch_counts.get(name, 0) + 1
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
-            self.log_step(names, losses, rate, time.perf_counter() - began)
+            self.log_step(names, losses, rate, time.perf_counter() - asked, wait)
             bar.set_postfix(
                 loss=f"{self.epoch_means().get('total', math.nan):.3f}",
                 J=f"{progress.best_J:.3f}",
@@ -398,11 +411,11 @@ class Trainer:
             )
             bar.update()
             self.save_and_stop_if_asked()
-            began = time.perf_counter()
         if progress.step != self.saved_step:
             self.save_last()  # before validation, in which a run may be stopped too
-        steps = progress.step - steps_before
-        self.close_epoch((time.perf_counter() - started) / steps if steps else 0.0)
+        took = time.perf_counter() - started
+        steps = max(1, progress.step - steps_before)
+        self.close_epoch(f"{took / steps:.2f} s a step, {waited / took:.0%} of it waiting for data")
 
     def save_and_stop_if_asked(self) -> None:
         """Write ``last.pt`` if it is due, or a process got a signal, which then stops all of them here.
@@ -452,7 +465,7 @@ class Trainer:
         dumps: int = ranks.from_first(len(list(self.folder.glob("bad_batch_*"))))
         if bad.batches and dumps < MOST_DUMPS:
             if ranks.is_first():
-                dump_batches(folder, bad.batches)
+                dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
             told += f"; the batch lies in {folder}"
         progress.skipped += 1
         allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
@@ -473,15 +486,15 @@ class Trainer:
         counts = self.progress.epoch_counts
         return {name: value / counts[name] for name, value in self.progress.epoch_sums.items()}
 
-    def log_step(self, names: list[str], losses: dict[str, float], rate: float, seconds: float) -> None:
-        """Write down a step that was done, on clips of these names."""
+    def log_step(self, names: list[str], losses: dict[str, float], rate: float, seconds: float, wait: float) -> None:
+        """Write down a step that was done on clips of these names, and took so long, with the wait for its data."""
         progress = self.progress
         record = {"step": progress.step, "epoch": progress.epoch, "clips": names, **losses, "learning_rate": rate}
         self.steps.add(record)
-        self.board.step({**record, "seconds": seconds})
+        self.board.step({**record, "seconds": seconds, "waiting_for_data": wait / seconds})
 
-    def close_epoch(self, step_seconds: float) -> None:
-        """Write down an epoch that is over, or that the run's end cuts short."""
+    def close_epoch(self, speed: str) -> None:
+        """Write down an epoch that is over, or that the run's end cuts short, and how fast it was."""
         progress = self.progress
         if progress.clips >= self.sampler.length:
             progress.epoch, progress.clips = progress.epoch + 1, 0
@@ -500,7 +513,7 @@ class Trainer:
         progress.epoch_steps = 0
         progress.epoch_sums, progress.epoch_counts, progress.epoch_use, progress.epoch_clips = {}, {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed})")
 
     def next_window(self, batches: Iterator[ClipBatch | UserError | None]) -> list[ClipBatch | None]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over.
@@ -597,10 +610,14 @@ class Trainer:
         return Piece(told["total"], told, partial(self.not_finite, losses["total"], batch, place, whole), of_task=True)
 
     def losses_of(self, batch: ClipBatch, place: int, whole: Whole) -> dict[str, Tensor]:
-        """The losses of a part of a window's batch number ``place``; always the same ones at the same step."""
+        """The losses of a part of a window's batch number ``place``; always the same ones at the same step.
+
+        A frozen image encoder runs apart, or not at all where its features are kept.
+        """
         seed_draws(self.model, ranks.rank(), self.config.training.seed, self.progress.step, place)
         with self.autocast():
-            return segmentation_losses(self.model, self.loss, batch, whole)
+            features = self.encoder(batch) if self.encoder is not None else None
+            return segmentation_losses(self.model, self.loss, batch, whole, features)
 
     def distilled_piece(self) -> Piece:
         """The base's lessons on general clips."""

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
 from src.data.clips import (
+    BatchSampler,
     Clip,
     ClipBatch,
     ClipDataset,
@@ -433,6 +434,62 @@ class TestDataset:
         (found,) = list(loader)
         assert isinstance(found, UserError)
         assert str(found) == "bad.png: not an image"
+
+
+class TestViews:
+    """Clips that come again: five stills, in two views."""
+
+    VIDEOS, VIEWS = 5, 2
+
+    def dataset(self, length: int, views: int | None = VIEWS) -> ClipDataset:
+        videos = make_videos(CELLS, self.VIDEOS, 0, frames=1, side=32)
+        return ClipDataset([videos], DatasetConfig(clip=ClipConfig(frames=3)), length, 16, 0, views)
+
+    @pytest.mark.parametrize("length", [3, 5, 8])
+    def test_each_video_has_its_views_and_no_more(self, length):
+        """Whether an epoch shows a part of the videos, each once, or some of them twice."""
+        dataset = self.dataset(length)
+        draws = dataset.count_draws(self.VIEWS)
+        assert draws == self.VIEWS * max(length, self.VIDEOS)
+        places = [divmod(place, length) for place in range(3 * draws)]
+        addresses = [dataset.address(*place) for place in places]
+        assert len(set(addresses)) == draws
+        assert addresses[draws:] == addresses[:-draws]
+        assert {dataset.source(*address)[1].video_id for address in addresses} == {
+            video.video_id for video in dataset.sets[0].videos
+        }
+
+    def test_a_clip_that_comes_again_is_the_same(self):
+        dataset, anew = self.dataset(5), self.dataset(5, views=None)
+        assert same(dataset[2, 3], dataset[0, 3])
+        assert not same(dataset[1, 3], dataset[0, 3])
+        assert not same(anew[2, 3], anew[0, 3])
+        assert same(anew[1, 3], dataset[1, 3]), "the first round is drawn as without views"
+        assert (dataset[2, 3].address, anew[2, 3].address) == ((0, 3), (2, 3))
+
+    def test_without_pixels_no_frame_is_read_and_masks_are_the_same(self):
+        dataset = self.dataset(5)
+        clips = [dataset[0, index] for index in range(5)]
+        for video in dataset.sets[0].videos:
+            video.frames[0] = Unreadable()
+        bare = [dataset[0, index, False] for index in range(5)]
+        for clip, other in zip(clips, bare, strict=True):
+            assert other.frames_THWC.shape == (*clip.frames_THWC.shape[:3], 0)
+            assert np.array_equal(other.masks_TOHW, clip.masks_TOHW)
+            assert (other.name, other.address) == (clip.name, clip.address)
+
+    def test_pixels_can_be_drawn_after_all(self):
+        dataset = self.dataset(5)
+        whole, bare = (ClipBatch.collate([dataset[1, i, pixels] for i in (4, 2)]) for pixels in (True, False))
+        assert whole.has_pixels
+        assert not bare.has_pixels
+        assert torch.equal(dataset.with_pixels(bare).frames_BTHWC, whole.frames_BTHWC)
+        assert dataset.with_pixels(whole) is whole
+
+    def test_pixels_are_asked_for_where_a_clip_of_the_batch_is_unknown(self):
+        order = list(EpochSampler(6, 0))
+        sampler = BatchSampler(EpochSampler(6, 0), 2, is_known=lambda epoch, index: index != order[3][1])
+        assert list(sampler) == [[(*key, False) for key in order[:2]], order[2:4], [(*key, False) for key in order[4:]]]
 
 
 class TestSets:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
 from training.loss_fns import MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
@@ -17,10 +18,12 @@ from src.data.clips import Clip, ClipBatch, draw_clip
 from src.data.synthetic import CELLS, make_video
 from src.lora.lora_utils import apply_method
 from src.model.segmenter import (
+    TrainableSAM2,
     Whole,
     as_video_predictor,
     build_loss,
     build_trainable,
+    encode_frames,
     normalise,
     seed_draws,
     segmentation_losses,
@@ -309,6 +312,35 @@ class TestAnnotatedFramesOnly:
             model.zero_grad(set_to_none=True)
             segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
             assert all(adapter.lora_B.grad.any() for adapter in adapters.values())
+
+
+class TestForward:
+    """Beside stock SAM2Train: the same losses, for less."""
+
+    FRAMES = 3
+
+    @pytest.fixture
+    def model(self) -> TrainableSAM2:
+        return trainable(self.FRAMES, PromptConfig(mask=1, box=0, point=0)).eval()
+
+    def total(self, model, batch: ClipBatch, features=None) -> Tensor:
+        return segmentation_losses(model, build_loss(LossConfig()), batch, features=features)["total"]
+
+    def test_features_that_are_known_take_the_place_of_pixels(self, model):
+        batch = ClipBatch.collate(still_batch(self.FRAMES).clips()[:1])
+        features = encode_frames(model, batch.frames_BTHWC[0])
+        assert not any(level.requires_grad for level in features)
+        bare = replace(batch, frames_BTHWC=batch.frames_BTHWC[..., :0])
+        assert torch.equal(self.total(model, bare, features), self.total(model, batch))
+
+    def test_the_last_frame_is_not_put_into_memory(self, model):
+        batch, encoded = still_batch(self.FRAMES), []
+        model.memory_encoder.register_forward_hook(lambda *_: encoded.append(1))
+        total = self.total(model, batch)
+        assert len(encoded) == self.FRAMES - 1
+        model.__class__ = SAM2Train
+        assert torch.equal(self.total(model, batch), total)
+        assert len(encoded) == self.FRAMES - 1 + self.FRAMES
 
 
 class TestGradient:

@@ -98,7 +98,7 @@ def test_losses_apart_and_each_step_once(run):
 
 
 def test_rate_gradient_and_time_of_steps(run):
-    assert run.group("step") == {"learning_rate", "grad_norm", "seconds"}
+    assert run.group("step") == {"learning_rate", "grad_norm", "seconds", "waiting_for_data"}
     for tag in ("step/learning_rate", "step/grad_norm"):
         assert list(run.scalars(tag)) == [1, 2, 3, 4, 5, 6]
     seconds = run.scalars("step/seconds")

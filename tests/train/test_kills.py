@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -21,6 +20,7 @@ from src.config import load_config
 from src.errors import Stopped, UserError
 from src.lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE
 from src.train.trainer import Trainer
+from tests.train.steps import read_steps
 
 SETTINGS = (
     "training.save_every_steps=1", "training.max_epochs=2", "training.overlay_clips=0", "training.domain_gate=false",
@@ -113,14 +113,10 @@ def runs(tiny_yaml, tmp_path) -> Runs:
     return Runs(tiny_yaml, tmp_path / "run")
 
 
-def steps(folder: Path) -> list[str]:
-    return (folder / "steps.jsonl").read_text().splitlines()
-
-
 def assert_same_run(found: Path, expected: Path) -> None:
     """Steps, weights, all other state of checkpoints and what is reported are the same, bit for bit."""
-    assert steps(found) == steps(expected)
-    assert [json.loads(line)["step"] for line in steps(found)] == list(range(1, STEPS + 1))
+    assert read_steps(found) == read_steps(expected)
+    assert [line["step"] for line in read_steps(found)] == list(range(1, STEPS + 1))
     assert (found / "metrics.json").read_text() == (expected / "metrics.json").read_text()
     for name in ("last.pt", "best.pt"):
         contents = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (found, expected)]
@@ -221,12 +217,13 @@ def test_kills_within_saves_change_nothing(runs, whole):
 def test_a_signal_finishes_the_step_and_saves_it(runs, whole, number):
     """Here the checkpoint is not written every step: it is there because of the signal."""
     child = runs.begin(lambda: None, "training.save_every_steps=null")
-    while not (runs.folder / "steps.jsonl").exists() or not steps(runs.folder):
+    lines = runs.folder / "steps.jsonl"
+    while not lines.exists() or not lines.read_text():
         time.sleep(0.002)
     os.kill(child, number)
     assert end(child) == 128 + number
     saved = torch.load(runs.folder / "checkpoints/last.pt", weights_only=True)["progress"]["step"]
-    assert saved == len(steps(runs.folder)) < STEPS
+    assert saved == len(read_steps(runs.folder)) < STEPS
     assert f"{number.name}: finishing the step" in runs.output.read_text()
     assert f"stopped after step {saved}" in (runs.folder / "logs/training.log").read_text()
     assert_same_run(runs.finish(), whole[0])

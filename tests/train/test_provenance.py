@@ -12,15 +12,16 @@ import torch
 from src.config import load_config
 from src.train.provenance import git_state
 from src.train.trainer import Trainer
+from tests.train.steps import read_steps
 
 QUICK = ("training.overlay_clips=0", "training.domain_gate=false", "lora.router.jitter=0.1", "lora.dropout=0.1")
 
 
-def trained(make_config, folder, workers: int) -> tuple[str, dict]:
+def trained(make_config, folder, workers: int) -> tuple[list[dict], dict]:
     """The steps and the last checkpoint of a run."""
     trainer = Trainer(make_config(*QUICK, f"output_dir={folder}", f"training.num_workers={workers}"))
     trainer.fit()
-    return (folder / "steps.jsonl").read_text(), torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    return read_steps(folder), torch.load(folder / "checkpoints/last.pt", weights_only=True)
 
 
 def test_a_run_is_the_same_with_any_number_of_workers(make_config, tmp_path):

@@ -458,6 +458,7 @@ class TestOneRun:
         logged = events.Scalars("loss/total")
         assert [event.step for event in logged] == [1, 2, 3, 4, 5, 6]
         assert [event.value for event in logged] == pytest.approx([losses["total"] for losses in trainer.losses])
+        assert all(0 <= event.value < 1 for event in events.Scalars("step/waiting_for_data"))
         rates = [event.value for event in events.Scalars("step/learning_rate")]
         assert rates == pytest.approx(
             [0.005, *(0.01 * 0.5 * (1 + math.cos(math.pi * k / 5)) for k in range(5))], rel=1e-5
@@ -475,6 +476,7 @@ class TestOneRun:
         ):
             assert line in text
         assert text.count("epoch 2, step 6: ") == 2
+        assert text.count("of it waiting for data)") == 2
 
     def test_a_new_run_moves_the_old_one_aside(self, make_config):
         first = Recorded(make_config("training.max_steps=1"))

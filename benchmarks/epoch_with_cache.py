@@ -1,0 +1,104 @@
+"""An epoch with the frozen encoder's features kept (``training.cache_features``), as a ratio to the same epoch without.
+
+Two trainers of one config, one with room for features and one with none, train in turn on the same epochs, each clip in
+one view; the first epoch, which fills the cache, is timed by itself. The losses of every step are checked to be equal,
+bit for bit on a CPU. Clips are loaded in the training process, so that the time to load them counts. For another base:
+``--set model.name=sam2.1_hiera_tiny --set model.checkpoint=null --set model.image_size=512``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.measuring import clock, in_turn, ratio
+from src import cli
+from src.config import load_config
+from src.errors import UserError
+from src.train.trainer import Trainer
+
+WITHOUT, WITH = "without", "with"
+
+
+def settings(arguments: argparse.Namespace, name: str, folder: Path) -> list[str]:
+    """``--set`` values of a run with or without room for features."""
+    room = [] if name == WITH else ["training.cache_features.budget_gb=0"]
+    return [
+        "training.num_workers=0",
+        "training.overlay_clips=0",
+        f"training.clips_per_epoch={arguments.clips}",
+        f"training.max_epochs={arguments.rounds + 1}",
+        *arguments.overrides,
+        f"training.cache_features.where={arguments.where}",
+        "training.cache_features.views=1",
+        *room,
+        f"output_dir={folder / name}",
+    ]
+
+
+def measure(arguments: argparse.Namespace, now: Callable[[], float], folder: Path) -> dict[str, list[float]]:
+    """Seconds of every epoch, with features and without.
+
+    Raises:
+        UserError: the encoder trains along, so that there is no cache; or losses differ.
+    """
+    trainers = {
+        name: Trainer(load_config(arguments.config, settings(arguments, name, folder))) for name in (WITHOUT, WITH)
+    }
+    if any(trainer.encoder is None for trainer in trainers.values()):
+        raise UserError("the image encoder trains along: there is nothing to keep")
+    with cli.progress_bar(total=sum(trainer.last_step for trainer in trainers.values()), desc="epochs") as bar:
+        epochs = {name: partial(train_epoch, trainer, bar) for name, trainer in trainers.items()}
+        seconds = in_turn(epochs, arguments.rounds + 1, now)
+    losses = [totals(trainer.folder / "steps.jsonl") for trainer in trainers.values()]
+    if losses[0] != losses[1] and trainers[WITH].device.type == "cpu":
+        raise UserError(f"losses differ: {losses[0]} without features kept, {losses[1]} with them")
+    for trainer in trainers.values():
+        trainer.log.close()
+    return seconds
+
+
+def train_epoch(trainer: Trainer, bar: tqdm) -> None:
+    """The next epoch, with the same clicks and dropout whatever was trained before."""
+    torch.manual_seed(trainer.progress.epoch)
+    trainer.train_epoch(bar)
+
+
+def totals(steps: Path) -> list[float]:
+    """The loss of every step."""
+    return [json.loads(line)["total"] for line in steps.read_text(encoding="utf-8").splitlines()]
+
+
+def main(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with TemporaryDirectory() as folder:
+        seconds = measure(arguments, clock(arguments.threads, device), Path(folder))
+    first, later = {n: s[:1] for n, s in seconds.items()}, {n: s[1:] for n, s in seconds.items()}
+    print(f"{arguments.clips} clips an epoch, features in {arguments.where}, {device}, {arguments.threads} threads;")
+    print("losses of all steps with features kept equal those without\n")
+    print("| epoch | s without | s with | times as fast |\n|---|--:|--:|--:|")
+    for name, epochs in (("the first, which keeps them", first), ("later ones", later)):
+        times = (f"{median(epochs[WITHOUT]):.2f}", f"{median(epochs[WITH]):.2f}")
+        print(f"| {name} | {' | '.join(times)} | {ratio(epochs[WITHOUT], epochs[WITH]):.2f} |")
+
+
+if __name__ == "__main__":
+    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/epoch_with_cache.py --config src/configs/mope.yaml")
+    cli.add_config_arguments(parser)
+    parser.add_argument("--clips", type=int, default=16, help="clips an epoch (default: 16)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs after the first (default: 3)")
+    parser.add_argument("--where", choices=["memory", "disk"], default="memory", help="default: memory")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    cli.run(main, parser)
