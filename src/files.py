@@ -81,9 +81,12 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of :func:`write_atomically` that processes killed while writing have left."""
+    """Remove the temporary files and folders that processes killed while writing have left."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

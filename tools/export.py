@@ -1,5 +1,4 @@
-"""Write what a run trained in a form that others read: SAM 2's own checkpoint, a folder for transformers, PEFT's layout,
-or the adapter folder."""
+"""Write what a run trained in a form that others read: SAM 2's checkpoint, transformers', PEFT's, an adapter folder."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ from src.model.build import MODEL_ZOO, config_overrides, image_size_of, save_pt
 from src.model.checkpoint import ADAPTER_FOLDER, read_checkpoint
 from src.model.gating import remove_gate, saved_gate
 from src.model.transformers_adapters import add_adapter_to_transformers
-from src.model.transformers_format import load_transformers, save_transformers
+from src.model.transformers_format import load_transformers, save_transformers, without_its_bars
 
 if TYPE_CHECKING:
     from transformers import Sam2VideoModel
@@ -56,7 +55,7 @@ WHY_NOT = {
     "decoder": "method decoder has no adapters, it changed the weights themselves: --format official or transformers",
 }
 TOLERANCE = 1e-5  # of an output's largest value, or absolute where that is below 1
-TRANSFORMERS_TOLERANCE = 1e-2  # the same; 1e-7 of difference decides how a memory is rounded to bfloat16
+TRANSFORMERS_TOLERANCE = 1e-3  # root mean square, of the output's: single tokens may choose other experts
 
 
 def export(config: Config, trained: Path, form: str, output: Path) -> Path:
@@ -181,11 +180,12 @@ def write_transformers(
         if any(iter_adapters(model)):
             save_adapter(model, temporary / ADAPTER_FOLDER, lora, about)
             add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
-        difference = 0.0
+        differences = []
         for group, outputs in zip(groups, expected, strict=True):
             with activated(loaded, group):
-                difference = max(difference, largest_difference(probe_transformers(loaded, temporary), outputs))
-        print(f"read back into transformers: largest difference {difference:.1e} on an image and a clip")
+                differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
+        difference = torch.stack(differences).max().item()
+        print(f"read back into transformers: relative difference {difference:.1e} on an image and a clip")
         if not difference <= TRANSFORMERS_TOLERANCE:
             raise UserError(
                 f"{folder} was not written: with it transformers {transformers.__version__} differs by "
@@ -194,7 +194,8 @@ def write_transformers(
         if any(iter_adapters(model)) and gate is not None:
             gate.save(temporary / ADAPTER_FOLDER)
 
-    write_folder_atomically(folder, write)
+    with without_its_bars():
+        write_folder_atomically(folder, write)
 
 
 @torch.inference_mode()
@@ -255,6 +256,11 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
         (found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1) for name, tensor in expected.items()
     ]
     return torch.stack(differences).max().item()
+
+
+def relative_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Tensor:
+    """Root mean square of the differences, by that of the output; of all outputs the largest, a scalar, NaN for NaN."""
+    return torch.stack([(found[name] - tensor).norm() / tensor.norm() for name, tensor in expected.items()]).max()
 
 
 def write_peft(model: SAM2Base, lora: LoraConfig, base_name: str, folder: Path) -> None:

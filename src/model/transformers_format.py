@@ -1,12 +1,13 @@
 """SAM 2.1 as Hugging Face ``transformers`` has it: names of layers and weights, the config, and a folder to load.
 
-``transformers`` is optional: whatever needs it asks :func:`load_transformers`, which says where it is missing or too old.
+``transformers`` is optional: whatever needs it asks :func:`load_transformers`, which says if it is missing or too old.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from src.model.build import STRIDE
 if TYPE_CHECKING:
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
-MINIMUM_VERSION = "4.56"  # the first with Sam2VideoModel
+MINIMUM_VERSION = "5.20"  # the oldest that is tested
 FINGERPRINT = "sam2_base_fingerprint"  # key of config.json
 _MEMORY_CHANNELS = 64  # written into transformers' Sam2VideoMemoryAttentionLayer, whatever its config says
 
@@ -179,7 +180,7 @@ def load_transformers() -> ModuleType:
     """The package.
 
     Raises:
-        UserError: it is not installed, or older than the first with SAM 2.
+        UserError: it is not installed, or older than what is used of it.
     """
     try:
         import transformers
@@ -187,12 +188,24 @@ def load_transformers() -> ModuleType:
         raise UserError(
             f"transformers is not installed: pip install 'transformers>={MINIMUM_VERSION}' (it is optional)"
         ) from None
-    if not hasattr(transformers, "Sam2VideoModel"):
+    if not (hasattr(transformers, "Sam2VideoModel") and hasattr(transformers, "Sam2ImageProcessor")):
         raise UserError(
-            f"transformers {transformers.__version__} has no SAM 2: {MINIMUM_VERSION} or newer is needed "
-            f"(pip install -U 'transformers>={MINIMUM_VERSION}')"
+            f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={MINIMUM_VERSION}'"
         )
     return transformers
+
+
+@contextmanager
+def without_its_bars() -> Iterator[None]:
+    """Silence the progress bars that transformers draws while it reads and writes weights."""
+    logging = load_transformers().logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
