@@ -166,7 +166,7 @@ def write_transformers(
     """
     transformers = load_transformers()
     mergeable = isinstance(lora, LoraConfig) and lora.method == "lora"
-    groups = list_groups(model) or [None]
+    groups: list[str | None] = [*list_groups(model)] or [None]
     expected = []
     for group in groups:
         with activated(model, group):

@@ -114,14 +114,14 @@ class Gating:
 
 
 @torch.no_grad()
-def describe(model: SAM2Base | nn.Module, pixels_B3SS: Tensor, encode: Encode | None = None) -> Tensor:
+def describe(model: SAM2Base, pixels_B3SS: Tensor, encode: Encode | None = None) -> Tensor:
     """What the gate knows of images: mean and deviation of every channel on every level of the base's encoder.
 
     Exposure is evened out first: brightness and contrast over all pixels and channels are set to fixed values. Adapters
     and autocast are off.
 
     Args:
-        model: with or without adapters, in eval mode.
+        model: with or without adapters, in eval mode; of any class where ``encode`` is given.
         pixels_B3SS: RGB in 0–1, at the model's image size.
         encode: images (B, 3, S, S), normalised, to the encoder's three feature maps (B, C, h, w), as the mask decoder
             takes them; None: as a SAM2Base does it.

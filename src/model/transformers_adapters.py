@@ -145,7 +145,7 @@ def _new_adapters(
 def _put_in(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grouped: bool) -> None:
     """Put adapters, by group and layer, into their places."""
     if hasattr(model, "memory_attention"):
-        watch_memory(model.memory_attention)
+        watch_memory(model.get_submodule("memory_attention"))
     if not grouped:
         for layer, adapter in adapters[UNNAMED].items():
             replace_module(model, layer, adapter)

@@ -192,7 +192,7 @@ def test_tracked_masks_of_a_video(model, folder, tmp_path, name):
 
     loaded = transformers.Sam2VideoModel.from_pretrained(folder)
     processor = transformers.Sam2VideoProcessor.from_pretrained(folder)
-    session = transformers.Sam2VideoInferenceSession(pixels, video_height=64, video_width=64)
+    session = transformers.Sam2VideoInferenceSession(pixels, 64, 64, dtype=torch.float32)
     processor.add_inputs_to_inference_session(session, 0, 1, input_points=[[POINTS]], input_labels=[[LABELS]])
     loaded(session, 0)
     processor.add_inputs_to_inference_session(session, 0, 2, input_boxes=[[BOX]])
