@@ -165,6 +165,7 @@ def write_transformers(
     computes something else.
     """
     transformers = load_transformers()
+    model.binarize_mask_from_pts_for_mem_enc = True  # as SAM 2's own video predictor has it, and transformers always
     mergeable = isinstance(lora, LoraConfig) and lora.method == "lora"
     groups: list[str | None] = [*list_groups(model)] or [None]
     expected = []
