@@ -247,11 +247,15 @@ def watch_memory(memory_attention: nn.Module) -> None:
 def _provide_context(memory_attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Memory (M, B, C) begins with the tokens of the first prompted frame, as many as the current frame (N, B, D) has.
 
+    The current frame is ``curr`` in SAM 2 and ``current_vision_features`` in transformers.
+
     It is detached, because gates keep it: activation checkpointing asks for it again in the backward pass. This is a
     plain function that looks the gates up, so that a copied model does not feed the gates of the original.
     """
     given = dict(zip(("curr", "memory"), args, strict=False)) | kwargs
-    current = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
+    current = given["curr"] if "curr" in given else given["current_vision_features"]
+    if isinstance(current, list):
+        current = current[0]
     context_BC = given["memory"][: len(current)].detach().mean(dim=0, dtype=torch.float32)
     for module in memory_attention.modules():
         if isinstance(module, TopKGatingNetwork) and module.level == "video":

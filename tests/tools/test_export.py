@@ -19,6 +19,7 @@ from src.lora.domain_gate import GATE_FILE
 from src.lora.lora_utils import remove_adapters
 from src.model import build_sam2_moe
 from src.model.build import config_overrides
+from src.model.transformers_format import MINIMUM_VERSION
 from src.train.trainer import Trainer
 from tools import export
 
@@ -147,6 +148,13 @@ def test_a_mope_run_becomes_an_adapter_folder_and_says_why(runs, adapted, tmp_pa
 def test_forms_that_do_not_suit_the_method_are_refused(runs, tmp_path, method, form, reason):
     with pytest.raises(UserError, match=reason):
         export.export(runs[method], best(runs[method]), form, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bundled_base_cannot_go_to_transformers_and_why(runs, tmp_path):
+    pytest.importorskip("transformers", MINIMUM_VERSION)
+    with pytest.raises(UserError, match=r"memories have 32 channels, .* 64 written into its memory attention"):
+        export.export(runs["mope"], best(runs["mope"]), "transformers", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
