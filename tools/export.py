@@ -99,7 +99,17 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     else:
         write_peft(model, lora, config.model.name, output)
     print(f"written: {output}")
+    if chosen == "official":
+        print(how_to_load(config, output))
     return output
+
+
+def how_to_load(config: Config, path: Path) -> str:
+    """The line of Python that gives stock SAM 2 a merged checkpoint."""
+    spec = MODEL_ZOO[config.model.name]
+    own = image_size_of(config.model) == spec.image_size and not spec.overrides
+    overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
+    return f'load it with: sam2.build_sam.build_sam2_video_predictor("{spec.config}", "{path}"{overrides})'
 
 
 def write_official(model: SAM2Base, config: Config, path: Path) -> None:
