@@ -105,11 +105,12 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
 
 
 def how_to_load(config: Config, path: Path) -> str:
-    """The line of Python that gives stock SAM 2 a merged checkpoint."""
+    """What to write in Python to get stock SAM 2 with a merged checkpoint."""
     spec = MODEL_ZOO[config.model.name]
     own = image_size_of(config.model) == spec.image_size and not spec.overrides
     overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
-    return f'load it with: sam2.build_sam.build_sam2_video_predictor("{spec.config}", "{path}"{overrides})'
+    call = f'sam2.build_sam.build_sam2("{spec.config}", "{path}"{overrides})'
+    return f"stock SAM 2 with it, or likewise build_sam2_video_predictor: {call}"
 
 
 def write_official(model: SAM2Base, config: Config, path: Path) -> None:
