@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +20,12 @@ def main(arguments: argparse.Namespace) -> int | None:
     extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
     config = load_config(arguments.config, arguments.overrides + extend)
 
+    cli.say(f"{arguments.config}: read; loading SAM 2")  # takes seconds
     if arguments.dry_run:
         from src.train.dry_run import dry_run
 
         return 0 if dry_run(config) else 2
-    from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
+    from evaluate import evaluate  # after the config, whose mistakes are told at once
     from src.errors import Stopped
     from src.train import ranks
     from src.train.board import write_results
@@ -46,9 +48,10 @@ def main(arguments: argparse.Namespace) -> int | None:
 
 def initialise(folder: Path, output: str | None) -> None:
     """Write a YAML that suits the data in a folder and this machine."""
+    cli.say(f"looking at {folder}")  # what comes next takes seconds to import
     from src.train.suggest import write_suggestion
 
-    path = Path(output or f"{folder.resolve().name}.yaml")
+    path = Path(output or f"{Path(os.path.abspath(folder)).name}.yaml")
     write_suggestion(folder, path)
     print(f"written: {path}; next: python train.py --config {path} --dry-run")
 

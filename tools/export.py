@@ -109,6 +109,8 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
         assert isinstance(lora, LoraConfig)
         write_peft(model, lora, config.model.name, output)
     print(f"written: {output}")
+    if chosen == "official":
+        print(how_to_load(config, output))
     return output
 
 
@@ -130,6 +132,15 @@ def choose_form(lora: Configs, form: str, trained: Path) -> str:
     if form not in ("auto", *FORMATS[lora.method]):
         raise UserError(f"{trained}: {WHY_NOT[lora.method]}")
     return FORMATS[lora.method][0] if form == "auto" else form
+
+
+def how_to_load(config: Config, path: Path) -> str:
+    """What to write in Python to get stock SAM 2 with a merged checkpoint."""
+    spec = MODEL_ZOO[config.model.name]
+    own = image_size_of(config.model) == spec.image_size and not spec.overrides
+    overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
+    call = f'sam2.build_sam.build_sam2("{spec.config}", "{path}"{overrides})'
+    return f"stock SAM 2 with it, or likewise build_sam2_video_predictor: {call}"
 
 
 def write_official(model: SAM2Base, config: Config, path: Path) -> None:

@@ -44,6 +44,7 @@ from src.data.video import Footage, VideoFile, VideoWriter, open_footage
 from src.data.writers import write_palette_png
 from src.errors import UserError
 from src.files import write_atomically
+from src.lora.domain_gate import Decision
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
 from src.model.gating import install_saved_gate
@@ -63,7 +64,7 @@ def predict(
     last = max(prompts)
     if footage.count is not None and last >= footage.count:
         raise _beyond_the_end(last, footage.count)
-    bank = tracker.start(footage.count)
+    bank, decided = tracker.start(footage.count), False
     for t, frame in enumerate(footage):
         if t == 0:
             check_prompts(prompts, *frame.shape[:2])
@@ -73,6 +74,10 @@ def predict(
         prediction, bank = tracker.step(seen, bank, new)
         if known:
             prediction, bank = tracker.correct(seen, bank, known)
+        if not decided and bank.decision is not None:
+            decided = True
+            if bank.decision.distances:  # none where --gate named what to do
+                cli.say(gate_line(bank.decision))
         yield frame, prediction
     if last > bank.frame:
         raise _beyond_the_end(last, bank.frame + 1)
@@ -108,6 +113,13 @@ def write_prediction(
                 else:
                     write_picture(pictures / f"{stem}.jpg", picture)
     return coco.images, found
+
+
+def gate_line(decision: Decision) -> str:
+    """What the domain gate measured on the frame prompted first, and what came of it, in a line."""
+    distances = ", ".join(f"{name} {distance:.2f}" for name, distance in decision.distances.items())
+    chosen = "no domain it knows, adapters off" if decision.domain is None else f"{decision.domain}, adapters on"
+    return f"domain gate: {chosen} (distance to {distances}; inside is up to 1)"
 
 
 def label_frame(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:

@@ -181,14 +181,21 @@ def _holds_masklets(folder: Path) -> bool:
 def _find_json(folder: Path) -> tuple[Path | None, str]:
     """The annotation file of a folder of images; what to add to a message where there is none."""
     told = ""
-    for place in (folder, *(above / "annotations" for above in (folder, *folder.absolute().parents[:2]))):
+    parents = _two_above(folder)
+    for place in (folder, *(above / "annotations" for above in (folder, *parents))):
         if place.is_dir():
             file, several = _only_json(place, folder)
             if file is not None:
                 return file, ""
             told += several
-    beside = folder.absolute().parent / _made_for(folder)
+    beside = parents[0] / _made_for(folder)
     return (beside, "") if beside.is_file() else (None, told)
+
+
+def _two_above(folder: Path) -> list[Path]:
+    """The two folders above one, written as it is: relative or absolute."""
+    above = list(folder.absolute().parents[:2])
+    return above if folder.is_absolute() else [Path(os.path.relpath(path)) for path in above]
 
 
 def _made_for(images: Path) -> str:

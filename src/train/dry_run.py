@@ -90,6 +90,7 @@ def dry_run(config: Config, memory: int | None = None) -> bool:
         known = Path(config.output_dir) / CHECKS_FOLDER
         if known.is_dir():
             shutil.copytree(known, Path(scratch) / CHECKS_FOLDER)
+        cli.say(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
         found = rehearse_apart(config, Path(scratch), limit)
         print(_told(found, config, machine, limit))
         if found is not None and found.memory <= limit:

@@ -354,7 +354,10 @@ class Trainer:
             f"checkpoints in {self.checkpoints}"
         )
         if self.progress.best_J <= self.progress.base_J:
-            self.log.say("warning: training did not get better than the base on the validation set")
+            self.log.say(
+                "warning: training did not get better than the base on the validation set; more epochs, or another "
+                "training.learning_rate, may"
+            )
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
             with self.stops.interruptible(), ranks.first_alone():
                 if ranks.is_first():
@@ -405,7 +408,7 @@ class Trainer:
             self.log_step(names, losses, rate, time.perf_counter() - asked, wait)
             bar.set_postfix(
                 loss=f"{self.epoch_means().get('total', math.nan):.3f}",
-                J=f"{progress.best_J:.3f}",
+                J=f"{progress.best_J:.3f}" if math.isfinite(progress.best_J) else "not yet validated",
                 lr=f"{rate:.1e}",
                 refresh=False,
             )

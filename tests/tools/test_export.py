@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sam2.build_sam
 import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
@@ -88,7 +89,11 @@ def test_the_official_file_runs_in_stock_sam2(runs, adapted, tmp_path, capsys, m
     assert written == tmp_path / "deep" / "merged.pt"
     assert list(torch.load(written, weights_only=True)) == ["model"]
     assert export.largest_difference(export.probe(stock(config, written)), adapted[method]) <= 1e-5
-    assert "largest difference" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "largest difference" in told
+    call = told.partition("likewise build_sam2_video_predictor: ")[2].splitlines()[0]
+    loaded = eval(call.removesuffix(")") + ', device="cpu")', {"sam2": sam2})
+    assert export.largest_difference(export.probe(loaded), adapted[method]) <= 1e-5
     assert [path.name for path in written.parent.iterdir()] == ["merged.pt"]
 
 

@@ -178,7 +178,7 @@ class TestPredictions:
         assert torch.equal(expected.logits[1], corrected[3])
         assert list(bank.objects[1].prompted) == [0, 3]
 
-    def test_an_adapter_is_used(self, tiny_yaml, tracker, folder, tmp_path):
+    def test_an_adapter_is_used(self, tiny_yaml, tracker, folder, tmp_path, capsys):
         config = load_config(tiny_yaml)
         torch.manual_seed(config.training.seed)
         model = build_model(config.model)
@@ -203,6 +203,10 @@ class TestPredictions:
         gate.save(tmp_path / "adapter")
         for mode, expected in (("auto", base), ("on", other), ("noise", other)):
             assert all(torch.equal(a, b) for a, b in zip(expected, decided(mode), strict=True))
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("domain gate: ")]
+        assert len(told) == 2, "once a video, and not where the mode says it all"
+        assert told[0].startswith("domain gate: no domain it knows, adapters off (distance to noise ")
+        assert told[1].startswith("domain gate: noise, adapters on")
 
 
 class TestRefusals:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from tqdm import tqdm
 
 from src.config import Config, load_config
 from src.data.clips import ClipBatch
@@ -210,6 +213,14 @@ class TestResume:
             Trainer(config, finished[1])
         assert difference in str(caught.value)
         assert untouched(Path(config.output_dir))
+
+
+def test_the_bar_shows_no_score_before_there_is_one(make_config, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("src.train.trainer.progress_bar", partial(tqdm, file=shown, mininterval=0))
+    Trainer(make_config("training.max_steps=1", "training.domain_gate=false")).fit()
+    assert "J=not yet validated" in shown.getvalue()
+    assert "inf" not in shown.getvalue()
 
 
 class TestAccumulation:
