@@ -201,6 +201,8 @@ class Trainer:
         amp_dtype = getattr(torch, training.amp_dtype)
         self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        # SAM 2's predictor keeps memories in bfloat16, which an autocast to float16 refuses: then it works in float32
+        self.autocast_validation = partial(self.autocast, enabled=use_amp and amp_dtype != torch.float16)
         self.trains = config.lora.method != "none"
         if self.trains:
             self.optimizer = build_optimizer(self.model, training)
@@ -253,6 +255,7 @@ class Trainer:
 
         Raises:
             Stopped: by SIGINT or SIGTERM, after the step at hand was finished and saved in ``last.pt``.
+            UserError: numbers are bad, a file cannot be read or written, or a process that loads data was killed.
         """
         try:
             with self.stops:
@@ -262,6 +265,13 @@ class Trainer:
             where = f" {saved if self.saved_step else 'before anything was saved'}"
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise UserError(
+                f"a process that loads data was killed, most likely as memory ran out ({str(error).splitlines()[0]}); "
+                "try a lower training.num_workers; --resume auto goes on from the last save"
+            ) from None
         finally:
             self.log.close()
             self.steps.close()
@@ -368,23 +378,30 @@ class Trainer:
         return losses
 
     def skip(self, bad: NotFinite) -> dict[str, float]:
-        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses."""
+        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses.
+
+        A gradient that float16 overflowed in is no fault of the batch: its scale has become smaller, training goes on.
+        """
         progress, training = self.progress, self.config.training
         step = progress.step + 1
-        folder = self.folder / f"bad_batch_{step}"
-        told = f"{bad.problem} at step {step} on {bad.names}"
-        if bad.batches and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
-            dump_batches(folder, bad.batches)
-            told += f"; the batch lies in {folder}"
+        overflow = self.scaler.is_enabled() and bad.of_gradient
+        allowed = overflow or training.on_non_finite == "skip"
         progress.skipped += 1
         progress.epoch_skipped += 1
-        allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
-        if not allowed or progress.skipped > training.max_skips:
+        stops = not allowed or progress.skipped > training.max_skips
+        told = f"{bad.problem} at step {step} on {bad.names}"
+        folder = self.folder / f"bad_batch_{step}"
+        if bad.batches and (stops or not overflow) and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
+            dump_batches(folder, bad.batches)
+            told += f"; the batch lies in {folder}"
+        if stops:
             often = f" (training.max_skips is {training.max_skips})" if allowed else ""
             raise UserError(
                 f"{told}{often}; {self.checkpoints / LAST} is of step {self.saved_step}; try a lower "
                 "training.learning_rate, training.use_amp=false, or training.on_non_finite=skip"
             )
+        if overflow:
+            told = f"float16 overflowed at step {step}; the scale of its loss is now {self.scaler.get_scale():g}"
         self.log.say(f"warning: step skipped: {told}")
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()  # without gradients nothing moves; the schedule wants to come after one
@@ -421,10 +438,15 @@ class Trainer:
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
+        skipped = (
+            f"; {progress.epoch_skipped} of {progress.epoch_steps} steps skipped" if progress.epoch_skipped else ""
+        )
         progress.epoch_steps, progress.epoch_skipped = 0, 0
         progress.epoch_sums, progress.epoch_use, progress.epoch_clips = {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step)")
+        self.log.say(
+            f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({step_seconds:.2f} s a step){skipped}"
+        )
 
     def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
@@ -507,7 +529,7 @@ class Trainer:
         by_set: dict[str, dict[str, float]] = {}
         for domain in self.validation:
             prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
-            with self.autocast():
+            with self.autocast_validation():
                 result = evaluate_domain(
                     self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})"
                 )
