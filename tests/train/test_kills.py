@@ -235,7 +235,7 @@ def test_kills_within_saves_change_nothing(runs, whole):
 
 def wait_for_a_step(folder: Path) -> None:
     while not (folder / "steps.jsonl").exists() or not steps(folder):
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
