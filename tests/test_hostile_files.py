@@ -28,6 +28,7 @@ from src.data.parsing import Log, read_json
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.segmentation import check_segmentation
 from src.data.synthetic import CELLS, make_videos
+from src.data.unlabelled import open_unlabelled
 from src.data.validate import check
 from src.data.video import VideoWriter, open_footage, read_header
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
@@ -174,6 +175,13 @@ class TestLinksThatLeaveTheirFolder:
         place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
         assert len(check(open_source(place, 9), workers=0).errors) == 5
         assert check(open_source(place, 9, follow_links=True), workers=0).keep
+
+    def test_of_a_general_image(self, tmp_path):
+        write_folder(tmp_path / "data", self.VIDEOS)
+        as_links(tmp_path / "data", tmp_path / "elsewhere", "images/*.png")
+        with pytest.raises(UserError, match=r"set dataset\.follow_links=true"):
+            open_unlabelled(tmp_path / "data")
+        assert open_unlabelled(tmp_path / "data", follow_links=True).videos
 
     def test_is_refused_by_a_run_and_allowed_by_its_key(self, make_config, tiny_data, tmp_path):
         shutil.copytree(tiny_data / "train", tmp_path / "data")
