@@ -24,7 +24,7 @@ import src.data.video
 from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
 from src.data.formats import ROBOFLOW, open_source
 from src.data.images import read_image
-from src.data.parsing import Log, read_json
+from src.data.parsing import Bounds, Log, open_frames, read_json
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.segmentation import check_segmentation
 from src.data.synthetic import CELLS, make_videos
@@ -144,6 +144,14 @@ def as_links(folder: Path, elsewhere: Path, pattern: str) -> int:
     return len(files)
 
 
+def image_is_sound(path: Path, folder: Path) -> bool:
+    """Whether the frame can be opened; an error that names it where it cannot."""
+    log = Log("a")
+    (frame,), _ = open_frames([path], None, log, Bounds.of(False, folder))
+    assert (frame is None) == ([finding.file for finding in log.findings] == [str(path)])
+    return frame is not None
+
+
 class TestLinksThatLeaveTheirFolder:
     """A link that came with data may point at what is none of theirs: only the user can say that it is meant."""
 
@@ -199,6 +207,14 @@ class TestLinksThatLeaveTheirFolder:
         report = check(open_source(place, 9), workers=0)
         assert not report.errors
         assert report.keep
+
+    def test_to_itself_and_a_name_that_no_file_has_are_errors(self, tmp_path):
+        write_folder(tmp_path / "data", self.VIDEOS)
+        (image,) = (tmp_path / "data" / "images").iterdir()
+        image.unlink()
+        image.symlink_to(image)
+        assert not image_is_sound(image, tmp_path / "data")
+        assert not image_is_sound(tmp_path / "data" / "a\0b" / "c.png", tmp_path / "data")
 
     def test_that_lead_back_are_walked_once(self, tmp_path):
         """Otherwise two of them are 2⁴⁰ paths."""

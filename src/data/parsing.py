@@ -115,7 +115,10 @@ class Bounds:
         """Raise UserError if a link leads a path out of all of the folders."""
         if not self.folders:
             return
-        real = path.resolve() if path.is_symlink() else _resolved(path.parent)
+        try:
+            real = Path(os.path.realpath(path)) if path.is_symlink() else _resolved(path.parent)
+        except ValueError:  # no file can be called so, as whoever reads it will say
+            return
         if not any(real.is_relative_to(folder) for folder in self.folders):
             raise UserError(
                 f"{path}: a link leads to it from the data set's folder to {real}; put the file itself there, or set "
@@ -125,7 +128,7 @@ class Bounds:
 
 @lru_cache(maxsize=1024)
 def _resolved(folder: Path) -> Path:
-    return folder.resolve()
+    return Path(os.path.realpath(folder))
 
 
 def folder_of_both(images: Path, masks: Path) -> Path:
