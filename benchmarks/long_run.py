@@ -224,7 +224,7 @@ if __name__ == "__main__":
     cli.add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default: 2000)")
     parser.add_argument("--frames", type=int, default=2000, help="frames of the stream (default: 2000)")
-    parser.add_argument("--bound", type=float, default=4.0, help="MB that a process may grow in 1,000 (default: 4)")
+    parser.add_argument("--bound", type=float, default=8.0, help="MB that a process may grow in 1,000 (default: 8)")
     parser.add_argument(
         "--count-bound", type=float, default=0.5, help="open files, and threads, that it may gain (default: 0.5)"
     )

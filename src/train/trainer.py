@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ from src.train.safety import (
     watching_layers,
 )
 from src.train.start import begin, init_from_data
-from src.train.stopping import Stops, leave_signals_to_the_parent
+from src.train.stopping import Stops, has_ended, leave_signals_to_the_parent
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -226,6 +228,7 @@ class Trainer:
             moved = move_earlier_run_aside(self.folder)
         remove_leftovers(self.checkpoints)
         self.stops = Stops()
+        self.loaders: list[BaseProcess] = []
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
         self.steps = StepLog(self.folder / "steps.jsonl", self.progress.step)
@@ -265,12 +268,15 @@ class Trainer:
             where = f" {saved if self.saved_step else 'before anything was saved'}"
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except UserError:
+            raise
+        except Exception as error:
+            if not has_ended(self.loaders):
                 raise
             raise UserError(
-                f"a process that loads data was killed, most likely as memory ran out ({str(error).splitlines()[0]}); "
-                "try a lower training.num_workers; --resume auto goes on from the last save"
+                "a process that loads data was killed, most likely as memory ran out "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); try a lower training.num_workers; "
+                "--resume auto goes on from the last save"
             ) from None
         finally:
             self.log.close()
@@ -333,6 +339,7 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
+        self.loaders = active_children()
         started, steps_before = time.perf_counter(), progress.step
         while progress.step < self.last_step and (window := self.next_window(batches)):
             rate = self.optimizer.param_groups[0]["lr"]

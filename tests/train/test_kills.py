@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import itertools
 import multiprocessing
 import os
 import random
@@ -110,7 +111,11 @@ class Runs:
     def kill_after(self, seconds: float, workers: int) -> int | None:
         """Start the run and kill it so much later; returns which process was killed, None if it was done before."""
         child = self.begin(lambda: None, f"training.num_workers={workers}")
-        time.sleep(seconds)
+        moment = time.monotonic() + seconds
+        while time.monotonic() < moment:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
         status = end(child)
         assert status in (0, -signal.SIGKILL), self.output.read_text()
@@ -168,27 +173,42 @@ def assert_equal(found: object, expected: object, place: str = "") -> None:
         assert found == expected, place
 
 
-def kill_often(runs: Runs, times: int, longest: float, rng: random.Random) -> None:
-    """Kill a run so often at random moments of its life, every second time with a process that loads its data."""
-    killed = [runs.kill_after(rng.uniform(0, longest), workers=number % 2) for number in range(times)]
-    for child in filter(None, killed):
+def kill_often(begin_run: Callable[[], Runs], times: int, whole: tuple[Path, float], rng: random.Random) -> None:
+    """Kill runs so often at random moments, every second time with a process that loads their data.
+
+    A run that is done, whether a kill came too late or the last kill was dealt, is compared with the undisturbed one.
+    """
+    expected, seconds = whole
+    killed: list[int] = []
+    runs = begin_run()
+    while len(killed) < times:
+        child = runs.kill_after(rng.uniform(0, 0.7 * seconds), workers=len(killed) % 2)
+        if child is None:
+            assert_same_run(runs.folder, expected)
+            runs = begin_run()
+        else:
+            killed.append(child)
+    assert_same_run(runs.finish(), expected)
+    for child in killed:
         assert_no_orphans(child)
 
 
-def test_ten_kills_at_random_moments_change_nothing(runs, whole):
-    expected, seconds = whole
-    kill_often(runs, 10, 0.7 * seconds, random.Random(0))
-    assert_same_run(runs.finish(), expected)
+@pytest.fixture
+def begin_run(tiny_yaml, tmp_path) -> Callable[[], Runs]:
+    """A run in a new folder."""
+    numbers = itertools.count()
+    return lambda: Runs(tiny_yaml, tmp_path / f"run{next(numbers)}")
+
+
+def test_ten_kills_at_random_moments_change_nothing(begin_run, whole):
+    kill_often(begin_run, 10, whole, random.Random(0))
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_at_random_moments_change_nothing(tiny_yaml, tmp_path, whole):
-    """Twenty runs of ten kills each, at other moments in each."""
-    expected, seconds = whole
-    for number in range(20):
-        runs = Runs(tiny_yaml, tmp_path / f"run{number}")
-        kill_often(runs, 10, 0.7 * seconds, random.Random(number + 1))
-        assert_same_run(runs.finish(), expected)
+@pytest.mark.parametrize("part", range(10))
+def test_two_hundred_kills_at_random_moments_change_nothing(begin_run, whole, part):
+    """Twenty kills in each of ten parts, at other moments in each."""
+    kill_often(begin_run, 20, whole, random.Random(part + 1))
 
 
 def kill_in(module: object, name: str, matches: Callable[..., bool], after: bool) -> None:
