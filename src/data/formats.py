@@ -62,15 +62,17 @@ def load_data(place: DomainConfig, config: Config) -> DataSet:
     Raises:
         UserError: it cannot be read, holds nothing usable, or is damaged (unless ``dataset.skip_bad``).
     """
-    return load_checked(open_source(place, config.dataset.max_ann_per_img), place, config)
+    source = open_source(place, config.dataset.max_ann_per_img, config.dataset.follow_links)
+    return load_checked(source, place, config)
 
 
-def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
+def open_source(place: DomainConfig, max_ann_per_img: int, follow_links: bool = False) -> Source:
     """A data set as its format's parser has indexed it.
 
     Args:
         place: where it lies, of which format it is, and which of its videos are wanted.
         max_ann_per_img: objects kept per image or video, the largest by mask area.
+        follow_links: whether links may lead out of its folders.
 
     Raises:
         UserError: it cannot be read, its format is not clear, or there is no video of a wanted name.
@@ -79,7 +81,8 @@ def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
     openers: dict[str, Callable[..., Source]] = {
         "coco": open_coco, "ytvis": open_ytvis, "davis": open_davis, "sav": open_sav, "folder": open_folder,
     }  # fmt: skip
-    return openers[kind](place.img_folder, annotations, place.name, max_ann_per_img, wanted_videos(place.videos))
+    wanted = wanted_videos(place.videos)
+    return openers[kind](place.img_folder, annotations, place.name, max_ann_per_img, wanted, follow_links)
 
 
 def wanted_videos(videos: str | list[str] | None) -> list[str] | None:

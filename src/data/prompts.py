@@ -215,7 +215,7 @@ def _read_json(path: Path) -> list[tuple[int, Prompt]]:
         mistakes = error.errors(include_url=False)
         lines = [f"  entry {'.'.join(map(str, e['loc'])) or 'list'}: {e['msg']}" for e in mistakes[:5]]
         raise UserError(f"{path}: {len(mistakes)} mistakes in the prompts\n" + "\n".join(lines)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     return [
         (entry.frame, prompt)

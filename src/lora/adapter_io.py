@@ -154,7 +154,7 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("format_version") not in (1, 2):
         raise UserError(f"{path}: not an adapter configuration of format_version 1 or 2")

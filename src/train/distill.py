@@ -153,7 +153,7 @@ def general_clips(config: Config) -> DataSet:
         return make_videos(
             SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
         )
-    return open_unlabelled(settings.folder)
+    return open_unlabelled(settings.folder, config.dataset.follow_links)
 
 
 def difference(said: Tracked, taught: Tracked) -> dict[str, Tensor]:

@@ -106,7 +106,7 @@ def rehearse(config: Config) -> Rehearsal:
     for _ in range(STEPS if trainer.trains else 0):
         started = time.perf_counter()
         if window := trainer.next_window(batches):
-            trainer.train_step(window, {})
+            trainer.train_or_skip(window, {})
             _finish(trainer.device)
             seconds = time.perf_counter() - started
     per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
@@ -131,7 +131,7 @@ def _seconds_a_frame(trainer: Trainer, domain: Domain) -> float:
     longest = max(_sample(len(videos)), key=lambda index: len(videos[index]))
     one = replace(domain, data=DataSet(domain.data.name, [videos[longest]]))
     started = time.perf_counter()
-    with trainer.autocast():
+    with trainer.autocast_validation():
         evaluate_domain(trainer.model, one, trainer.config.evaluation.prompt, f"validation ({domain.name})")
     _finish(trainer.device)
     return (time.perf_counter() - started) / _frames_of(one)

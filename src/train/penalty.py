@@ -56,7 +56,8 @@ def build_anchor(model: SAM2Train, config: Config) -> Anchor:
     settings, seed = config.training.penalty, config.training.seed
     if settings.kind == "l2sp":
         return Anchor(model)
-    sets = [general_clips(config), *(open_unlabelled(folder) for folder in settings.folders)]
+    follow_links = config.dataset.follow_links
+    sets = [general_clips(config), *(open_unlabelled(folder, follow_links) for folder in settings.folders)]
     found = [
         fisher_information(model, data, settings.clips, config.dataset.clip, image_size_of(config.model), seed)
         for data in progress_bar(sets, desc="Fisher information", leave=False)

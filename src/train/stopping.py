@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -68,6 +70,15 @@ class Stops:
             yield
         finally:
             self._interruptible = False
+
+
+def has_ended(processes: Iterable[BaseProcess]) -> bool:
+    """Whether one of some processes has, now or in the next moment: what it breaks may be seen before its end."""
+    sentinels = [process.sentinel for process in processes]
+    try:
+        return bool(sentinels and wait(sentinels, timeout=1))
+    except RuntimeError:  # torch raises it wherever the main thread is when a loader's end is told to it
+        return True
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +76,7 @@ from src.train.safety import (
     watching_layers,
 )
 from src.train.start import begin, init_from_data
-from src.train.stopping import Stops, leave_signals_to_the_parent
+from src.train.stopping import Stops, has_ended, leave_signals_to_the_parent
 from src.train.watch import SCORES, Masks, Watch, watches_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
@@ -96,9 +98,10 @@ class Progress:
     """Where a run is.
 
     ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
-    their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips;
-    all of them 0 between epochs. ``skipped`` counts the steps skipped in a row. ``base_scores``, by tag, and
-    ``base_masks`` are of the model before training, to be shown beside what becomes of it.
+    their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips,
+    and ``epoch_skipped`` of the steps skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a
+    row. ``base_scores``, by tag, and ``base_masks`` are of the model before training, to be shown beside what becomes
+    of it.
     """
 
     run_name: str
@@ -116,6 +119,7 @@ class Progress:
     epoch_counts: dict[str, int] = field(default_factory=dict)
     epoch_use: dict[str, list[float]] = field(default_factory=dict)
     epoch_clips: dict[str, int] = field(default_factory=dict)
+    epoch_skipped: int = 0
     skipped: int = 0
 
 
@@ -222,6 +226,8 @@ class Trainer:
         amp_dtype = getattr(torch, training.amp_dtype)
         self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        # SAM 2's predictor keeps memories in bfloat16, which an autocast to float16 refuses: then it works in float32
+        self.autocast_validation = partial(self.autocast, enabled=use_amp and amp_dtype != torch.float16)
         precision = training.amp_dtype if use_amp else "float32"
         self.encoder = build_encoder(
             self.model, clips, config, self.base_fingerprint, precision, lambda line: self.log.say(line)
@@ -267,6 +273,7 @@ class Trainer:
             write_text(self.folder / "config.yaml", config.to_yaml())
             write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
         self.stops = Stops(tells=ranks.is_first())
+        self.loaders: list[BaseProcess] = []
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = ranks.on_first(lambda: RunLogger(self.folder / "logs"))
         self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
@@ -310,6 +317,7 @@ class Trainer:
 
         Raises:
             Stopped: by SIGINT or SIGTERM, after the step at hand was finished and saved in ``last.pt``.
+            UserError: numbers are bad, a file cannot be read or written, or a process that loads data was killed.
         """
         try:
             with self.stops:
@@ -319,6 +327,16 @@ class Trainer:
             where = f" {saved if self.saved_step else 'before anything was saved'}"
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
+        except UserError:
+            raise
+        except Exception as error:
+            if not has_ended(self.loaders):
+                raise
+            raise UserError(
+                "a process that loads data was killed, most likely as memory ran out "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); try a lower training.num_workers; "
+                "--resume auto goes on from the last save"
+            ) from None
         finally:
             self.close()
 
@@ -388,6 +406,7 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
+        self.loaders = active_children()
         started, steps_before, waited = time.perf_counter(), progress.step, 0.0
         while progress.step < self.last_step:
             asked = time.perf_counter()
@@ -459,25 +478,33 @@ class Trainer:
         return losses
 
     def skip(self, bad: NotFinite) -> dict[str, float]:
-        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses."""
+        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses.
+
+        A gradient that float16 overflowed in is no fault of the batch: its scale has become smaller, training goes on.
+        """
         bad = NotFinite.of_all(ranks.gather(bad))
         progress, training = self.progress, self.config.training
         step = progress.step + 1
-        folder = self.folder / f"bad_batch_{step}"
+        overflow = self.scaler.is_enabled() and bad.of_gradient
+        allowed = overflow or training.on_non_finite == "skip"
+        progress.skipped += 1
+        progress.epoch_skipped += 1
+        stops = not allowed or progress.skipped > training.max_skips
         told = f"{bad.problem} at step {step} on {bad.names}"
+        folder = self.folder / f"bad_batch_{step}"
         dumps: int = ranks.from_first(len(list(self.folder.glob("bad_batch_*"))))
-        if bad.batches and dumps < MOST_DUMPS:
+        if bad.batches and (stops or not overflow) and dumps < MOST_DUMPS:
             if ranks.is_first():
                 dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
             told += f"; the batch lies in {folder}"
-        progress.skipped += 1
-        allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
-        if not allowed or progress.skipped > training.max_skips:
+        if stops:
             often = f" (training.max_skips is {training.max_skips})" if allowed else ""
             raise UserError(
                 f"{told}{often}; {self.checkpoints / LAST} is of step {self.saved_step}; try a lower "
                 "training.learning_rate, training.use_amp=false, or training.on_non_finite=skip"
             )
+        if overflow:
+            told = f"float16 overflowed at step {step}; the scale of its loss is now {self.scaler.get_scale():g}"
         self.log.say(f"warning: step skipped: {told}")
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()  # without gradients nothing moves; the schedule wants to come after one
@@ -513,10 +540,13 @@ class Trainer:
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
-        progress.epoch_steps = 0
+        skipped = (
+            f"; {progress.epoch_skipped} of {progress.epoch_steps} steps skipped" if progress.epoch_skipped else ""
+        )
+        progress.epoch_steps, progress.epoch_skipped = 0, 0
         progress.epoch_sums, progress.epoch_counts, progress.epoch_use, progress.epoch_clips = {}, {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed})")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed}){skipped}")
 
     def next_window(self, batches: Iterator[ClipBatch | UserError | None]) -> list[ClipBatch | None]:
         """The batches of one optimizer step: fewer at the end of an epoch, none when it is over.
@@ -658,7 +688,7 @@ class Trainer:
         results: list[DomainResult] = []
         for domain in self.validation:
             prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
-            with self.autocast():
+            with self.autocast_validation():
                 result = evaluate_domain(
                     self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})",
                     part=ranks.part(),
@@ -675,7 +705,7 @@ class Trainer:
     def show(self, scores: dict[str, float], results: list[DomainResult]) -> None:
         """Put a validation on the board, beside the base's, which is the one before training."""
         progress = self.progress
-        with self.autocast():
+        with self.autocast_validation():
             seen = {f"validation/{name}": value for name, value in scores.items()}
             seen |= self.watch.look(self.model, results)
         if progress.step == 0:
