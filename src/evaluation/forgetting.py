@@ -40,10 +40,15 @@ class Domain:
 
     def videos(self) -> Iterator[VideoRecord]:
         """The videos as they are evaluated, one at a time; those without an object are left out."""
-        for index, video in enumerate(self.data.videos):
-            clip = evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
+        for index in range(len(self.data.videos)):
+            clip = self.video(index)
             if clip.objects:
                 yield clip
+
+    def video(self, index: int) -> VideoRecord:
+        """One of the data set's videos as it is evaluated; it may be without an object."""
+        video = self.data.videos[index]
+        return evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
 
 
 @dataclass(frozen=True)
