@@ -18,33 +18,21 @@ from src.demo.session import Models
 from src.errors import UserError
 from src.model.checkpoint import ADAPTER_FOLDER
 
-HOST = "127.0.0.1"
-
 
 def main(arguments: argparse.Namespace) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
-        import gradio as gr
+        from src.demo.page import Page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise UserError("the page needs gradio: pip install gradio (or -r requirements-demo.txt)") from None
-    from src.demo.page import Page
-
     config = load_config(arguments.config, arguments.overrides)
     adapter = arguments.checkpoint or str(Path(config.output_dir) / ADAPTER_FOLDER)
     page = Page(config, Models(config, adapter), arguments.frames, arguments.debug)
     for reason in page.missing_samples:
         cli.say(f"no samples of a domain: {reason}")
-    fonts = {"font": "sans-serif", "font_mono": "monospace"}  # gradio's own would come from the network
-    blocks = page.build()
-    try:
-        _, address, _ = blocks.launch(
-            server_name=HOST, server_port=arguments.port, share=False, quiet=True, prevent_thread_lock=True,
-            theme=gr.themes.Default(**fonts), footer_links=[], show_error=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"port {arguments.port} cannot be used: {error}; give another one with --port") from None
+    blocks, address = page.serve(arguments.port)
     print(f"open {address}", flush=True)
     try:
         threading.Event().wait()

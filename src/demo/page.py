@@ -1,5 +1,4 @@
-"""The page of ``tools/demo.py``, in gradio: what is clicked goes to a :class:`~src.demo.session.Session`, and what it says
-is shown.
+"""The page of ``tools/demo.py``, in gradio: clicks go to a :class:`~src.demo.session.Session`, and its word is shown.
 
 A mistake is told on the page in one line. Nothing is asked of the network: fonts are the browser's own.
 """
@@ -23,10 +22,12 @@ from src.demo.material import Material, find_samples, open_material
 from src.demo.session import Kind, Models, Session
 from src.errors import UserError
 
+HOST = "127.0.0.1"
 MEAN, LARGEST = "mean over layers", "largest share"
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-INTRODUCTION = """**Try an adapter on.** Take a sample or upload a picture or a video, click on an object, and see what the base
-and the adapted model make of it. *Track* follows it through all frames."""
+CSS = "#prompted img { cursor: crosshair }"
+INTRODUCTION = """**Try an adapter on.** Take a sample or upload a picture or a video, click on an object, and see what
+the base and the adapted model make of it. *Track* follows it through all frames."""
 
 
 class Page:
@@ -42,6 +43,23 @@ class Page:
     def __init__(self, config: Config, models: Models, most_frames: int, debug: bool = False) -> None:
         self.config, self.models, self.most_frames, self.debug = config, models, most_frames, debug
         self.samples, self.missing_samples = find_samples(config)
+
+    def serve(self, port: int) -> tuple[gr.Blocks, str]:
+        """Serve it to this machine alone, in threads of its own; returns what to close, and the address to open.
+
+        Raises:
+            UserError: the port is taken.
+        """
+        blocks = self.build()
+        fonts = {"font": "sans-serif", "font_mono": "monospace"}  # gradio's own may come from the network
+        try:
+            _, address, _ = blocks.launch(
+                server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
+                theme=gr.themes.Default(**fonts), css=CSS, ssr_mode=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise UserError(f"port {port} cannot be used ({error}); give another one with --port") from None
+        return blocks, address
 
     def build(self) -> gr.Blocks:
         """The page, not yet served."""
@@ -65,7 +83,7 @@ class Page:
                         undo, clear = gr.Button("undo", min_width=60), gr.Button("clear", min_width=60)
                     mode = gr.Radio(
                         self.models.modes, value=self.models.modes[0], label="domain gate", elem_id="mode",
-                        info="auto: it decides; the others overrule it" if self.models.gate else "there is none: on or off",
+                        info="auto: it decides; others overrule it" if self.models.gate else "there is none",
                     )  # fmt: skip
                 with gr.Column(scale=3):
                     says = gr.Textbox(label="gate", lines=3, interactive=False, elem_id="gate")
@@ -176,7 +194,12 @@ class Page:
         return [session.gate_line(), view.prompted, view.base, view.adapted, view.masks_from, about, heat]
 
     def track(
-        self, session: Session, frame: int, layer: str, expert: str, progress: gr.Progress = gr.Progress()  # noqa: B008
+        self,
+        session: Session,
+        frame: int,
+        layer: str,
+        expert: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[list[Any]]:
         """Track through all frames, and offer the files."""
         for done in session.track():

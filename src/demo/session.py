@@ -238,9 +238,9 @@ class Session:
         """What the domain gate says of the frame prompted first (until there is one, of frame 0), and what is done."""
         self._known_frame(0)
         used = self._used()
-        done = f"mode {self.mode}: " + (f"adapters on ({used})" if used else "adapters off, the base model's masks")
         if self.models.gate is None:
-            return f"the adapter folder has no domain gate\n{done}"
+            return f"the adapter folder has no domain gate\nmode {self.mode}: adapters {self.mode}"
+        done = f"mode {self.mode}: " + (f"adapters on ({used})" if used else "adapters off, the base model's masks")
         decision = self._decision()
         says = f"this is {decision.domain}" if decision.domain else "none of the domains it knows"
         distances = ", ".join(
@@ -368,7 +368,7 @@ class Session:
         for _ in range(material.count):
             with self.models.lock, watch_places(tracker.predictor) as places:
                 frame, base = next(before)
-                _, adapted = next(after)
+                adapted = base if tracker is self.models.base else next(after)[1]
                 chosen = places.take()
             yield frame, (base, adapted), chosen
 
