@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import gradio as gr
 
@@ -63,7 +63,7 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """The page, not yet served."""
-        with gr.Blocks(title="SAM2-MoPE", analytics_enabled=False) as page:
+        with gr.Blocks(title="SAM2-MoPE", analytics_enabled=False, fill_width=True) as page:
             session = gr.State(None, delete_callback=lambda kept: kept and kept.close())
             gr.Markdown(INTRODUCTION)
             with gr.Row():
@@ -71,7 +71,7 @@ class Page:
                     sample = gr.Dropdown(list(self.samples), value=None, label="sample of the run", elem_id="sample")
                     upload = gr.File(
                         label="or a picture or video of yours", file_types=[*sorted(IMAGE_SUFFIXES), *VIDEO_SUFFIXES],
-                        elem_id="upload", height=110,
+                        elem_id="upload", height=150,
                     )  # fmt: skip
                     moving = gr.Checkbox(
                         True, label=f"turn a picture into a clip of {self.config.evaluation.frames} frames",
@@ -108,20 +108,22 @@ class Page:
                                 [LARGEST, *self.models.choices], value=LARGEST, label="expert", elem_id="expert"
                             )
                         about = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="about")
-                        heat = gr.Image(show_label=False, interactive=False, format="png", elem_id="heat", height=420)
+                        heat = gr.Image(
+                            show_label=False, interactive=False, format="png", elem_id="heat", height=420, visible=False
+                        )
 
             shown = [says, prompted, base, adapted, masks, about, heat]
             results = [video, files, status]
             looking = [session, frame, layer, expert]
             page.load(lambda: Session(self.models), outputs=session, show_progress="hidden")
-            run = functools.partial(self._connect, page)
+            run = self._connect
             run(sample.input, self.take_sample, [session, sample, layer, expert], [frame, *shown, *results])
             run(upload.upload, self.take_file, [session, upload, moving, layer, expert], [frame, *shown, *results])
-            run(prompted.select, self.click, [*looking, kind, number], [*shown, *results])
+            run(prompted.select, self.click, [*looking, kind, number], [*shown, *results], "multiple")
             run(undo.click, self.undo, looking, [*shown, *results])
             run(clear.click, self.clear, looking, [*shown, *results])
             run(mode.input, self.choose_mode, [*looking, mode], [*shown, *results])
-            run(frame.release, self.show, looking, shown)
+            run(frame.input, self.show, looking, shown, "always_last")
             run(layer.input, self.show, looking, shown)
             run(expert.input, self.show, looking, shown)
             tracking = run(track.click, self.track, looking, [*shown, *results])
@@ -129,12 +131,17 @@ class Page:
         return page
 
     def _connect(
-        self, page: gr.Blocks, event: Callable[..., Any], handler: Callable[..., Any], inputs: list, outputs: list
+        self,
+        event: Callable[..., Any],
+        handler: Callable[..., Any],
+        inputs: list,
+        outputs: list,
+        repeated: Literal["once", "multiple", "always_last"] = "once",
     ) -> Any:
-        """Call a handler on an event, one at a time on the whole page."""
+        """Call a handler on an event, one at a time on all pages; ``repeated``: events that come while it runs."""
         return event(
             self._telling(handler), inputs, outputs, concurrency_id="models", concurrency_limit=1,
-            show_progress="minimal", api_visibility="private",
+            trigger_mode=repeated, show_progress="minimal", api_visibility="private",
         )  # fmt: skip
 
     def _telling(self, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,7 +198,8 @@ class Page:
         """A frame, as far as anything is known of it."""
         view = session.view(frame)
         heat, about = session.experts(frame, None if layer == MEAN else layer, None if expert == LARGEST else expert)
-        return [session.gate_line(), view.prompted, view.base, view.adapted, view.masks_from, about, heat]
+        heat_map = gr.update(value=heat, visible=heat is not None)
+        return [session.gate_line(), view.prompted, view.base, view.adapted, view.masks_from, about, heat_map]
 
     def track(
         self,
