@@ -27,6 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
         if error.name != "gradio":
             raise
         raise UserError("the page needs gradio: pip install gradio (or -r requirements-demo.txt)") from None
+    if arguments.frames < 1:
+        raise UserError(f"--frames {arguments.frames}: at least 1 frame must be looked at")
     config = load_config(arguments.config, arguments.overrides)
     adapter = arguments.checkpoint or str(Path(config.output_dir) / ADAPTER_FOLDER)
     page = Page(config, Models(config, adapter), arguments.frames, arguments.debug)

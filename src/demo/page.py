@@ -109,8 +109,9 @@ class Page:
                             )
                         about = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="about")
                         heat = gr.Image(
-                            show_label=False, interactive=False, format="png", elem_id="heat", height=420, visible=False
-                        )
+                            show_label=False, interactive=False, format="png", elem_id="heat", height=420,
+                            visible=False, buttons=["download", "fullscreen"],
+                        )  # fmt: skip
 
             shown = [says, prompted, base, adapted, masks, about, heat]
             results = [video, files, status]

@@ -176,12 +176,12 @@ def test_an_upload_takes_a_box_and_a_mistake_takes_one_line(tab, tmp_path):
 
 
 def told(tab: Any) -> str:
-    """The newest message on the page, which is closed."""
-    toast = tab.locator(".toast-body").last
-    toast.wait_for()
-    text = toast.locator(".toast-text").inner_text()
-    toast.locator(".toast-close").click()
-    toast.wait_for(state="detached")
+    """The message on the page, which is closed."""
+    message = tab.get_by_test_id("toast-text")
+    message.wait_for()
+    text = message.inner_text()
+    tab.get_by_test_id("toast-close").click()
+    message.wait_for(state="detached")
     return text
 
 
