@@ -108,9 +108,10 @@ def find_samples(config: Config) -> tuple[dict[str, Callable[[], Material]], lis
         for data in config.dataset.sets
         if place_of(data, "valid") is not None
     ]
+    readers.append(partial(kept_domains, config))
     samples: dict[str, Callable[[], Material]] = {}
     missing = []
-    for read in [*readers, partial(kept_domains, config)]:
+    for read in readers:
         try:
             domains = read()
         except UserError as error:  # the page works without

@@ -122,6 +122,12 @@ class Found:
     adapted: dict[int, RLE]
     chosen: dict[str, Choices]
 
+    @classmethod
+    def of(cls, predictions: tuple[Prediction, Prediction], chosen: dict[str, Choices]) -> Found:
+        """What base and adapted model predicted, in the little memory that encoded masks take."""
+        base, adapted = ({i: RLE.encode(mask) for i, mask in p.masks.items()} for p in predictions)
+        return cls(base, adapted, chosen)
+
 
 @dataclass(frozen=True)
 class View:
@@ -273,7 +279,7 @@ class Session:
                 for writer, prediction in zip(writers, predictions, strict=True):
                     writer.add(frame, prediction)
                 video.write(np.concatenate([draw_masks(frame, p.masks) for p in predictions], axis=1))
-                tracked.append(Found(*map(_encoded, predictions), chosen))
+                tracked.append(Found.of(predictions, chosen))
                 yield len(tracked)
         shutil.make_archive(str(self._masks), "zip", self._masks)
         self._tracked = tracked
@@ -356,7 +362,7 @@ class Session:
             assert self.material is not None, "it has prompts"
             still = Material(self.material.name, [self.material.frames[frame]])
             _, predictions, chosen = next(self._run(still, {0: prompts}))
-            self._previews[frame] = Found(*map(_encoded, predictions), chosen)
+            self._previews[frame] = Found.of(predictions, chosen)
         return self._previews[frame]
 
     def _run(
@@ -414,10 +420,6 @@ def _box(corners: list[Mark]) -> tuple[float, float, float, float] | None:
         return None
     xs, ys = sorted(mark.x for mark in corners), sorted(mark.y for mark in corners)
     return xs[0], ys[0], xs[1], ys[1]
-
-
-def _encoded(prediction: Prediction) -> dict[int, RLE]:
-    return {object_id: RLE.encode(mask) for object_id, mask in prediction.masks.items()}
 
 
 def _decoded(masks: dict[int, RLE]) -> dict[int, np.ndarray]:
