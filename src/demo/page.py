@@ -25,7 +25,11 @@ from src.errors import UserError
 HOST = "127.0.0.1"
 MEAN, LARGEST = "mean over layers", "largest share"
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-CSS = "#prompted img { cursor: crosshair }"
+CSS = """
+#prompted img { cursor: crosshair }
+#prompted img, #base img, #adapted img { width: 100%; height: auto; object-fit: contain }
+"""
+WELCOME = "take a sample, or upload a picture or video"
 INTRODUCTION = """**Try an adapter on.** Take a sample or upload a picture or a video, click on an object, and see what
 the base and the adapted model make of it. *Track* follows it through all frames."""
 
@@ -116,7 +120,7 @@ class Page:
             shown = [says, prompted, base, adapted, masks, about, heat]
             results = [video, files, status]
             looking = [session, frame, layer, expert]
-            page.load(lambda: Session(self.models), outputs=session, show_progress="hidden")
+            page.load(lambda: (Session(self.models), WELCOME), outputs=[session, status], show_progress="hidden")
             run = self._connect
             run(sample.input, self.take_sample, [session, sample, layer, expert], [frame, *shown, *results])
             run(upload.upload, self.take_file, [session, upload, moving, layer, expert], [frame, *shown, *results])
@@ -156,7 +160,8 @@ class Page:
             except Exception as error:
                 if self.debug:
                     traceback.print_exc(file=sys.stderr)
-                raise gr.Error(html.escape(told(error)), print_exception=False, title="") from None
+                gr.Warning(html.escape(told(error)), title="")  # an Error would be written over every picture
+                yield gr.skip()
 
         return call
 

@@ -93,7 +93,7 @@ def tab(browser, served) -> Iterator[Any]:
     context.route(lambda url: not url.startswith((served, "data:", "blob:")), refuse)
     tab = context.new_page()
     tab.goto(served)
-    tab.wait_for_selector("#track")
+    says(tab, "status", "take a sample")
     yield tab
     context.close()
     assert not asked, "the page asks nothing of the network"
