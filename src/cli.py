@@ -152,7 +152,7 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
         if namespace.debug:
             traceback.print_exc()
         if _may_tell(error):
-            print(f"error: {_told(error)}", file=sys.stderr)
+            print(f"error: {told(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(status or 0)
 
@@ -163,7 +163,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error in one line, with what to do."""
     if isinstance(error, UserError):
         return str(error)

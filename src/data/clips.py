@@ -377,6 +377,16 @@ def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
     return torch.where(most_O11 > 0.5, masks_OHW, masks_OHW / most_O11.clamp(min=1e-6))
 
 
+def still_in_motion(
+    picture_HW3: np.ndarray, frames: int, max_side: int, motion: MotionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """A clip of simulated motion from a picture nobody labelled, RGB uint8 (T, H, W, 3); arguments as below."""
+    height, width = picture_HW3.shape[:2]
+    picture_3HW = resize_picture(_for_torch(picture_HW3), *_at_most(max_side, height, width))
+    nothing_1HW = torch.zeros_like(picture_3HW[:1])
+    return to_pixels(simulate_motion(picture_3HW, nothing_1HW, frames, width / height, motion, rng)[0])
+
+
 def evaluation_video(
     video: VideoRecord, index: int, frames: int, max_objects: int, max_side: int, motion: MotionConfig
 ) -> VideoRecord:
@@ -394,8 +404,7 @@ def evaluation_video(
         return video
     masks = video.masks(0)
     largest = sorted(masks, key=lambda object_id: (-int(masks[object_id].sum()), object_id))[:max_objects]
-    scale = min(1.0, max_side / max(video.height, video.width))
-    height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
+    height, width = _at_most(max_side, video.height, video.width)
     rng = np.random.default_rng((len(video.objects), index))
     rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
     picture_3HW = resize_picture(_for_torch(video.frames[0].read()), height, width)
@@ -411,6 +420,12 @@ def evaluation_video(
     pictures = enumerate(to_pixels(frames_T3HW))
     sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in pictures]
     return VideoRecord(video.video_id, height, width, list(sources), objects)
+
+
+def _at_most(max_side: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width scaled down, if need be, to sides of at most ``max_side``."""
+    scale = min(1.0, max_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -191,7 +191,7 @@ def _open(path: Path) -> av.container.InputContainer:
     with open(path, "rb") as file:
         refuse_placeholder(path, file.read(64))
     container = av.open(str(path))
-    if not container.streams.video:
+    if not container.streams.video or container.format.name == "tty":  # FFmpeg would draw text as a terminal does
         container.close()
         raise UserError(f"{path}: there are no pictures in this file")
     stream = container.streams.video[0]

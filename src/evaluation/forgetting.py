@@ -46,10 +46,14 @@ class Domain:
     def numbered(self, first: int, step: int) -> Iterator[tuple[int, VideoRecord]]:
         """Every ``step``-th of the videos, from number ``first`` on, with its number."""
         for index in range(first, len(self.data), step):
-            video = self.data.videos[index]
-            clip = evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
+            clip = self.video(index)
             if clip.objects:
                 yield index, clip
+
+    def video(self, index: int) -> VideoRecord:
+        """One of the data set's videos as it is evaluated; it may be without an object."""
+        video = self.data.videos[index]
+        return evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
 
 
 @dataclass(frozen=True)
