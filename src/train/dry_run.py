@@ -27,7 +27,7 @@ from src.evaluation.forgetting import Domain, evaluate_domain, kept_domains
 from src.model.build import image_size_of
 from src.train import ranks
 from src.train.machine import Machine, peak_memory, resident_memory, this_machine
-from src.train.trainer import Trainer
+from src.train.trainer import Trainer, clip_names
 
 STEPS = 2
 """Steps of a rehearsal; the first makes what the others find ready, so the last is timed."""
@@ -106,7 +106,7 @@ def rehearse(config: Config) -> Rehearsal:
     for _ in range(STEPS if trainer.trains else 0):
         started = time.perf_counter()
         if window := trainer.next_window(batches):
-            trainer.train_or_skip(window, {})
+            trainer.train_or_skip(window, clip_names(window), {})
             _finish(trainer.device)
             seconds = time.perf_counter() - started
     per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
