@@ -25,10 +25,8 @@ from src.errors import UserError
 HOST = "127.0.0.1"
 MEAN, LARGEST = "mean over layers", "largest share"
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
-CSS = """
-#prompted img { cursor: crosshair }
-#prompted img, #base img, #adapted img { width: 100%; height: auto; object-fit: contain }
-"""
+CSS = "#prompted img { cursor: crosshair }"
+LEAST_SIDE = 480  # pixels that pictures are enlarged to, about, since gradio shows none larger than it is
 WELCOME = "take a sample, or upload a picture or video"
 INTRODUCTION = """**Try an adapter on.** Take a sample or upload a picture or a video, click on an object, and see what
 the base and the adapted model make of it. *Track* follows it through all frames."""
@@ -181,7 +179,8 @@ class Page:
         self, session: Session, frame: int, layer: str, expert: str, kind: Kind, number: int, place: gr.SelectData
     ) -> list[Any]:
         """A click on the picture."""
-        x, y = place.index
+        times = _enlargement(session)
+        x, y = ((pixel + 0.5) / times for pixel in place.index)
         session.mark(kind, frame, number, x, y)
         return [*self.show(session, frame, layer, expert), *self._no_results()]
 
@@ -205,7 +204,9 @@ class Page:
         view = session.view(frame)
         heat, about = session.experts(frame, None if layer == MEAN else layer, None if expert == LARGEST else expert)
         heat_map = gr.update(value=heat, visible=heat is not None)
-        return [session.gate_line(), view.prompted, view.base, view.adapted, view.masks_from, about, heat_map]
+        times = _enlargement(session)
+        pictures = (p.repeat(times, 0).repeat(times, 1) for p in (view.prompted, view.base, view.adapted))
+        return [session.gate_line(), *pictures, view.masks_from, about, heat_map]
 
     def track(
         self,
@@ -239,3 +240,9 @@ class Page:
     def _no_results(self, status: str = "") -> list[Any]:
         hidden = gr.update(value=None, visible=False)
         return [hidden, hidden, status]
+
+
+def _enlargement(session: Session) -> int:
+    """How many times larger than they are a session's pictures are shown, which clicks on them must be divided by."""
+    assert session.material is not None, "there are pictures"
+    return max(1, round(LEAST_SIDE / max(session.material.size)))
