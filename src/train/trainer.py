@@ -192,21 +192,7 @@ class Trainer:
         amp_dtype = getattr(torch, training.amp_dtype)
         self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
-        precision = training.amp_dtype if use_amp else "float32"
-        self.encoder = build_encoder(
-            self.model, clips, config, self.base_fingerprint, precision, lambda line: self.log.say(line)
-        )
 
-        self.sampler = EpochSampler(len(clips), training.seed)
-        sampler = (
-            FrugalSampler(self.sampler, training.batch_size, self.encoder.is_known) if self.encoder else self.sampler
-        )
-        self.loader: DataLoader = DataLoader(
-            clips, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.num_workers,
-            persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_signals_to_the_parent,
-            generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
-        )  # fmt: skip
         batches_per_epoch = math.ceil(len(clips) / training.batch_size)
         self.steps_per_epoch = math.ceil(batches_per_epoch / training.gradient_accumulation_steps)
         self.total_steps = self.steps_per_epoch * training.max_epochs
@@ -238,6 +224,20 @@ class Trainer:
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
         self.steps = StepLog(self.folder / "steps.jsonl", self.progress.step)
+
+        precision = training.amp_dtype if use_amp else "float32"
+        self.encoder = build_encoder(self.model, clips, config, self.base_fingerprint, precision, self.log.say)
+        self.sampler = EpochSampler(len(clips), training.seed)
+        sampler = (
+            FrugalSampler(self.sampler, training.batch_size, self.encoder.is_known) if self.encoder else self.sampler
+        )
+        self.loader: DataLoader = DataLoader(
+            clips, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.num_workers,
+            persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
+            generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
+        )  # fmt: skip
+
         for line in told:
             self.log.say(line)
         if moved:
