@@ -2,9 +2,9 @@
 
 The run is that of ``--config`` in a process of its own, in which nothing is imported yet, into an empty folder; the
 first validation is left out (``--set`` changes what is run). Beside seconds by the wall clock stand seconds of the CPU,
-user and system, which say more on a machine that does other things as well. What is slow to import is told by ``python
--X importtime``, in another process: a package counts as slow from ``--least`` seconds of its own, what it imports of
-other packages left out. Linux only.
+user and system, which say more on a machine that does other things as well. Which packages are slow to import is told
+by ``python -X importtime``, in another process, as shares of all imports, what a package imports of others left out.
+Linux only.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def _seconds_since_birth() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
-def slow_imports() -> dict[str, float]:
-    """Seconds that every package takes to import by itself, as ``-X importtime`` says, in the order of their names."""
+def import_shares() -> dict[str, float]:
+    """The share of the time of all imports that every package takes by itself, as ``-X importtime`` says."""
     told = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
     ).stderr
@@ -72,8 +72,8 @@ def slow_imports() -> dict[str, float]:
     for line in told.splitlines():
         parts = line.removeprefix("import time:").split("|")
         if len(parts) == 3 and parts[0].strip().isdigit():
-            own[parts[2].strip().split(".")[0]] += int(parts[0]) / 1e6
-    return dict(own)
+            own[parts[2].strip().split(".")[0]] += int(parts[0])
+    return {name: time / sum(own.values()) for name, time in own.items()}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -93,10 +93,10 @@ def main(arguments: argparse.Namespace) -> None:
     for stage, seconds, cpu in best:
         print(f"| {stage} | {seconds:.2f} | {cpu:.2f} |")
     print(f"| in all | {sum(row[1] for row in best):.2f} | {sum(row[2] for row in best):.2f} |")
-    slow = {name: seconds for name, seconds in slow_imports().items() if seconds >= arguments.least}
-    print("\n| package | s to import, by itself |\n|---|--:|")
-    for name, seconds in sorted(slow.items(), key=lambda each: -each[1]):
-        print(f"| {name} | {seconds:.2f} |")
+    print("\n| package | share of imports, by itself |\n|---|--:|")
+    for name, share in sorted(import_shares().items(), key=lambda each: -each[1]):
+        if share >= arguments.least:
+            print(f"| {name} | {share:.0%} |")
 
 
 if __name__ == "__main__":
@@ -105,6 +105,6 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/start_up.py --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--runs", type=int, default=2, help="the one with the least CPU time is shown (default: 2)")
-    parser.add_argument("--least", type=float, default=0.1, help="seconds from which an import is told (default: 0.1)")
+    parser.add_argument("--least", type=float, default=0.02, help="share from which an import is told (default: 0.02)")
     parser.add_argument("--stages", action="store_true", help=argparse.SUPPRESS)
     cli.run(main, parser)

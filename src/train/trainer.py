@@ -228,20 +228,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
         # SAM 2's predictor keeps memories in bfloat16, which an autocast to float16 refuses: then it works in float32
         self.autocast_validation = partial(self.autocast, enabled=use_amp and amp_dtype != torch.float16)
-        precision = training.amp_dtype if use_amp else "float32"
-        self.encoder = build_encoder(
-            self.model, clips, config, self.base_fingerprint, precision, lambda line: self.log.say(line)
-        )
 
-        self.sampler = EpochSampler(len(clips), training.seed)
-        known = self.encoder.is_known if self.encoder else None
-        self.loader: DataLoader = DataLoader(
-            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size(), known),
-            collate_fn=collate, num_workers=training.num_workers,
-            persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
-            worker_init_fn=leave_signals_to_the_parent,
-            generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
-        )  # fmt: skip
         batches_per_epoch = math.ceil(len(clips) / training.batch_size)
         self.steps_per_epoch = math.ceil(batches_per_epoch / training.gradient_accumulation_steps)
         self.total_steps = self.steps_per_epoch * training.max_epochs
@@ -279,6 +266,19 @@ class Trainer:
         self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
         self.board_folder = self.folder / "logs" / self.progress.run_name
         self.board = ranks.on_first(lambda: self.open_board([domain.name for domain in kept]))
+
+        precision = training.amp_dtype if use_amp else "float32"
+        self.encoder = build_encoder(self.model, clips, config, self.base_fingerprint, precision, self.log.say)
+        self.sampler = EpochSampler(len(clips), training.seed)
+        known = self.encoder.is_known if self.encoder else None
+        self.loader: DataLoader = DataLoader(
+            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size(), known),
+            collate_fn=collate, num_workers=training.num_workers,
+            persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_parent,
+            generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
+        )  # fmt: skip
+
         for line in told:
             self.log.say(line)
         if moved:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,8 +102,12 @@ def test_losses_are_the_same_with_features_kept_and_without(make, encoded, read)
 def test_with_a_loader_process(make, encoded):
     alone = trained(make("alone", MEMORY))
     encoded.clear()
-    assert steps(trained(make("beside", MEMORY, "training.num_workers=1"))) == steps(alone)
+    others = set(multiprocessing.active_children())
+    trainer = trained(make("beside", MEMORY, "training.num_workers=1"))
+    assert steps(trainer) == steps(alone)
     assert len(encoded) == VIEWS * CLIPS
+    del trainer
+    assert set(multiprocessing.active_children()) <= others, "nothing holds the trainer, whose end ends its processes"
 
 
 @pytest.mark.parametrize(
