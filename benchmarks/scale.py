@@ -95,7 +95,7 @@ def complete(folder: Path, scratch: Path) -> SavSource:
             (scratch / name).symlink_to((folder / name).resolve())
         elif not (scratch / name).exists():
             make_stand_in(videos[0], masklets, scratch / name)
-    return open_sav(scratch)
+    return open_sav(scratch, follow_links=True)
 
 
 def make_stand_in(video: Path, masklets: Path, path: Path) -> None:

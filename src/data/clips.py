@@ -92,9 +92,19 @@ class ClipBatch:
     def clips(self) -> list[Clip]:
         """The clips that were put together."""
         own = [self.video_of_object == number for number in range(len(self.names))]
+        addresses = self.addresses or [None] * len(self.names)
         return [
-            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy(), seed)
-            for name, frames_THWC, o, seed in zip(self.names, self.frames_BTHWC, own, self.seeds, strict=True)
+            Clip(
+                name,
+                frames_THWC.numpy(),
+                self.masks_TOHW[:, o].numpy(),
+                self.annotated_TO[:, o][:, 0].numpy(),
+                seed,
+                address,
+            )
+            for name, frames_THWC, o, seed, address in zip(
+                self.names, self.frames_BTHWC, own, self.seeds, addresses, strict=True
+            )
         ]
 
     def pin_memory(self) -> ClipBatch:

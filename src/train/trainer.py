@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
 from src.cli import progress_bar
@@ -341,7 +342,13 @@ class Trainer:
             self.close()
 
     def close(self) -> None:
-        """Close the files that the run writes step by step."""
+        """Close the files that the run writes step by step, and end its loader processes.
+
+        They ignore signals, so an interpreter that ends while something still holds the trainer would wait for them.
+        """
+        if isinstance(self.loader._iterator, _MultiProcessingDataLoaderIter):
+            self.loader._iterator._shutdown_workers()
+            self.loader._iterator = None
         self.log.close()
         self.board.close()
         self.steps.close()

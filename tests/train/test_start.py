@@ -110,7 +110,7 @@ class TestExtend:
         [
             (["dataset.name=first"], "has a group 'first' already"),
             (["dataset.name=a b"], "cannot name an expert group"),
-            (["model.image_size=96"], None),
+            (["model.image_size=96"], "was learned at model.image_size 64, this run has 96"),
         ],
     )
     def test_what_does_not_fit_is_said_and_nothing_is_written(self, first, make_config, tmp_path, settings, message):
