@@ -33,6 +33,7 @@ from src.lora.expert_groups import active_group
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
 from src.model.gating import decide_for_frame, gated, saved_gate
+from src.train import ranks
 
 
 def evaluate(
@@ -44,6 +45,8 @@ def evaluate(
 ) -> list[Comparison]:
     """Evaluate, print the tables, and write results.json, results.md and pictures into the output folder.
 
+    Several processes share the videos to track; the first one does all else.
+
     Scores of the run's own adapter also go into the model card in its folder.
 
     Args:
@@ -52,6 +55,9 @@ def evaluate(
         split: which split of the domains that the run learned.
         prompt: None takes ``evaluation.prompt``.
         save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
+
+    Returns:
+        A comparison for each domain, in the first process.
     """
     prompt = prompt or config.evaluation.prompt
     learned = [target_domain(config, data, split) for data in config.dataset.sets]
@@ -66,15 +72,20 @@ def evaluate(
             label = f"{domain.name}: {name}"
             masks = folder / "predictions" / name / domain.name if save_masks else None
             with _adapters_on(model, gate):
-                tracked[name] = evaluate_domain(model, domain, prompt, label, masks)
-                if config.evaluation.clicks:
+                tracked[name] = evaluate_domain(model, domain, prompt, label, masks, part=ranks.part())
+                if config.evaluation.clicks and ranks.is_first():
                     images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
+        if not ranks.is_first():
+            continue
         both = (images["base"], images.get("adapted")) if images else None
         decided = None
         if gate is not None:
             decide = partial(decide_for_frame, models["base"], gate)
             decided = with_gate(domain, tracked["base"], tracked["adapted"], decide, domain.name in gate.domains)
         comparisons.append(Comparison(domain, tracked["base"], tracked.get("adapted"), both, decided))
+    ranks.meet()
+    if not ranks.is_first():
+        return []
     about = {
         "about": describe(config, prompt),
         "prompt": prompt,
@@ -127,6 +138,7 @@ def _build_base(config: Config) -> SAM2Base:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    cli.let_speak(cli.is_first_launched)
     clicks = [] if arguments.clicks is None else [f"evaluation.clicks={arguments.clicks}"]
     config = load_config(arguments.config, arguments.overrides + clicks)
     checkpoint = arguments.checkpoint
@@ -134,7 +146,8 @@ def main(arguments: argparse.Namespace) -> None:
         checkpoint = Path(config.output_dir) / "checkpoints" / "best.pt"
         if not checkpoint.exists():
             raise UserError(f"{checkpoint} does not exist: train first, or name a checkpoint with --checkpoint")
-    evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
+    with ranks.together(config.training.device):
+        evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from src import cli
 
 
 def main(arguments: argparse.Namespace) -> int | None:
+    cli.let_speak(cli.is_first_launched)
     if arguments.init is not None:
         initialise(Path(arguments.init), arguments.output)
         return None
@@ -18,28 +20,38 @@ def main(arguments: argparse.Namespace) -> int | None:
     extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
     config = load_config(arguments.config, arguments.overrides + extend)
 
+    cli.say(f"{arguments.config}: read; loading SAM 2")  # takes seconds
     if arguments.dry_run:
         from src.train.dry_run import dry_run
 
         return 0 if dry_run(config) else 2
-    from evaluate import evaluate  # after the config, whose mistakes are told at once: these take seconds to import
+    from evaluate import evaluate  # after the config, whose mistakes are told at once
     from src.errors import Stopped
+    from src.train import ranks
+    from src.train.board import write_results
     from src.train.resume import resume_command
     from src.train.trainer import Trainer
 
-    try:
-        best = Trainer(config, arguments.resume, arguments.force).fit()
-    except Stopped as stop:
-        raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
-    evaluate(config, best)
+    with ranks.together(config.training.device):
+        try:
+            trainer = Trainer(config, arguments.resume, arguments.force)
+            best = trainer.fit()
+        except Stopped as stop:
+            raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
+        shown, step = trainer.board_folder, trainer.progress.step
+        del trainer  # evaluation needs the memory
+        comparisons = evaluate(config, best)
+        if ranks.is_first():
+            write_results(shown, step, config, comparisons)
     return None
 
 
 def initialise(folder: Path, output: str | None) -> None:
     """Write a YAML that suits the data in a folder and this machine."""
+    cli.say(f"looking at {folder}")  # what comes next takes seconds to import
     from src.train.suggest import write_suggestion
 
-    path = Path(output or f"{folder.resolve().name}.yaml")
+    path = Path(output or f"{Path(os.path.abspath(folder)).name}.yaml")
     write_suggestion(folder, path)
     print(f"written: {path}; next: python train.py --config {path} --dry-run")
 

@@ -55,7 +55,7 @@ def measure(settings: list[str], config_file: str, steps: int, rounds: int) -> d
 
         seconds(True)  # warm up
         pairs = [(seconds(False), seconds(True)) for _ in range(rounds)]
-        trainer.log.close()
+        trainer.close()
     return {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs), "asked": asked}
 
 

@@ -71,7 +71,7 @@ class TimedTrainer(Trainer):
         super().__init__(config)
         self.seconds: list[float] = []
 
-    def train_step(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+    def train_step(self, window: list[ClipBatch | None], usage: dict[str, Tensor]) -> dict[str, float]:
         clock = time.process_time if self.device.type == "cpu" else time.perf_counter
         started = clock()
         losses = super().train_step(window, usage)
@@ -91,7 +91,7 @@ def measure(config: Config) -> dict[str, Any]:
         with cli.progress_bar(total=trainer.last_step, desc=Path(config.output_dir).name) as bar:
             while trainer.progress.step < trainer.last_step:
                 trainer.train_epoch(bar)
-    trainer.log.close()
+    trainer.close()
     domains = [target_domain(config, data, "valid") for data in config.dataset.sets] + kept_domains(config)
     return {
         "layers": sum(1 for _ in iter_adapters(trainer.model)),

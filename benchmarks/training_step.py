@@ -108,7 +108,7 @@ class Step:
         if features is None and has_frozen_encoder(self.model):
             features = self.encode()
         with self.autocast():
-            return segmentation_losses(self.model, self.loss, self.batch, features)["total"]
+            return segmentation_losses(self.model, self.loss, self.batch, features=features)["total"]
 
     def first_loss(self) -> float:
         """Without dropout, so that it can be compared."""
@@ -141,6 +141,7 @@ def make_batch(case: Case) -> ClipBatch:
         batch.masks_TOHW.expand(-1, case.objects, -1, -1).contiguous(),
         batch.annotated_TO.expand(-1, case.objects).contiguous(),
         batch.video_of_object.repeat(case.objects),
+        batch.seeds,
     )
 
 

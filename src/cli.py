@@ -15,12 +15,24 @@ from tqdm import tqdm
 from src.errors import Stopped, UserError
 
 _quiet = False
+_may_tell: Callable[[BaseException], bool] = lambda error: True  # noqa: E731
 
 
 def be_quiet(quiet: bool = True) -> None:
     """Say nothing on the way from now on: no progress, no lines of :func:`say`; results and errors are still told."""
     global _quiet
     _quiet = quiet
+
+
+def let_speak(may_tell: Callable[[BaseException], bool]) -> None:
+    """Tell errors only where this says so: of several processes that do the same work one is enough."""
+    global _may_tell
+    _may_tell = may_tell
+
+
+def is_first_launched(error: BaseException) -> bool:
+    """For :func:`let_speak`, as long as processes that a launcher has started know nothing of each other."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def say(message: str) -> None:
@@ -127,7 +139,8 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
         status = main(namespace)
         sys.stdout.flush()
     except Stopped as stop:
-        print(stop, file=sys.stderr)
+        if _may_tell(stop):
+            print(stop, file=sys.stderr)
         sys.exit(stop.status)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
@@ -138,7 +151,8 @@ def run(main: Callable[[argparse.Namespace], int | None], arguments: argparse.Ar
     except Exception as error:
         if namespace.debug:
             traceback.print_exc()
-        print(f"error: {_told(error)}", file=sys.stderr)
+        if _may_tell(error):
+            print(f"error: {told(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(status or 0)
 
@@ -149,7 +163,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error in one line, with what to do."""
     if isinstance(error, UserError):
         return str(error)

@@ -181,6 +181,9 @@ class DatasetConfig(SetConfig):
     val_img_folder: str | None = "data/sample/valid"
     more: list[SetConfig] = Field(default_factory=list, description="further domains to learn in the same run")
     skip_bad: bool = Field(False, description="leave damaged entries out, listed in skipped.json, instead of stopping")
+    follow_links: bool = Field(
+        False, description="use images, masks and videos outside their folder that a link leads to"
+    )
     resolution: int | None = Field(None, gt=0, description="pixels; null: model.image_size")
     max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
     min_object_side: float = Field(
@@ -306,6 +309,11 @@ class TrainingConfig(Section):
     )
     max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
     overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
+    watch_clips: int = Field(
+        4,
+        ge=0,
+        description="clips on which validation also scores other prompts, and each domain that must be kept; 0: none",
+    )
     num_workers: int = Field(1, ge=0, description="processes that load data")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0)
@@ -382,6 +390,44 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+MAX_YAML_CHARACTERS, MAX_YAML_VALUES = 10_000_000, 1_000_000
+"""A longer text, or one with more values once its aliases are written out, is no config."""
+
+
+def _plain_data(text: str) -> Any:
+    """What YAML says, read by a safe loader.
+
+    Raises:
+        ValueError: it is not YAML, or too long, too deep, or too much with its aliases written out.
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise ValueError(f"it is longer than {MAX_YAML_CHARACTERS} characters")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}) > MAX_YAML_VALUES:
+            raise ValueError(f"its aliases make more than {MAX_YAML_VALUES} values of it")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except Exception as error:  # a tag on a value that it does not fit makes a constructor raise nearly anything
+        raise ValueError(_one_line(error) or type(error).__name__) from None
+    finally:
+        loader.dispose()
+
+
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds, each alias counted as what it stands for; too many where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = MAX_YAML_VALUES + 1  # as long as it is being counted
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        held = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in pairs for each in pair]
+        known[id(node)] = 1 + sum(_count_values(each, known) for each in held)
+    return known[id(node)]
+
+
 class _Dumper(yaml.SafeDumper):
     """Safe YAML that quotes text which :class:`_Loader` would read as a number."""
 
@@ -415,13 +461,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
-            raw = yaml.load(file, Loader=_Loader)  # a SafeLoader
+            raw = _plain_data(file.read(MAX_YAML_CHARACTERS + 1))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file{_near_files(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
@@ -463,9 +509,9 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write it as section.key=value, such as training.learning_rate=5e-4")
     try:
-        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {_one_line(error)}") from None
+        value = _plain_data(text)
+    except ValueError as error:
+        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from None
     try:
         set_key(raw, dotted.strip(), value)
     except UserError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from src.errors import UserError
@@ -23,26 +24,43 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
     Raises:
         UserError: the disk is full or the folder cannot be written to; nothing is left of the temporary file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            os.replace(path, keep)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = _reason_of_system(error)
-        if reason is None:
-            raise
-        raise UserError(f"{path}: cannot be written: {reason}") from None
+        with _telling_what_the_system_says(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            _sync_file(temporary)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):  # it is not there
             temporary.unlink()
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, sync its files, and put it in place.
+
+    Args:
+        path: the folder to be written; it does not exist.
+        write: called with the temporary folder's path.
+
+    Raises:
+        UserError: as :func:`write_atomically`; nothing is left of the temporary folder.
+    """
+    temporary = _beside(path)
+    try:
+        with _telling_what_the_system_says(path):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
+            temporary.rename(path)
+            _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,9 +81,35 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of :func:`write_atomically` that processes killed while writing have left."""
+    """Remove the temporary files and folders that processes killed while writing have left."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _telling_what_the_system_says(path: Path) -> Iterator[None]:
+    """Turn a full disk, and whatever else the system refuses, into a UserError; other errors stay as they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _reason_of_system(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written: {reason}") from None
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

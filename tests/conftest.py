@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import pytest
 import torch
 import yaml
 from hypothesis import settings
+from safetensors.torch import save_file
 
-from src.config import Config, load_config
+from src.config import Config, ModelConfig, load_config
 from src.data.coco import open_coco
 from src.data.records import DataSet
 from src.data.synthetic import CELLS, make_videos, write_coco
 from src.data.validate import check, data_set
+from src.model.build import MODEL_ZOO, build_model
 
 settings.register_profile("same examples every time", derandomize=True)
 settings.load_profile("same examples every time")
@@ -96,7 +99,7 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory, data_settings: list[str]
         "dataset": {**dataset, "clip": {"frames": 3, "max_objects": 2}},
         "training": {
             "max_epochs": 2, "batch_size": 2, "warmup_steps": 1, "num_workers": 0, "overlay_clips": 1, "device": "cpu",
-            "clips_per_image": 1,
+            "clips_per_image": 1, "watch_clips": 0,
         },
         "evaluation": {"frames": 3, "max_objects": 2, "source_clips": 1, "overlays": 1},
     }  # fmt: skip
@@ -113,6 +116,28 @@ def make_config(tiny_yaml: Path, tmp_path: Path) -> Callable[..., Config]:
         return load_config(tiny_yaml, [f"output_dir={tmp_path / 'run'}", *settings])
 
     return make
+
+
+@pytest.fixture(scope="module")
+def nano_for_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelConfig]:
+    """For a module's tests ``sam2_nano`` is twice as wide behind its trunk; its weights are in a file.
+
+    Its memories then have 64 channels, the only number that transformers knows.
+
+    No weight is zero or one, so that none can stand for another, and objects are judged present, so that masks vary.
+    """
+    nano = MODEL_ZOO["sam2_nano"]
+    wider = [o if ".trunk." in o else o.replace("=64", "=128").replace("=32", "=64") for o in nano.overrides]
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        patch.setitem(MODEL_ZOO, "sam2_nano", replace(nano, overrides=tuple(wider)))
+        torch.manual_seed(0)
+        weights = build_model(ModelConfig(image_size=SIDE)).state_dict()
+        for tensor in weights.values():
+            tensor += 0.05 * torch.randn_like(tensor)
+        weights["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 10
+        path = tmp_path_factory.mktemp("nano") / "base.safetensors"
+        save_file(weights, path)
+        yield ModelConfig(checkpoint=str(path), image_size=SIDE)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,6 +181,11 @@ class TestARun:
         # the table's base is the one that validation began with
         assert results["domains"]["target"]["base"]["J"] == json.loads((folder / "metrics.json").read_text())["base_J"]
         assert "change" in output
+        (events,) = [path for path in (folder / "logs").iterdir() if path.is_dir()]
+        board = EventAccumulator(str(events))
+        board.Reload()
+        assert board.Scalars("final/gain")[0].step == 4
+        assert "results/text_summary" in board.Tags()["tensors"]
         card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
         fingerprint = json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_fingerprint"]
         head = yaml.safe_load(card.split("---\n")[1])

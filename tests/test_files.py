@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from src.errors import UserError
-from src.files import remove_leftovers, write_atomically, write_text
+from src.files import remove_leftovers, write_atomically, write_folder_atomically, write_text
 from src.model.build import save_pt
 
 
@@ -83,8 +83,26 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
         write_text(tmp_path / "file" / "inner.txt", "x")
 
 
+def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
+    def fill(folder: Path) -> None:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "a.txt").write_text("x")
+        assert not (tmp_path / "deep" / "folder").exists()
+
+    write_folder_atomically(tmp_path / "deep" / "folder", fill)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.txt")] == ["deep/folder/inner/a.txt"]
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_of_a_folder_on_a_full_disk_nothing_is_left(tmp_path, small_files, kind):
+    with pytest.raises(UserError, match="folder: cannot be written: File too large"):
+        write_folder_atomically(tmp_path / "folder", lambda folder: WRITERS[kind](folder / "file"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     for name in (".last.pt.17.tmp", "last.pt", "notes.tmp"):
         (tmp_path / name).touch()
+    (tmp_path / ".exported.17.tmp" / "inner").mkdir(parents=True)
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "notes.tmp"}

@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
 import src.data.parsing
 import src.data.video
-from src.config import load_config
+from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
+from src.data.formats import ROBOFLOW, open_source
 from src.data.images import read_image
-from src.data.parsing import Log, read_json
+from src.data.parsing import Bounds, Log, open_frames, read_json
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.segmentation import check_segmentation
-from src.data.video import VideoWriter, read_header
+from src.data.synthetic import CELLS, make_videos
+from src.data.unlabelled import open_unlabelled
+from src.data.validate import check
+from src.data.video import VideoWriter, open_footage, read_header
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
 from src.errors import UserError
 from src.evaluation.predictions import write_masks
-from src.lora.adapter_io import WEIGHTS_FILE, load_adapter
-from src.model.build import build_model
+from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config
+from src.model.build import build_model, read_weights
 from src.model.streaming import MemoryBank
 from src.train.trainer import Trainer
 
@@ -126,6 +133,98 @@ class TestNamesThatLeaveTheirFolder:
             Trainer(make_config(*places))
 
 
+def as_links(folder: Path, elsewhere: Path, pattern: str) -> int:
+    """Move a folder's files of a kind elsewhere and put links in their place; returns how many."""
+    files = sorted(folder.rglob(pattern))
+    for number, file in enumerate(files):
+        target = elsewhere / str(number) / file.name
+        target.parent.mkdir(parents=True)
+        file.rename(target)
+        file.symlink_to(target)
+    return len(files)
+
+
+def image_is_sound(path: Path, folder: Path) -> bool:
+    """Whether the frame can be opened; an error that names it where it cannot."""
+    log = Log("a")
+    (frame,), _ = open_frames([path], None, log, Bounds.of(False, folder))
+    assert (frame is None) == ([finding.file for finding in log.findings] == [str(path)])
+    return frame is not None
+
+
+class TestLinksThatLeaveTheirFolder:
+    """A link that came with data may point at what is none of theirs: only the user can say that it is meant."""
+
+    VIDEOS = make_videos(CELLS, 1, 0, frames=5, side=32)
+
+    @pytest.mark.parametrize(
+        ("write", "pattern"),
+        [
+            (write_coco, "*.jpg"), (write_ytvis, "*.png"), (write_sav, "*.mp4"),
+            (write_davis, "JPEGImages/*/*.png"), (write_davis, "Annotations/*/*.png"),
+            (write_folder, "images/*.png"), (write_folder, "masks/*.png"),
+        ],
+    )  # fmt: skip
+    def test_of_a_file(self, tmp_path, write, pattern):
+        write(tmp_path / "data", self.VIDEOS)
+        assert as_links(tmp_path / "data", tmp_path / "elsewhere", pattern)
+        place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
+        report = check(open_source(place, 9), workers=0)
+        assert not report.keep
+        assert all(f"to {tmp_path / 'elsewhere'}" in error.problem for error in report.errors)
+        assert "set dataset.follow_links=true" in report.errors[0].problem
+        assert check(open_source(place, 9, follow_links=True), workers=0).keep
+
+    def test_of_a_folder_of_frames(self, tmp_path):
+        write_davis(tmp_path / "data", self.VIDEOS)
+        (frames,) = (tmp_path / "data" / "JPEGImages").iterdir()
+        frames.rename(tmp_path / "elsewhere")
+        frames.symlink_to(tmp_path / "elsewhere")
+        place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
+        assert len(check(open_source(place, 9), workers=0).errors) == 5
+        assert check(open_source(place, 9, follow_links=True), workers=0).keep
+
+    def test_of_a_general_image(self, tmp_path):
+        write_folder(tmp_path / "data", self.VIDEOS)
+        as_links(tmp_path / "data", tmp_path / "elsewhere", "images/*.png")
+        with pytest.raises(UserError, match=r"set dataset\.follow_links=true"):
+            open_unlabelled(tmp_path / "data")
+        assert open_unlabelled(tmp_path / "data", follow_links=True).videos
+
+    def test_is_refused_by_a_run_and_allowed_by_its_key(self, make_config, tiny_data, tmp_path):
+        shutil.copytree(tiny_data / "train", tmp_path / "data")
+        as_links(tmp_path / "data", tmp_path / "elsewhere", "*.jpg")
+        places = [f"dataset.train_img_folder={tmp_path}/data", f"dataset.train_ann_file={tmp_path}/data/{ROBOFLOW}"]
+        with pytest.raises(UserError, match=r"set dataset\.follow_links=true if the link is yours"):
+            Trainer(make_config(*places))
+        assert len(Trainer(make_config(*places, "dataset.follow_links=true")).train_sets[0]) == 5
+
+    def test_within_the_folder_or_to_all_of_it_is_nothing_odd(self, tmp_path):
+        write_folder(tmp_path / "data", self.VIDEOS)
+        assert as_links(tmp_path / "data", tmp_path / "data" / ".store", "images/*.png")
+        (tmp_path / "link").symlink_to(tmp_path / "data")
+        place = DomainConfig(name="a", img_folder=str(tmp_path / "link"))
+        report = check(open_source(place, 9), workers=0)
+        assert not report.errors
+        assert report.keep
+
+    def test_to_itself_and_a_name_that_no_file_has_are_errors(self, tmp_path):
+        write_folder(tmp_path / "data", self.VIDEOS)
+        (image,) = (tmp_path / "data" / "images").iterdir()
+        image.unlink()
+        image.symlink_to(image)
+        assert not image_is_sound(image, tmp_path / "data")
+        assert not image_is_sound(tmp_path / "data" / "a\0b" / "c.png", tmp_path / "data")
+
+    def test_that_lead_back_are_walked_once(self, tmp_path):
+        """Otherwise two of them are 2⁴⁰ paths."""
+        write_davis(tmp_path / "data", self.VIDEOS)
+        for root in ("JPEGImages", "Annotations"):
+            for name in ("a", "b"):
+                (tmp_path / "data" / root / name).symlink_to(tmp_path / "data" / root)
+        assert len(open_source(DomainConfig(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
+
+
 class TestBombs:
     def test_an_image_that_would_fill_memory(self, tmp_path):
         def chunk(kind: bytes, content: bytes) -> bytes:
@@ -163,6 +262,64 @@ class TestBombs:
     )
     def test_a_mask_of_absurd_size(self, rle):
         assert check_segmentation(rle, 4, 4) is not None
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+            "lora: &a [*a]",
+            "lora: " + "[" * 600,
+            f"lora: {{rank: {'9' * 5000}}}",
+            "lora: {rank: !!timestamp soon}",
+        ],
+        ids=["a billion laughs", "holds itself", "deep", "digits", "tag"],
+    )
+    def test_yaml_that_is_more_than_it_seems(self, tmp_path, content):
+        (tmp_path / "bomb.yaml").write_text(content)
+        with pytest.raises(UserError, match=r"bomb\.yaml: not valid YAML: "):
+            load_config(tmp_path / "bomb.yaml")
+
+    def test_a_huge_yaml(self, tmp_path):
+        (tmp_path / "bomb.yaml").write_text("x" * (MAX_YAML_CHARACTERS + 1))
+        with pytest.raises(UserError, match=r"bomb\.yaml: not valid YAML: it is longer than"):
+            load_config(tmp_path / "bomb.yaml")
+
+    def test_aliases_in_reason_are_no_bomb(self, tmp_path):
+        (tmp_path / "fine.yaml").write_text("evaluation: {frames: &n 3, max_objects: *n}")
+        assert load_config(tmp_path / "fine.yaml").evaluation.max_objects == 3
+
+    def test_a_checkpoint_that_is_packed(self, tmp_path):
+        torch.save({"model": {"weight": torch.zeros(100_000)}}, tmp_path / "plain.pt")
+        with (
+            zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+            zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+        ):
+            for name in plain.namelist():
+                bomb.writestr(name, plain.read(name))
+        with pytest.raises(UserError, match=r"bomb\.pt: damaged or truncated \(it would unpack to \d+ bytes"):
+            read_weights(tmp_path / "bomb.pt")
+
+    def test_an_adapter_config_that_is_deep(self, tmp_path):
+        (tmp_path / "adapter_config.json").write_text("[" * 100_000)
+        with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read as JSON"):
+            read_adapter_config(tmp_path)
+
+    def test_a_frame_that_is_larger_than_the_video_says(self, tmp_path, monkeypatch):
+        """Two videos one after the other in one file, whose header is of the first."""
+        with open(tmp_path / "bomb.ts", "wb") as bomb:
+            for side in (32, 256):
+                with av.open(str(tmp_path / "part.ts"), "w", format="mpegts") as container:
+                    stream = container.add_stream("mpeg2video", rate=24)
+                    stream.width = stream.height = side
+                    frame = av.VideoFrame.from_ndarray(np.zeros((side, side, 3), np.uint8), format="rgb24")
+                    container.mux([packet for _ in range(3) for packet in stream.encode(frame)])
+                    container.mux(stream.encode())
+                bomb.write((tmp_path / "part.ts").read_bytes())
+        with pytest.raises(UserError, match="is 256×256 pixels, those before it 32×32"):
+            list(open_footage(tmp_path / "bomb.ts"))
+        monkeypatch.setattr(src.data.video, "MAX_PIXELS", 20_000)
+        with pytest.raises(UserError, match=r"bomb\.ts: cannot be read as a video"):
+            list(open_footage(tmp_path / "bomb.ts"))
 
     @pytest.mark.parametrize(("limit", "what"), [("MAX_FRAMES", "frames"), ("MAX_PIXELS", "pixels a frame")])
     def test_a_video_beyond_the_limits(self, tmp_path, monkeypatch, limit, what):

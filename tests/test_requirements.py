@@ -1,4 +1,4 @@
-"""requirements.txt is what requirements.in compiles to, and carries no download addresses."""
+"""requirements.txt, and the demo's, are what their .in files compile to, and carry no download addresses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SETS = ("requirements", "requirements-demo")
 
 
-def test_compiled_requirements_equal_the_sources(tmp_path: Path) -> None:
-    for name in ("requirements.in", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    source = (ROOT / "requirements.in").read_text()
+@pytest.mark.parametrize("name", SETS)
+def test_compiled_requirements_equal_the_sources(tmp_path: Path, name: str) -> None:
+    for suffix in (".in", ".txt"):
+        shutil.copy(ROOT / f"{name}{suffix}", tmp_path)
+    source = (ROOT / f"{name}.in").read_text()
     command = re.search(r"^#\s+uv (pip compile .*)$", source, re.MULTILINE)
-    assert command, "requirements.in names the command that compiles it"
+    assert command, f"{name}.in names the command that compiles it"
     # pins that are in the file already are kept, so a new release elsewhere does not change the outcome
     done = subprocess.run(
         [sys.executable, "-m", "uv", *command[1].split(), "--quiet"], cwd=tmp_path, capture_output=True, text=True
@@ -28,11 +30,12 @@ def test_compiled_requirements_equal_the_sources(tmp_path: Path) -> None:
     if done.returncode and re.search(r"(dns|connect|network|timed? ?out|request)", done.stderr, re.IGNORECASE):
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "requirements.txt").read_text() == (ROOT / "requirements.txt").read_text()
+    assert (tmp_path / f"{name}.txt").read_text() == (ROOT / f"{name}.txt").read_text()
 
 
-def test_every_requirement_is_pinned_exactly_and_names_no_host() -> None:
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] not in "# "]
+@pytest.mark.parametrize("name", SETS)
+def test_every_requirement_is_pinned_exactly_and_names_no_host(name: str) -> None:
+    lines = [line for line in (ROOT / f"{name}.txt").read_text().splitlines() if line and line[0] not in "# "]
     assert lines
     for line in lines:
         assert re.match(r"^[A-Za-z0-9_.-]+==[^\s;]+( ; .+)?$", line), line
@@ -40,14 +43,15 @@ def test_every_requirement_is_pinned_exactly_and_names_no_host() -> None:
     pinned = {re.split("==", line)[0].lower() for line in lines}
     wanted = {
         re.split(r"[>=<\s#]", line)[0].lower()
-        for line in (ROOT / "requirements.in").read_text().splitlines()
+        for line in (ROOT / f"{name}.in").read_text().splitlines()
         if line and line[0] != "#"
     }
     assert wanted <= pinned
 
 
 def test_every_package_that_is_imported_is_a_requirement() -> None:
-    named = set(re.findall(r"^[a-z][\w-]*", (ROOT / "requirements.in").read_text().lower(), re.MULTILINE))
+    sources = "\n".join((ROOT / f"{name}.in").read_text().lower() for name in SETS)
+    named = set(re.findall(r"^[a-z][\w-]*", sources, re.MULTILINE))
     provided_by = importlib.metadata.packages_distributions()
     files = [
         *ROOT.glob("*.py"),

@@ -44,7 +44,7 @@ from src.lora.adapter import list_groups
 from src.lora.expert_groups import UNNAMED, experts_used, name_adapters
 from src.model.build import build_model, pick_device
 from src.model.checkpoint import load_trained
-from src.train.logger import write_expert_use
+from src.train.board import write_expert_use
 
 
 def load_experts(config: Config, trained: Path) -> tuple[SAM2Base, dict[str, LoraConfig]]:
@@ -118,10 +118,10 @@ def write_board(folder: Path, uses: list[DomainUse], pictures: list[Path]) -> No
     board = SummaryWriter(str(folder))
     for use in uses:
         shares = {layer: torch.from_numpy(of.use_E) for layer, of in use.layers.items() if of.decisions_T.any()}
-        write_expert_use(board, f"expert_use/{use.domain}", shares, 0)
+        write_expert_use(board, f"router/use/{use.domain}", shares, 0)
     for path in pictures:
         with Image.open(path) as picture:
-            board.add_image(f"experts/{path.stem}", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
+            board.add_image(f"router/{path.stem}", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
     board.close()
 
 

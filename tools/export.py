@@ -1,4 +1,4 @@
-"""Write what a run trained in a form that others read: SAM 2's own checkpoint, PEFT's layout, or the adapter folder."""
+"""Write what a run trained in a form that others read: SAM 2's checkpoint, transformers', PEFT's, an adapter folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,32 +20,42 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from src import cli
 from src.config import Config, LoraConfig, load_config, parse_config
+from src.data.masks import bounding_box
 from src.data.synthetic import SOURCE, make_videos
 from src.errors import UserError
 from src.evaluation.predict import init_state, predicting
-from src.files import write_atomically, write_text
-from src.lora.adapter import iter_adapters
+from src.files import write_atomically, write_folder_atomically, write_text
+from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import Configs, read_adapter_config, save_adapter, unload_merged
+from src.lora.domain_gate import DomainGate
+from src.lora.expert_groups import activated
 from src.lora.lora_layer import LoRALinear
 from src.model import build_sam2_moe
 from src.model.build import MODEL_ZOO, config_overrides, image_size_of, save_pt
-from src.model.checkpoint import read_checkpoint
+from src.model.checkpoint import ADAPTER_FOLDER, read_checkpoint
 from src.model.gating import remove_gate, saved_gate
+from src.model.transformers_adapters import add_adapter_to_transformers
+from src.model.transformers_format import load_transformers, save_transformers, without_its_bars
+
+if TYPE_CHECKING:
+    from transformers import Sam2VideoModel
 
 # what can be written of each method; the first is what --format auto takes
 FORMATS = {
-    "lora": ("official", "adapter", "peft"),
-    "full": ("official",),
-    "decoder": ("official",),
-    "mope": ("adapter",),
+    "lora": ("official", "adapter", "peft", "transformers"),
+    "full": ("official", "transformers"),
+    "decoder": ("official", "transformers"),
+    "mope": ("adapter", "transformers"),
 }
 WHY_NOT = {
     "mope": "experts behind a gate (method mope) cannot be merged or given to peft, because which of them add to the "
-    "weight depends on the input; their form is the adapter folder: --format adapter",
-    "full": "method full has no adapters, it changed the weights themselves: --format official",
-    "decoder": "method decoder has no adapters, it changed the weights themselves: --format official",
+    "weight depends on the input; their form is the adapter folder: --format adapter, or beside the base in "
+    "transformers' form: --format transformers",
+    "full": "method full has no adapters, it changed the weights themselves: --format official or transformers",
+    "decoder": "method decoder has no adapters, it changed the weights themselves: --format official or transformers",
 }
 TOLERANCE = 1e-5  # of an output's largest value, or absolute where that is below 1
+TRANSFORMERS_TOLERANCE = 1e-3  # root mean square, of the output's: single tokens may choose other experts
 
 
 def export(config: Config, trained: Path, form: str, output: Path) -> Path:
@@ -52,8 +64,8 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     Args:
         config: of the run; says which base.
         trained: the run's checkpoint or adapter folder.
-        form: ``official``, ``adapter``, ``peft``, or ``auto`` for what suits the method best.
-        output: the file (official) or folder (adapter, peft) to write; must not exist.
+        form: ``official``, ``transformers``, ``adapter``, ``peft``, or ``auto`` for what suits the method best.
+        output: the file (official) or folder (all others) to write; must not exist.
 
     Returns:
         What was written: ``output``, for a folder without the ending ``.pt``.
@@ -68,18 +80,12 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     else:
         checkpoint = read_checkpoint(trained)
         lora = checkpoint.groups or checkpoint.config.lora
-    if not isinstance(lora, LoraConfig):
-        raise UserError(f"{trained}: holds expert groups, {', '.join(lora)}: take one out with tools/groups.py extract")
-    if lora.method == "none":
-        raise UserError(f"{trained}: method none trains nothing, so there is nothing to export")
-    if form not in ("auto", *FORMATS[lora.method]):
-        raise UserError(f"{trained}: {WHY_NOT[lora.method]}")
-    chosen = FORMATS[lora.method][0] if form == "auto" else form
+    chosen = choose_form(lora, form, trained)
     if chosen != "official" and output.suffix == ".pt":
         output = output.with_suffix("")
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or delete it first")
-    if form == "auto" and lora.method == "mope":
+    if form == "auto" and chosen == "adapter":
         print("experts behind a gate cannot be merged, because which add to the weight depends on the input:")
         print(f"writing the adapter folder {output} instead")
 
@@ -90,16 +96,51 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     )  # fmt: skip
     remove_gate(model)  # what is written is compared with the adapters on, whatever the probe looks like
     about = {"model_name": config.model.name, "image_size": image_size_of(config.model)}
+    gate = saved_gate(model, trained)
     if chosen == "official":
         write_official(model, config, output)
+    elif chosen == "transformers":
+        write_transformers(model, lora, about, gate, output)
     elif chosen == "adapter":
         save_adapter(model, output, lora, about)
-        if (gate := saved_gate(model, trained)) is not None:
+        if gate is not None:
             gate.save(output)
     else:
+        assert isinstance(lora, LoraConfig)
         write_peft(model, lora, config.model.name, output)
     print(f"written: {output}")
+    if chosen == "official":
+        print(how_to_load(config, output))
     return output
+
+
+def choose_form(lora: Configs, form: str, trained: Path) -> str:
+    """The form to write, of what was trained.
+
+    Raises:
+        UserError: the form does not suit the method, or nothing was trained.
+    """
+    if not isinstance(lora, LoraConfig):
+        if form != "transformers":
+            raise UserError(
+                f"{trained}: holds expert groups, {', '.join(lora)}: take one out with tools/groups.py extract, "
+                "or take them all along with --format transformers"
+            )
+        return form
+    if lora.method == "none":
+        raise UserError(f"{trained}: method none trains nothing, so there is nothing to export")
+    if form not in ("auto", *FORMATS[lora.method]):
+        raise UserError(f"{trained}: {WHY_NOT[lora.method]}")
+    return FORMATS[lora.method][0] if form == "auto" else form
+
+
+def how_to_load(config: Config, path: Path) -> str:
+    """What to write in Python to get stock SAM 2 with a merged checkpoint."""
+    spec = MODEL_ZOO[config.model.name]
+    own = image_size_of(config.model) == spec.image_size and not spec.overrides
+    overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
+    call = f'sam2.build_sam.build_sam2("{spec.config}", "{path}"{overrides})'
+    return f"stock SAM 2 with it, or likewise build_sam2_video_predictor: {call}"
 
 
 def write_official(model: SAM2Base, config: Config, path: Path) -> None:
@@ -125,26 +166,100 @@ def write_official(model: SAM2Base, config: Config, path: Path) -> None:
     write_atomically(path, write)
 
 
+def write_transformers(
+    model: SAM2Base, lora: Configs, about: dict[str, Any], gate: DomainGate | None, folder: Path
+) -> None:
+    """Write a folder for transformers, and put it in place only if transformers computes the same with it.
+
+    LoRA layers are merged. With method mope, and with expert groups, the folder holds the base, and in ``adapter`` the
+    adapter folder with its domain gate. Raises UserError where transformers is missing, cannot express the model or
+    computes something else.
+    """
+    transformers = load_transformers()
+    model.binarize_mask_from_pts_for_mem_enc = True  # as SAM 2's own video predictor has it, and transformers always
+    mergeable = isinstance(lora, LoraConfig) and lora.method == "lora"
+    groups: list[str | None] = [*list_groups(model)] or [None]
+    expected = []
+    for group in groups:
+        with activated(model, group):
+            expected.append(probe(model))
+    if mergeable:
+        unload_merged(model)
+
+    def write(temporary: Path) -> None:
+        save_transformers(model, temporary)
+        loaded = transformers.Sam2VideoModel.from_pretrained(temporary)
+        if any(iter_adapters(model)):
+            save_adapter(model, temporary / ADAPTER_FOLDER, lora, about)
+            add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
+        differences = []
+        for group, outputs in zip(groups, expected, strict=True):
+            with activated(loaded, group):
+                differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
+        difference = torch.stack(differences).max().item()
+        print(f"read back into transformers: relative difference {difference:.1e} on an image and a clip")
+        if not difference <= TRANSFORMERS_TOLERANCE:
+            raise UserError(
+                f"{folder} was not written: with it transformers {transformers.__version__} differs by "
+                f"{difference:.1e} (> {TRANSFORMERS_TOLERANCE})"
+            )
+        if any(iter_adapters(model)) and gate is not None:
+            gate.save(temporary / ADAPTER_FOLDER)
+
+    with without_its_bars():
+        write_folder_atomically(folder, write)
+
+
 @torch.inference_mode()
 def probe(model: SAM2Base) -> dict[str, Tensor]:
     """What a model computes on a random image and a synthetic clip, at its own image size and on the CPU.
 
     Besides mask logits there are features, because an object judged absent has constant logits.
     """
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, model.image_size, model.image_size, generator=generator)
-    outputs = {f"image features {i}": x for i, x in enumerate(model.forward_image(image)["backbone_fpn"])}
-    video = make_videos(SOURCE, 1, 0, frames=3, side=model.image_size).videos[0]
-    mask = next(iter(video.masks(0).values()))
+    image, frames, box = probe_inputs(model.image_size)
+    levels = model.forward_image(image)["backbone_fpn"]
     attended: list[Tensor] = []
     hook = model.memory_attention.register_forward_hook(lambda module, args, output: attended.append(output))
     with predicting(model) as predictor:
-        state = init_state(predictor, [source.read() for source in video.frames])
-        predictor.add_new_mask(state, 0, 1, torch.from_numpy(mask))
-        outputs["mask logits"] = torch.stack([logits for _, _, logits in predictor.propagate_in_video(state)])
+        state = init_state(predictor, frames)
+        predictor.add_new_points_or_box(state, 0, 1, box=box)
+        logits = [logits for _, _, logits in predictor.propagate_in_video(state)]
     hook.remove()
-    outputs["memory attention"] = torch.stack(attended)
-    return outputs
+    return probe_outputs([level.flatten(2) for level in levels], logits, attended)
+
+
+@torch.inference_mode()
+def probe_transformers(model: Sam2VideoModel, folder: Path) -> dict[str, Tensor]:
+    """:func:`probe` of a model of transformers, with the processor that lies in a folder."""
+    image, frames, box = probe_inputs(model.config.image_size)
+    levels = model.get_image_features(image).fpn_hidden_states
+    attended: list[Tensor] = []
+    hook = model.memory_attention.register_forward_hook(lambda module, args, output: attended.append(output))
+    processor = load_transformers().Sam2VideoProcessor.from_pretrained(folder)
+    session = processor.init_video_session(video=frames)
+    processor.add_inputs_to_inference_session(session, 0, 1, input_boxes=[[box.tolist()]])
+    model(session, 0)
+    size = [frames[0].shape[:2]]
+    logits = [
+        processor.post_process_masks([output.pred_masks], size, binarize=False)[0]
+        for output in model.propagate_in_video_iterator(session)
+    ]
+    hook.remove()
+    return probe_outputs([level.permute(1, 2, 0) for level in levels], logits, attended)
+
+
+def probe_inputs(side: int) -> tuple[Tensor, list[np.ndarray], np.ndarray]:
+    """A normalised image (1, 3, S, S), three frames RGB uint8 (S, S, 3), and a box around an object of the first."""
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    video = make_videos(SOURCE, 1, 0, frames=3, side=side).videos[0]
+    box = bounding_box(next(iter(video.masks(0).values())))
+    return image, [source.read() for source in video.frames], np.array(box, np.float32)
+
+
+def probe_outputs(levels_BCN: list[Tensor], logits: list[Tensor], attended: list[Tensor]) -> dict[str, Tensor]:
+    """Feature maps, mask logits of every frame, and what memory attention gave on every tracked frame."""
+    features = {f"image features {i}": level for i, level in enumerate(levels_BCN)}
+    return {**features, "mask logits": torch.stack(logits), "memory attention": torch.stack(attended).flatten(1, -2)}
 
 
 def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -153,6 +268,11 @@ def largest_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
         (found[name] - tensor).abs().max() / tensor.abs().max().clamp(min=1) for name, tensor in expected.items()
     ]
     return torch.stack(differences).max().item()
+
+
+def relative_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Tensor:
+    """Root mean square of the differences, by that of the output; of all outputs the largest, a scalar, NaN for NaN."""
+    return torch.stack([(found[name] - tensor).norm() / tensor.norm() for name, tensor in expected.items()]).max()
 
 
 def write_peft(model: SAM2Base, lora: LoraConfig, base_name: str, folder: Path) -> None:
@@ -208,6 +328,6 @@ if __name__ == "__main__":
         "--adapter", metavar="PATH", help="a run's checkpoint or adapter folder (default: the best.pt of --config)"
     )
     parser.add_argument("--base", metavar="PT", help="base weights (default: those of the run)")
-    parser.add_argument("--format", choices=["auto", "official", "adapter", "peft"], default="auto")
-    parser.add_argument("--output", required=True, metavar="PATH", help="file (official) or folder (adapter, peft)")
+    parser.add_argument("--format", choices=["auto", "official", "transformers", "adapter", "peft"], default="auto")
+    parser.add_argument("--output", required=True, metavar="PATH", help="file (official) or folder (all others)")
     cli.run(main, parser)

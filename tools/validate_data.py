@@ -72,7 +72,7 @@ def check_place(label: str, place: DomainConfig, config: Config, workers: int, d
     """Check one data set. What makes it unusable is in the result, too."""
     report = Report()
     try:
-        source = open_source(place, config.dataset.max_ann_per_img)
+        source = open_source(place, config.dataset.max_ann_per_img, config.dataset.follow_links)
         report = check(source, workers, decode, cache_file(place, config))
         data_set(source, report, skip_bad=True)
     except UserError as error:

@@ -6,10 +6,11 @@ each, and after a resume.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,13 +40,15 @@ class Clip:
 
     ``frames_THWC``: uint8 RGB, or without channels, (T, H, W, 0), where pixels were not asked for; ``masks_TOHW``:
     bool; ``annotated_T``: bool, False where nothing is known of a frame's objects, so that its empty masks say nothing.
-    The first frame is annotated, and every object is visible on it. ``address``: the draw, of a data set's clip.
+    The first frame is annotated, and every object is visible on it. ``seed``: what is drawn for its objects when it is
+    trained on, such as prompts, comes from it. ``address``: the draw, of a data set's clip.
     """
 
     name: str
     frames_THWC: np.ndarray
     masks_TOHW: np.ndarray
     annotated_T: np.ndarray
+    seed: int = 0
     address: Address | None = None
 
 
@@ -54,8 +57,8 @@ class ClipBatch:
     """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
 
     ``frames_BTHWC``: uint8, without channels if the clips have none; ``masks_TOHW``: bool; ``annotated_TO``: bool, what
-    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``addresses``: of the draws, where all
-    clips are a data set's, else none.
+    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``addresses``:
+    of the draws, where all clips are a data set's, else none.
     """
 
     names: tuple[str, ...]
@@ -63,6 +66,7 @@ class ClipBatch:
     masks_TOHW: Tensor
     annotated_TO: Tensor
     video_of_object: Tensor
+    seeds: tuple[int, ...]
     addresses: tuple[Address, ...] = ()
 
     @classmethod
@@ -77,6 +81,7 @@ class ClipBatch:
             masks_TOHW=torch.from_numpy(np.concatenate([clip.masks_TOHW for clip in clips], axis=1)),
             annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
             video_of_object=video_of_object,
+            seeds=tuple(clip.seed for clip in clips),
             addresses=addresses if len(addresses) == len(clips) else (),
         )
 
@@ -88,8 +93,8 @@ class ClipBatch:
         """The clips that were put together."""
         own = [self.video_of_object == number for number in range(len(self.names))]
         return [
-            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy())
-            for name, frames_THWC, o in zip(self.names, self.frames_BTHWC, own, strict=True)
+            Clip(name, frames_THWC.numpy(), self.masks_TOHW[:, o].numpy(), self.annotated_TO[:, o][:, 0].numpy(), seed)
+            for name, frames_THWC, o, seed in zip(self.names, self.frames_BTHWC, own, self.seeds, strict=True)
         ]
 
     def pin_memory(self) -> ClipBatch:
@@ -102,11 +107,13 @@ class ClipBatch:
         )
 
 
-def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
-    """A batch of the clips, or the first error among them, for the trainer to raise."""
+def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:
+    """A batch of the clips, or the first error among them, for the trainer to raise; None of no clips."""
     good = [clip for clip in clips if isinstance(clip, Clip)]
     errors = [clip for clip in clips if isinstance(clip, UserError)]
-    return errors[0] if errors else ClipBatch.collate(good)
+    if errors:
+        return errors[0]
+    return ClipBatch.collate(good) if good else None
 
 
 class ClipDataset(Dataset):
@@ -174,10 +181,11 @@ class ClipDataset(Dataset):
         """A batch of this data set, drawn once more if it has no pixels. Raises UserError if they cannot be read."""
         if batch.has_pixels:
             return batch
-        drawn = collate([self[address] for address in batch.addresses])
-        if isinstance(drawn, UserError):
-            raise drawn
-        return drawn
+        drawn = [self[address] for address in batch.addresses]
+        for clip in drawn:
+            if isinstance(clip, UserError):
+                raise clip
+        return ClipBatch.collate([clip for clip in drawn if isinstance(clip, Clip)])
 
     def __getitem__(self, key: Address | tuple[int, int, bool]) -> Clip | UserError:
         epoch, index, *asked = key
@@ -243,10 +251,11 @@ def draw_clip(
         )
     else:
         masks_TOHW = soft_TOHW > 0.5
-    if augmentation is not None and pixels:
+    seed = int(rng.integers(2**63))
+    if augmentation is not None and pixels:  # nothing is drawn after it, so that a clip without pixels is the same one
         frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
     annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
-    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T)
+    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed)
 
 
 def draw_path(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:
@@ -368,6 +377,16 @@ def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
     return torch.where(most_O11 > 0.5, masks_OHW, masks_OHW / most_O11.clamp(min=1e-6))
 
 
+def still_in_motion(
+    picture_HW3: np.ndarray, frames: int, max_side: int, motion: MotionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """A clip of simulated motion from a picture nobody labelled, RGB uint8 (T, H, W, 3); arguments as below."""
+    height, width = picture_HW3.shape[:2]
+    picture_3HW = resize_picture(_for_torch(picture_HW3), *_at_most(max_side, height, width))
+    nothing_1HW = torch.zeros_like(picture_3HW[:1])
+    return to_pixels(simulate_motion(picture_3HW, nothing_1HW, frames, width / height, motion, rng)[0])
+
+
 def evaluation_video(
     video: VideoRecord, index: int, frames: int, max_objects: int, max_side: int, motion: MotionConfig
 ) -> VideoRecord:
@@ -385,8 +404,7 @@ def evaluation_video(
         return video
     masks = video.masks(0)
     largest = sorted(masks, key=lambda object_id: (-int(masks[object_id].sum()), object_id))[:max_objects]
-    scale = min(1.0, max_side / max(video.height, video.width))
-    height, width = max(1, round(video.height * scale)), max(1, round(video.width * scale))
+    height, width = _at_most(max_side, video.height, video.width)
     rng = np.random.default_rng((len(video.objects), index))
     rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
     picture_3HW = resize_picture(_for_torch(video.frames[0].read()), height, width)
@@ -404,6 +422,12 @@ def evaluation_video(
     return VideoRecord(video.video_id, height, width, list(sources), objects)
 
 
+def _at_most(max_side: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width scaled down, if need be, to sides of at most ``max_side``."""
+    scale = min(1.0, max_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, index) in the epoch's own random order, beginning after ``skip`` clips (after a resume)."""
 
@@ -419,25 +443,32 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(index)) for index in order[self.skip :]])
 
 
-class FrugalSampler(Sampler[tuple[int, int, bool]]):
-    """The order of another sampler, asking for pixels (True) only for batches in which a clip's features are not known.
+class BatchSampler(Sampler[list[tuple[Any, ...]]]):
+    """Cuts what a sampler yields into batches, of which each of several processes takes its part.
 
-    What is known is asked when a batch is about to be loaded.
+    The parts of a batch are as equal as they can be, so all processes have the same number of batches, every clip is in
+    one part, and the part of a short last batch may be empty.
 
     Args:
-        sampler: yields (epoch, index).
-        batch_size: clips of a batch.
-        is_known: whether the features of (epoch, index) are.
+        sampler: of all clips, yields (epoch, index).
+        batch_size: clips a batch, in all parts together; the last one may have fewer.
+        rank, size: which of how many processes this is.
+        is_known: whether the features of (epoch, index) are. A part of which all are is asked for without pixels, as
+            (epoch, index, False). What is known is asked when a batch is about to be loaded. None: pixels are wanted.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, is_known: Callable[[int, int], bool]) -> None:
-        self.sampler, self.batch_size, self.is_known = sampler, batch_size, is_known
+    def __init__(
+        self, sampler: EpochSampler, batch_size: int, rank: int = 0, size: int = 1,
+        is_known: Callable[[int, int], bool] | None = None,
+    ) -> None:  # fmt: skip
+        self.sampler, self.batch_size, self.rank, self.size, self.is_known = sampler, batch_size, rank, size, is_known
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return math.ceil(len(self.sampler) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int, bool]]:
+    def __iter__(self) -> Iterator[list[tuple[Any, ...]]]:
         keys = iter(self.sampler)
         while batch := list(islice(keys, self.batch_size)):
-            pixels = not all(self.is_known(epoch, index) for epoch, index in batch)
-            yield from ((epoch, index, pixels) for epoch, index in batch)
+            part = batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
+            known = self.is_known is not None and all(self.is_known(*key) for key in part)
+            yield [(*key, False) for key in part] if known else [*part]

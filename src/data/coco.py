@@ -25,6 +25,7 @@ from pycocotools import mask as coco_mask
 from src.data.images import ImageFile, image_size
 from src.data.packed import PackedList
 from src.data.parsing import (
+    Bounds,
     Log,
     as_id,
     category_names,
@@ -78,6 +79,7 @@ class CocoSource:
         categories: id → name.
         crowds_only: nothing but crowds is annotated, which then stand for objects.
         max_ann_per_img: objects kept per image, the largest by mask area.
+        bounds: where the images may lie.
     """
 
     name: str
@@ -88,6 +90,7 @@ class CocoSource:
     categories: dict[int | str, str]
     crowds_only: bool
     max_ann_per_img: int
+    bounds: Bounds
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -104,7 +107,7 @@ class CocoSource:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
         drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
         if drawn:
-            frame = _open_frame(self.folder, image, log)
+            frame = _open_frame(self.folder, image, log, self.bounds)
             if frame is None:
                 return None
             source, height, width = frame
@@ -187,6 +190,7 @@ def open_coco(
     name: str = "coco",
     max_ann_per_img: int = 200,
     videos: list[str] | None = None,
+    follow_links: bool = False,
 ) -> CocoSource:
     """Index a COCO file: every image, with or without annotations, is a video of one frame, in the file's order.
 
@@ -196,6 +200,7 @@ def open_coco(
         name: of the data set.
         max_ann_per_img: objects kept per image, the largest by mask area.
         videos: only these images, by their ``file_name`` or its stem; None: all.
+        follow_links: whether links may lead out of the folder.
 
     Object ids are 1, 2, … in the file's order. Crowds are left out, unless the file has nothing else.
 
@@ -213,7 +218,8 @@ def open_coco(
     crowds_only = _holds_only_crowds(content["annotations"])
     grouped = _group_by_image(content["annotations"], images, log)
     entries = _pack(_chosen(list(images.values()), videos, path), grouped)
-    return CocoSource(name, [path], log.findings, folder, entries, categories, crowds_only, max_ann_per_img)
+    bounds = Bounds.of(follow_links, folder)
+    return CocoSource(name, [path], log.findings, folder, entries, categories, crowds_only, max_ann_per_img, bounds)
 
 
 def _read_coco(path: Path, log: Log) -> dict[str, Any]:
@@ -340,7 +346,7 @@ def _without_depth(fields: _AnnotationFields) -> _AnnotationFields:
     return fields
 
 
-def _open_frame(folder: Path, image: _Image, log: Log) -> tuple[ImageFile, int, int] | None:
+def _open_frame(folder: Path, image: _Image, log: Log, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
     """The image's file, turned as the annotator saw it, with height and width; None, and a finding, if it is damaged.
 
     Tools differ in whether they heed EXIF orientation. The size in the JSON tells which pixels the annotations were
@@ -348,6 +354,7 @@ def _open_frame(folder: Path, image: _Image, log: Log) -> tuple[ImageFile, int, 
     """
     path = folder / image.file_name
     try:
+        bounds.check(path)
         stored, oriented = image_size(path)
     except UserError as error:
         log.refused(path, error)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from src.data.labels import LabelImage, label_tracks, read_label_image
-from src.data.parsing import Log, as_id, choose_videos, make_objects, open_frames, sides
+from src.data.parsing import Bounds, Log, as_id, choose_videos, folder_of_both, make_objects, open_frames, sides
 from src.data.records import RLE, Finding, VideoRecord
 from src.data.video import frame_paths, is_image, natural
 from src.errors import UserError
@@ -49,6 +49,7 @@ class DavisSource:
     files: list[Path]
     videos: list[VideoFolders]
     max_ann_per_img: int
+    bounds: Bounds
     findings: list[Finding] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -70,9 +71,9 @@ class DavisSource:
         return None, log.findings
 
     def _record(self, name: str, paths: list[Path], files: MaskFiles, log: Log) -> VideoRecord | None:
-        masks = [_read_masks(files.get(path.stem, {}), log) for path in paths]
+        masks = [_read_masks(files.get(path.stem, {}), log, self.bounds) for path in paths]
         labelled = next((image.size for images in masks for image in images.values()), None)
-        sources, size = open_frames(paths, labelled, log)
+        sources, size = open_frames(paths, labelled, log, self.bounds)
         if size is None:
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
@@ -121,6 +122,7 @@ def open_davis(
     name: str = "davis",
     max_ann_per_img: int = 200,
     videos: list[str] | None = None,
+    follow_links: bool = False,
 ) -> DavisSource:
     """List the videos of a data set in folders, reading no masks yet.
 
@@ -131,6 +133,7 @@ def open_davis(
         name: of the data set.
         max_ann_per_img: objects kept per video, the largest by mask area.
         videos: names of videos, paths below the root; None: all.
+        follow_links: whether links may lead out of the folders.
 
     Raises:
         UserError: a folder is missing, holds no videos, or not one of a wanted name.
@@ -147,7 +150,10 @@ def open_davis(
         )
     found.sort(key=lambda video: natural(video.name))
     chosen = [found[index] for index in choose_videos([video.name for video in found], videos, folder)]
-    return DavisSource(name, [path for root in roots for path in (root.frames, root.masks)], chosen, max_ann_per_img)
+    masks = [folder_of_both(folder, root.masks) for root in roots] if ann_folder is None else [Path(ann_folder)]
+    bounds = Bounds.of(follow_links, folder, *masks)
+    files = [path for root in roots for path in (root.frames, root.masks)]
+    return DavisSource(name, files, chosen, max_ann_per_img, bounds)
 
 
 def masks_beside(frames: Path) -> Path | None:
@@ -181,14 +187,16 @@ def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
     return list(_roots_within(folder)) or _roots_around(folder)
 
 
-def _roots_within(folder: Path) -> Iterator[VideoFolders]:
-    """The root in a folder or, where it has none, those in the folders in it."""
+def _roots_within(folder: Path, seen: set[Path] | None = None) -> Iterator[VideoFolders]:
+    """The root in a folder or, where it has none, those in the folders in it, each once however links lead to it."""
+    if _was_seen(folder, seen := set() if seen is None else seen):
+        return
     frames = frames_within(folder)
     if frames is not None and (masks := masks_beside(frames)) is not None:
         yield _at_one_level(folder.absolute().name, frames, masks)
     elif not holds_images(folder):
         for child in _subfolders(folder):
-            for root in _roots_within(child):
+            for root in _roots_within(child, seen):
                 yield replace(root, name=child.name if root.name == child.name else f"{child.name}/{root.name}")
 
 
@@ -232,13 +240,23 @@ def _videos(root: VideoFolders) -> Iterator[VideoFolders]:
         yield VideoFolders(below.as_posix() if below.parts else root.name, folder, root.masks / below)
 
 
-def folders_of_images(folder: Path) -> Iterator[Path]:
-    """The folders that hold images, from this one on; none within another."""
+def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """The folders that hold images, from this one on; none within another, each once however links lead to it."""
+    if _was_seen(folder, seen := set() if seen is None else seen):
+        return
     if holds_images(folder):
         yield folder
     else:
         for child in _subfolders(folder):
-            yield from folders_of_images(child)
+            yield from folders_of_images(child, seen)
+
+
+def _was_seen(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder is among those seen, to which it is added: with two links that lead back a walk has no end."""
+    real = folder.resolve()
+    found = real in seen
+    seen.add(real)
+    return found
 
 
 def holds_images(folder: Path) -> bool:
@@ -265,11 +283,12 @@ def _mask_files(folder: Path) -> MaskFiles:
     return files
 
 
-def _read_masks(files: dict[str, Path], log: Log) -> dict[str, LabelImage]:
+def _read_masks(files: dict[str, Path], log: Log, bounds: Bounds) -> dict[str, LabelImage]:
     """A frame's masks by object's folder; none at all if one of them is damaged, since then its objects are unknown."""
     images: dict[str, LabelImage] = {}
     for key, path in files.items():
         try:
+            bounds.check(path)
             images[key] = read_label_image(path)
         except UserError as error:
             log.refused(path, error)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.data.davis import frames_within, masks_beside
 from src.data.labels import label_tracks, read_label_image
-from src.data.parsing import Log, choose_videos, make_objects, open_frames, sides
+from src.data.parsing import Bounds, Log, choose_videos, folder_of_both, make_objects, open_frames, sides
 from src.data.records import Finding, VideoRecord
 from src.data.video import is_image, natural
 from src.errors import UserError
@@ -41,6 +41,7 @@ class FolderSource:
     files: list[Path]
     images: list[MaskedImage]
     max_ann_per_img: int
+    bounds: Bounds
     findings: list[Finding] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -59,11 +60,12 @@ class FolderSource:
 
     def _record(self, name: str, image: Path, mask: Path, log: Log) -> VideoRecord | None:
         try:
+            self.bounds.check(mask)
             labels = read_label_image(mask)
         except UserError as error:
             log.refused(mask, error)
             return None
-        (frame,), size = open_frames([image], labels.size, log)
+        (frame,), size = open_frames([image], labels.size, log, self.bounds)
         if frame is None or size is None:
             return None
         if labels.size != size:
@@ -84,6 +86,7 @@ def open_folder(
     name: str = "folder",
     max_ann_per_img: int = 200,
     videos: list[str] | None = None,
+    follow_links: bool = False,
 ) -> FolderSource:
     """List the images of a folder, and of the folders in it, with their masks, reading none yet.
 
@@ -93,6 +96,7 @@ def open_folder(
         name: of the data set.
         max_ann_per_img: objects kept per image, the largest by mask area.
         videos: names of images, as paths below the folder without extension; None: all.
+        follow_links: whether links may lead out of the folders.
 
     Raises:
         UserError: a folder is missing, there are no images with masks, or none of a wanted name.
@@ -100,6 +104,7 @@ def open_folder(
     images = Path(img_folder)
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder")
+    named = images
     if ann_folder is None:
         images, masks = folders_of_stills(images)
     else:
@@ -116,7 +121,8 @@ def open_folder(
     chosen = choose_videos([image.name for image in found], videos, images)
     files = list(dict.fromkeys([images, masks]))
     strays = log.findings if videos is None else []
-    return FolderSource(name, files, [found[index] for index in chosen], max_ann_per_img, strays)
+    bounds = Bounds.of(follow_links, named, folder_of_both(named, masks) if ann_folder is None else masks)
+    return FolderSource(name, files, [found[index] for index in chosen], max_ann_per_img, bounds, strays)
 
 
 def has_masks_beside(folder: Path) -> bool:

@@ -62,15 +62,17 @@ def load_data(place: DomainConfig, config: Config) -> DataSet:
     Raises:
         UserError: it cannot be read, holds nothing usable, or is damaged (unless ``dataset.skip_bad``).
     """
-    return load_checked(open_source(place, config.dataset.max_ann_per_img), place, config)
+    source = open_source(place, config.dataset.max_ann_per_img, config.dataset.follow_links)
+    return load_checked(source, place, config)
 
 
-def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
+def open_source(place: DomainConfig, max_ann_per_img: int, follow_links: bool = False) -> Source:
     """A data set as its format's parser has indexed it.
 
     Args:
         place: where it lies, of which format it is, and which of its videos are wanted.
         max_ann_per_img: objects kept per image or video, the largest by mask area.
+        follow_links: whether links may lead out of its folders.
 
     Raises:
         UserError: it cannot be read, its format is not clear, or there is no video of a wanted name.
@@ -79,7 +81,8 @@ def open_source(place: DomainConfig, max_ann_per_img: int) -> Source:
     openers: dict[str, Callable[..., Source]] = {
         "coco": open_coco, "ytvis": open_ytvis, "davis": open_davis, "sav": open_sav, "folder": open_folder,
     }  # fmt: skip
-    return openers[kind](place.img_folder, annotations, place.name, max_ann_per_img, wanted_videos(place.videos))
+    wanted = wanted_videos(place.videos)
+    return openers[kind](place.img_folder, annotations, place.name, max_ann_per_img, wanted, follow_links)
 
 
 def wanted_videos(videos: str | list[str] | None) -> list[str] | None:
@@ -181,14 +184,21 @@ def _holds_masklets(folder: Path) -> bool:
 def _find_json(folder: Path) -> tuple[Path | None, str]:
     """The annotation file of a folder of images; what to add to a message where there is none."""
     told = ""
-    for place in (folder, *(above / "annotations" for above in (folder, *folder.absolute().parents[:2]))):
+    parents = _two_above(folder)
+    for place in (folder, *(above / "annotations" for above in (folder, *parents))):
         if place.is_dir():
             file, several = _only_json(place, folder)
             if file is not None:
                 return file, ""
             told += several
-    beside = folder.absolute().parent / _made_for(folder)
+    beside = parents[0] / _made_for(folder)
     return (beside, "") if beside.is_file() else (None, told)
+
+
+def _two_above(folder: Path) -> list[Path]:
+    """The two folders above one, written as it is: relative or absolute."""
+    above = list(folder.absolute().parents[:2])
+    return above if folder.is_absolute() else [Path(os.path.relpath(path)) for path in above]
 
 
 def _made_for(images: Path) -> str:

@@ -72,8 +72,10 @@ def read_label_image(path: Path) -> LabelImage:
             raise UserError(f"{path}: a JPEG, whose compression changes the numbers of objects; save masks as PNG")
         values_HW = _values(path, image)
         grey = image.mode in ("L", "LA")
-    if grey:
-        _refuse_blur(path, values_HW)
+    if grey and is_blurred(values_HW):
+        raise UserError(
+            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing"
+        )
     colours = image.mode in ("RGB", "RGBA")
     present = [int(value) for value in np.unique(values_HW) if value]
     if len(present) > (MAX_COLOURS if colours else MAX_VALUES):
@@ -141,15 +143,12 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
     raise UserError(f"{path}: a mask in mode {image.mode}; save masks as PNG with a palette or in grey")
 
 
-def _refuse_blur(path: Path, values_HW: np.ndarray) -> None:
-    """Refuse a black and white mask with soft edges, whose greys would pass for hundreds of objects."""
+def is_blurred(values_HW: np.ndarray) -> bool:
+    """Whether 8-bit grey is a black and white mask with soft edges, whose greys would pass for hundreds of objects."""
     counts = np.bincount(values_HW.ravel(), minlength=256)
     between = np.flatnonzero(counts[1:255]) + 1
     # numbers of objects are small and go on without gaps; soft edges take all of the range, and little room
-    if len(between) >= 16 and between[-1] > 200 and counts[between].sum() < 4 * counts[255]:
-        raise UserError(
-            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing"
-        )
+    return bool(len(between) >= 16 and between[-1] > 200 and counts[between].sum() < 4 * counts[255])
 
 
 def _meaning_of_colours(colours: set[int]) -> dict[int, int | str]:

@@ -89,7 +89,7 @@ def look_at(place: DomainConfig, sampled: int | None = SAMPLED) -> Look:
     Raises:
         UserError: it cannot be read, or nothing in what was parsed is usable.
     """
-    source = open_source(place, _NO_LIMIT)
+    source = open_source(place, _NO_LIMIT, follow_links=True)
     kind, _ = recognise(place)
     parsed = len(source) if sampled is None else min(len(source), sampled)
     met = list(source.findings)

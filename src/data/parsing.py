@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,47 @@ def leaves_folder(file_name: str) -> bool:
     return absolute or posixpath.normpath(file_name).split("/")[0] == ".."
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What the images, masks and videos of a data set must lie in, once links are followed; ``()``: wherever they like.
+
+    A folder that the config names may be a link itself. Below it, a link that leads out may be the user's own, or have
+    come with data from others and point at what is none of theirs: only the user can tell, with
+    ``dataset.follow_links``.
+    """
+
+    folders: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, follow_links: bool, *folders: Path) -> Bounds:
+        """The folders of a data set, or none where links may lead anywhere."""
+        return cls() if follow_links else cls(tuple(folder.resolve() for folder in folders))
+
+    def check(self, path: Path) -> None:
+        """Raise UserError if a link leads a path out of all of the folders."""
+        if not self.folders:
+            return
+        try:
+            real = Path(os.path.realpath(path)) if os.path.islink(path) else _resolved(path.parent)
+        except ValueError:  # no file can be called so, as whoever reads it will say
+            return
+        if not any(real.is_relative_to(folder) for folder in self.folders):
+            raise UserError(
+                f"{path}: a link leads to it from the data set's folder to {real}; put the file itself there, or set "
+                "dataset.follow_links=true if the link is yours"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _resolved(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
+def folder_of_both(images: Path, masks: Path) -> Path:
+    """The innermost folder that holds two others, by their names."""
+    return Path(os.path.commonpath([images.absolute(), masks.absolute()]))
+
+
 def category_names(entries: Any) -> dict[int | str, str]:
     """COCO's ``categories``: id → name."""
     names: dict[int | str, str] = {}
@@ -135,7 +178,7 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def open_frames(
-    paths: Sequence[Path], labelled: tuple[int, int] | None, log: Log
+    paths: Sequence[Path], labelled: tuple[int, int] | None, log: Log, bounds: Bounds
 ) -> tuple[list[ImageFile | None], tuple[int, int] | None]:
     """The frames of a video by their headers: a source for each, None where it is damaged; and their (height, width).
 
@@ -148,6 +191,7 @@ def open_frames(
     orient = True
     for path in paths:
         try:
+            bounds.check(path)
             stored, oriented = image_size(path)
         except UserError as error:
             log.refused(path, error)

@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from src.data.images import open_image
+from src.data.labels import VOID, is_blurred
 from src.data.segmentation import check_segmentation, parse_segmentation
 from src.errors import UserError
 
@@ -87,8 +88,9 @@ def parse_prompts(
     Args:
         boxes: ``[object[@frame]:]x0,y0,x1,y1``.
         points: ``[object[@frame]:]x,y[,label]``.
-        masks: ``[object[@frame]:]file``. An image with a palette (DAVIS, VOC) holds an object for each index in it; the
-            prefix then names one of them. Of any other image, what is not black is the object.
+        masks: ``[object[@frame]:]file``. An image with a palette (DAVIS, VOC) holds an object for each index in it, a
+            grey PNG of several values one for each; the prefix then names one of them. Of any other image, what is not
+            black is the object.
         file: the JSON file.
 
     Raises:
@@ -144,13 +146,22 @@ def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Object numbers, uint8, (H, W), from an image file: palette indices, or 1 for what is not black.
+    """Object numbers, uint8, (H, W), from an image file: palette indices, grey labels, or 1 for what is not black.
+
+    A grey PNG of several values holds labels, as it does in training, 255 being void; one with soft edges does not.
 
     Raises:
         UserError: the file is missing, damaged or not an image.
     """
     with open_image(path) as image:
-        return np.array(image) if image.mode == "P" else np.array(image.convert("L").point(bool), np.uint8)
+        if image.mode == "P":
+            return np.array(image)
+        grey_HW = np.array(image.convert("L"))
+        may_hold_labels = image.mode == "L" and image.format == "PNG"
+    several = np.unique(grey_HW[grey_HW > 0]).size > 1
+    if may_hold_labels and several and not is_blurred(grey_HW):
+        return np.where(grey_HW == VOID, np.uint8(0), grey_HW)
+    return (grey_HW > 0).astype(np.uint8)
 
 
 def _prefix(option: str, text: str) -> tuple[int | None, int, str]:
@@ -204,7 +215,7 @@ def _read_json(path: Path) -> list[tuple[int, Prompt]]:
         mistakes = error.errors(include_url=False)
         lines = [f"  entry {'.'.join(map(str, e['loc'])) or 'list'}: {e['msg']}" for e in mistakes[:5]]
         raise UserError(f"{path}: {len(mistakes)} mistakes in the prompts\n" + "\n".join(lines)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     return [
         (entry.frame, prompt)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.data.parsing import Log, as_id, choose_videos, declared_size, make_objects, read_json, sides
+from src.data.parsing import Bounds, Log, as_id, choose_videos, declared_size, make_objects, read_json, sides
 from src.data.records import RLE, Finding, VideoRecord
 from src.data.segmentation import check_segmentation, is_empty, parse_segmentation
 from src.data.video import VideoFrame, natural, read_header
@@ -48,6 +48,7 @@ class SavSource:
     files: list[Path]
     videos: list[VideoFiles]
     max_ann_per_img: int
+    bounds: Bounds
     findings: list[Finding] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -65,6 +66,7 @@ class SavSource:
             log.refused(files.masklets, error)
             return None, log.findings
         try:
+            self.bounds.check(files.video)
             header = read_header(files.video)
         except UserError as error:
             log.refused(files.video, error)
@@ -105,6 +107,7 @@ def open_sav(
     name: str = "sav",
     max_ann_per_img: int = 200,
     videos: list[str] | None = None,
+    follow_links: bool = False,
 ) -> SavSource:
     """List the videos that have masklets, reading none yet.
 
@@ -115,6 +118,7 @@ def open_sav(
         max_ann_per_img: objects kept per video, the largest by mask area.
         videos: names of videos, such as ``sav_000001``; None: all. Of videos in several folders that share a name,
             each is called by its path, ``sav_000/sav_000001``.
+        follow_links: whether links to videos may lead out of the folder.
 
     Raises:
         UserError: a folder is missing, there are no masklets, or not of a wanted name.
@@ -140,7 +144,8 @@ def open_sav(
         for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
             if path not in known:
                 log.repaired(path.name, "videos without masklets")
-    return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, log.findings)
+    bounds = Bounds.of(follow_links, folder)
+    return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
 
 
 def _masklet_files(folder: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.data.images import ImageFile, image_size
+from src.data.parsing import Bounds
 from src.data.records import DataSet, FrameSource, VideoRecord
 from src.data.video import VideoFrame, is_image, read_header
 from src.errors import UserError
@@ -12,26 +13,33 @@ from src.errors import UserError
 VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 
 
-def open_unlabelled(folder: str | Path) -> DataSet:
+def open_unlabelled(folder: str | Path, follow_links: bool = False) -> DataSet:
     """Every image in a folder and the folders in it as a still, every video file as a video; read when asked for.
 
+    Args:
+        folder: the images and videos.
+        follow_links: whether links may lead out of the folder.
+
     Raises:
-        UserError: there is no such folder, nothing is in it, or a file in it is damaged.
+        UserError: there is no such folder, nothing is in it, or a file in it is damaged or a link that leads out.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    videos = [video for path in sorted(folder.rglob("*")) if (video := _record(path)) is not None]
+    bounds = Bounds.of(follow_links, folder)
+    videos = [video for path in sorted(folder.rglob("*")) if (video := _record(path, bounds)) is not None]
     if not videos:
         raise UserError(f"{folder}: no images or videos in it")
     return DataSet(folder.name, videos)
 
 
-def _record(path: Path) -> VideoRecord | None:
+def _record(path: Path, bounds: Bounds) -> VideoRecord | None:
     if is_image(path):
+        bounds.check(path)
         _, (height, width) = image_size(path)
         return VideoRecord(path.stem, height, width, [ImageFile(path)], [])
     if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file():
+        bounds.check(path)
         header = read_header(path)
         frames: list[FrameSource] = [VideoFrame(path, index) for index in range(header.count)]
         return VideoRecord(path.stem, *header.size, frames, [])

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -187,7 +189,7 @@ def list_skipped(place: DomainConfig, config: Config, skipped: list[Finding]) ->
 
 def cache_file(place: DomainConfig, config: Config) -> Path:
     """Where the report on a data set is kept: a file for everything in the config that decides what is read."""
-    settings: list[Any] = [place.model_dump(), config.dataset.max_ann_per_img]
+    settings: list[Any] = [place.model_dump(), config.dataset.max_ann_per_img, config.dataset.follow_links]
     if isinstance(place.videos, str) and Path(place.videos).is_file():
         settings.append(Path(place.videos).read_text(encoding="utf-8", errors="replace"))
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
@@ -381,6 +383,14 @@ def _start_worker(source: Source, decode: bool) -> None:
     global _work
     _work = source, decode
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, killed perhaps, who would have told it to: the pool does not look."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _check_chunk(chunk: range) -> list[_Checked]:

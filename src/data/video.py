@@ -191,11 +191,12 @@ def _open(path: Path) -> av.container.InputContainer:
     with open(path, "rb") as file:
         refuse_placeholder(path, file.read(64))
     container = av.open(str(path))
-    if not container.streams.video:
+    if not container.streams.video or container.format.name == "tty":  # FFmpeg would draw text as a terminal does
         container.close()
         raise UserError(f"{path}: there are no pictures in this file")
     stream = container.streams.video[0]
     pixels = stream.codec_context.width * stream.codec_context.height
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a later frame may be larger than the header says
     for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
         if number > limit:
             container.close()

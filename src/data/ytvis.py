@@ -22,6 +22,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from src.data.parsing import (
+    Bounds,
     Log,
     as_id,
     category_names,
@@ -88,6 +89,7 @@ class YtvisSource:
     img_folder: Path
     videos: list[Video]
     max_ann_per_img: int
+    bounds: Bounds
     findings: list[Finding]
 
     def __len__(self) -> int:
@@ -99,7 +101,7 @@ class YtvisSource:
         return self._record(video, log), log.findings
 
     def _record(self, video: Video, log: Log) -> VideoRecord | None:
-        sources, size = open_frames([self.img_folder / name for name in video.file_names], video.size, log)
+        sources, size = open_frames([self.img_folder / name for name in video.file_names], video.size, log, self.bounds)
         if size is None:
             return None
         place = f"video {video.name}"
@@ -125,6 +127,7 @@ def open_ytvis(
     name: str = "ytvis",
     max_ann_per_img: int = 200,
     videos: list[str] | None = None,
+    follow_links: bool = False,
 ) -> YtvisSource:
     """List the videos of a JSON file of tracked objects.
 
@@ -134,6 +137,7 @@ def open_ytvis(
         name: of the data set.
         max_ann_per_img: objects kept per video, the largest by mask area.
         videos: names of videos; None: all. A video is called as in the file, else as the folder of its frames.
+        follow_links: whether links may lead out of the folder.
 
     Raises:
         UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
@@ -156,7 +160,8 @@ def open_ytvis(
     if not found:
         raise UserError(f"{path}: no video with frames" + "".join(f"\n  {finding}" for finding in log.findings[:5]))
     chosen = choose_videos([video.name for video in found], videos, path)
-    return YtvisSource(name, [path], folder, [found[index] for index in chosen], max_ann_per_img, log.findings)
+    bounds = Bounds.of(follow_links, folder)
+    return YtvisSource(name, [path], folder, [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
 
 
 def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:

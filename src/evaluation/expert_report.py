@@ -119,7 +119,7 @@ def _use_map(use: DomainUse) -> Figure:
     """Layers × experts; a layer that has fewer of them than others has empty cells."""
     names = {name for of in use.layers.values() for name in of.names}
     columns = [*sorted(names - {NULL}, key=int), *(names & {NULL})]
-    inside, labels = _short_names(list(use.layers))
+    inside, labels = short_names(list(use.layers))
     shares = [dict(zip(of.names, of.use_E.tolist(), strict=True)) for of in use.layers.values()]
     values_LE = np.array([[share.get(column, math.nan) for column in columns] for share in shares])
     title = f"{use.domain}: use of experts, layers in {inside}"
@@ -128,7 +128,7 @@ def _use_map(use: DomainUse) -> Figure:
 
 def _frame_maps(use: DomainUse) -> Figure:
     """Experts × frames for each layer."""
-    inside, labels = _short_names(list(use.layers))
+    inside, labels = short_names(list(use.layers))
     tables = {
         label: Table(of.use_TE.T, of.names, [str(t) for t in range(len(of.use_TE))])
         for label, of in zip(labels, use.layers.values(), strict=True)
@@ -146,7 +146,7 @@ def _overlap_map(uses: Sequence[DomainUse]) -> Figure:
 def _layer_overlap_map(pairs: list[tuple[DomainUse, DomainUse]]) -> Figure:
     by_pair = {f"{a.domain} – {b.domain}": overlap(a, b) for a, b in pairs}
     layers = list(dict.fromkeys(layer for shared in by_pair.values() for layer in shared))
-    inside, labels = _short_names(layers)
+    inside, labels = short_names(layers)
     values_LP = np.array([[shared.get(layer, math.nan) for shared in by_pair.values()] for layer in layers])
     title = f"overlap of use, layers in {inside}"
     return heat_map(values_LP, labels, list(by_pair), title, "overlap", (0, 1), decimals=2, row_title="layer")
@@ -200,7 +200,7 @@ def _overlap_table(uses: Sequence[DomainUse]) -> str:
 
 
 def _most_used_table(uses: Sequence[DomainUse]) -> str:
-    inside, labels = _short_names(list(uses[0].layers))
+    inside, labels = short_names(list(uses[0].layers))
     rows = [
         [label, *(_most_used(use, layer) for use in uses)]
         for label, layer in zip(labels, uses[0].layers, strict=True)
@@ -221,7 +221,7 @@ def _dead_lines(dead: dict[str, list[int]], below: float, of: str) -> str:
     meaning = f"dead experts{of}, with less than {below:g} of the even share on every domain"
     if not dead:
         return f"{meaning}: none"
-    inside, labels = _short_names(list(dead))
+    inside, labels = short_names(list(dead))
     lines = [f"  {label}: {', '.join(map(str, e))}" for label, e in zip(labels, dead.values(), strict=True)]
     return "\n".join([f"{meaning}: {sum(map(len, dead.values()))}, in {inside}", *lines])
 
@@ -251,7 +251,7 @@ def _uses(groups: Groups) -> list[DomainUse]:
     return [use for group in groups.values() for use in group.uses]
 
 
-def _short_names(layers: list[str]) -> tuple[str, list[str]]:
+def short_names(layers: list[str]) -> tuple[str, list[str]]:
     """The dotted module that all layers lie in, and their names inside it."""
     parts = [layer.split(".") for layer in layers]
     shared = 0

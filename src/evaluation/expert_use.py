@@ -21,7 +21,7 @@ from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
 from src.evaluation.intervals import bootstrap, change, intervals
 from src.lora.expert_groups import activated, best_experts, experts_pruned, group_adapters
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.routing import RoutingRecord, record_routing
+from src.lora.routing import RoutingRecord, TopKGatingNetwork, record_routing
 
 NULL = "null"
 SCORE = "J&F"  # what pruning costs is counted in
@@ -157,9 +157,13 @@ def record_use(model: SAM2Base, group: str, domain: Domain, prompt: Prompt) -> D
         result = evaluate_domain(model, domain, prompt, after_frame=add_frame)
     layers = {}
     for layer, gate in gates.items():
-        names = [*map(str, range(gate.num_experts)), *([NULL] if gate.null_expert else [])]
-        layers[layer] = sums.get(f"{layer}.groups.{group}", _Sums()).means(names, frames)
+        layers[layer] = sums.get(f"{layer}.groups.{group}", _Sums()).means(choice_names(gate), frames)
     return DomainUse(domain.name, group, result, layers)
+
+
+def choice_names(gate: TopKGatingNetwork) -> list[str]:
+    """What a gate chooses from, in its order: the experts' numbers, and ``null``."""
+    return [*map(str, range(gate.num_experts)), *([NULL] if gate.null_expert else [])]
 
 
 def _add(routing: RoutingRecord, frame: int, sums: dict[str, _Sums]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
@@ -40,10 +41,19 @@ class Domain:
 
     def videos(self) -> Iterator[VideoRecord]:
         """The videos as they are evaluated, one at a time; those without an object are left out."""
-        for index, video in enumerate(self.data.videos):
-            clip = evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
+        return (video for _, video in self.numbered(0, 1))
+
+    def numbered(self, first: int, step: int) -> Iterator[tuple[int, VideoRecord]]:
+        """Every ``step``-th of the videos, from number ``first`` on, with its number."""
+        for index in range(first, len(self.data), step):
+            clip = self.video(index)
             if clip.objects:
-                yield clip
+                yield index, clip
+
+    def video(self, index: int) -> VideoRecord:
+        """One of the data set's videos as it is evaluated; it may be without an object."""
+        video = self.data.videos[index]
+        return evaluation_video(video, index, self.frames, self.max_objects, self.max_side, self.motion)
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,29 @@ class DomainResult:
     def not_scored(self) -> int:
         """How many objects the protocol leaves out."""
         return sum(len(video.predicted) - len(video.scores) for video in self.videos)
+
+
+def _own(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a domain's videos that one of several processes scores; without arguments all of them.
+
+    Attributes:
+        rank, size: which of how many processes this is.
+        collect: makes one list of those of all processes, in the first of them; the others keep what they have.
+        from_first: gives what the first process has.
+    """
+
+    rank: int = 0
+    size: int = 1
+    collect: Callable[[list[Any]], list[Any]] = _own
+    from_first: Callable[[Any], Any] = _own
+
+
+WHOLE = Part()
 
 
 def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
@@ -115,6 +148,8 @@ def evaluate_domain(
     label: str = "",
     masks: Path | None = None,
     after_frame: AfterFrame | None = None,
+    clips: int | None = None,
+    part: Part = WHOLE,
 ) -> DomainResult:
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
 
@@ -125,14 +160,21 @@ def evaluate_domain(
         label: of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
         after_frame: as of :func:`~src.evaluation.predict.track`.
+        clips: stop when so many of its videos could be scored; None: all of them.
+        part: which videos this process takes, of several that score the same domain.
+
+    Returns:
+        The scores of all videos; and their results, of which only the first process has all.
 
     Raises:
         UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
     """
     exclusive = one_object_per_pixel(domain.protocol)
-    results: list[VideoResult] = []
+    own: list[tuple[int, VideoResult]] = []
+    videos, count = domain.numbered(part.rank, part.size), len(range(part.rank, len(domain.data), part.size))
     with predicting(model) as predictor:
-        for video in progress_bar(domain.videos(), total=len(domain.data), desc=label or domain.name, leave=False):
+        total = min(count, clips or count)
+        for number, video in progress_bar(videos, total=total, desc=label or domain.name, leave=False):
             if exclusive:
                 refuse_overlap(video)
             predicted = track(predictor, video, prompt, exclusive, after_frame)
@@ -144,14 +186,17 @@ def evaluate_domain(
                 if (frames := scored_frames(domain.protocol, video, obj, predicted[obj.object_id]))
             }
             ids = {obj.object_id: obj.original_id for obj in video.objects}
-            results.append(VideoResult(video.video_id, predicted, scores, ids))
+            own.append((number, VideoResult(video.video_id, predicted, scores, ids)))
+            if clips is not None and sum(bool(result.scores) for _, result in own) == clips:
+                break
+    results = [result for _, result in sorted(part.collect(own), key=lambda numbered: numbered[0])]
     counted = [scores for video in results for scores in video.scores.values()]
-    if not counted:
+    if not counted and part.rank == 0:
         raise UserError(
             f"{domain.name}: no object can be scored: none is on a frame that counts by evaluation.protocol "
             f"{domain.protocol}"
         )
-    return DomainResult(pooled(counted), results)
+    return DomainResult(part.from_first(pooled(counted)), results)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ from src.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SHEET_FRAMES = 4
 
 
 def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +140,8 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
     for comparison in comparisons:
         pictures += _write_overlays(folder / "overlays", comparison, overlays)
     write_text(folder / "results.json", json.dumps(results_json(comparisons, about), indent=2) + "\n")
-    lines = [f"# {title}", "", about["about"], "", table(comparisons, markdown=True), "", *legend(comparisons), ""]
+    lines = [f"# {title}", "", about["about"], "", summary_markdown(comparisons), ""]
     if any(c.gated for c in comparisons):
-        lines += [GATE_TITLE, "", gate_table(comparisons, markdown=True), "", rates_line(comparisons), ""]
         lines += ["What the gate said of each video, and how far it is from each domain (up to 1 is inside):", ""]
         lines += [decisions_table(comparisons), ""]
     lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
@@ -150,6 +152,15 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
         lines += [IMAGES_TITLE, "", image_table(comparisons, markdown=True), "", "![IoU over clicks](clicks.png)", ""]
     lines += [f"![{name}](overlays/{name})" for name in pictures]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
+
+
+def summary_markdown(comparisons: Sequence[Comparison]) -> str:
+    """The table, and with a domain gate its table and its rates."""
+    shown = list(comparisons)
+    lines = [table(shown, markdown=True), "", *legend(shown)]
+    if any(c.gated for c in shown):
+        lines += ["", GATE_TITLE, "", gate_table(shown, markdown=True), "", rates_line(shown)]
+    return "\n".join(lines)
 
 
 def click_curves(comparisons: list[Comparison]) -> Figure:
@@ -203,22 +214,25 @@ def true_masks(video: VideoRecord) -> dict[int, list[RLE | None]]:
     }
 
 
-def overlay_sheet(
-    video: VideoRecord, rows: dict[str, Any], frames: int = 4, cell: int = 192
-) -> np.ndarray:  # fmt: skip
+def shown_frames(video: VideoRecord, frames: int = SHEET_FRAMES) -> list[int]:
+    """The numbers of so many frames, spread over those that somebody annotated."""
+    annotated = [t for t in range(len(video)) if video.is_annotated(t)]
+    return [annotated[i] for i in np.linspace(0, len(annotated) - 1, min(frames, len(annotated))).round().astype(int)]
+
+
+def overlay_sheet(video: VideoRecord, rows: dict[str, Any], frames: int = SHEET_FRAMES, cell: int = 192) -> np.ndarray:
     """Masks drawn over some frames of a video, a row for each set of masks.
 
     Args:
         video: where the frames come from.
         rows: label → object id → masks, one a frame (RLE or None).
-        frames: how many frames, spread over those that somebody annotated.
+        frames: how many frames (:func:`shown_frames`).
         cell: width of a frame in the sheet, in pixels.
 
     Returns:
         RGB uint8 (rows × height, frames × width, 3).
     """
-    annotated = [t for t in range(len(video)) if video.is_annotated(t)]
-    shown = [annotated[i] for i in np.linspace(0, len(annotated) - 1, min(frames, len(annotated))).round().astype(int)]
+    shown = shown_frames(video, frames)
     height = max(1, round(cell * video.height / video.width))
     sheet = []
     for label, masks in rows.items():

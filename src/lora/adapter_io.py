@@ -89,9 +89,14 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the base weights' names, shapes, dtypes and bytes; adapters, merged or not, do not change it."""
+    """:func:`fingerprint` of the base weights; adapters, merged or not, do not change it."""
+    return fingerprint(base_state_dict(model))
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights' names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(base_state_dict(model).items()):
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -149,7 +154,7 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(raw, dict) or raw.get("format_version") not in (1, 2):
         raise UserError(f"{path}: not an adapter configuration of format_version 1 or 2")
@@ -204,18 +209,13 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     file = read_adapter(folder, device)
     config, weights = file.config, file.weights
     path = Path(folder) / WEIGHTS_FILE
-    found = base_fingerprint(model)
-    if found != config.base_fingerprint:
-        raise UserError(
-            f"{folder}: these adapters were trained on another base: on {config.base_fingerprint[:12]}, "
-            f"but this model's base weights are {found[:12]}"
-        )
+    check_base(folder, config, base_fingerprint(model))
     injected = not any(iter_adapted(model))
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         if injected:
             _put_in(model, config.lora)
-        if mistakes := _setting_mistakes(model, config.lora) + _key_mistakes(adapter_state_dict(model), weights):
+        if mistakes := _setting_mistakes(model, config.lora) + key_mistakes(adapter_state_dict(model), weights):
             raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
     except UserError:
         if injected:
@@ -229,6 +229,15 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     for name, tensor in adapter_state_dict(model).items():
         tensor.copy_(weights[name])
     return config
+
+
+def check_base(folder: str | Path, config: AdapterConfig, found: str) -> None:
+    """Raise UserError unless a folder's adapters were trained on the base of this fingerprint."""
+    if found != config.base_fingerprint:
+        raise UserError(
+            f"{folder}: these adapters were trained on another base: on {config.base_fingerprint[:12]}, "
+            f"but this model's base weights are {found[:12]}"
+        )
 
 
 def _put_in(model: nn.Module, lora: Configs) -> None:
@@ -378,7 +387,8 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
     return mistakes
 
 
-def _key_mistakes(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+def key_mistakes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Weights that are missing, left over or of another shape, a text each."""
     missing = [f"missing: {name}" for name in expected if name not in found]
     left_over = [f"left over: {name}" for name in found if name not in expected]
     shapes = [

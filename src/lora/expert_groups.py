@@ -50,7 +50,7 @@ def add_group(model: nn.Module, name: str, config: LoraConfig) -> dict[str, Adap
     """
     _check_new_name(model, name)
     adapters = new_adapters(model, config)
-    _attach(model, name, adapters)
+    attach(model, name, adapters)
     activate(model, name)
     freeze_groups_except(model, name)
     return adapters
@@ -69,7 +69,7 @@ def name_adapters(model: nn.Module, name: str) -> None:
     check_name(name)
     for layer, adapter in adapters.items():
         replace_module(model, layer, adapter.base_layer)
-    _attach(model, name, adapters)
+    attach(model, name, adapters)
     activate(model, name)
 
 
@@ -189,7 +189,7 @@ def prune_experts(
             tensor.copy_(group.weights[f"{layer}.{key}"])
         for parameter in adapter.adapter_parameters():
             parameter.requires_grad_(next(before[layer].adapter_parameters()).requires_grad)
-    _attach(model, name, adapters)
+    attach(model, name, adapters)
     activate(model, active)
     return group.config
 
@@ -209,7 +209,7 @@ def experts_pruned(
         yield
     finally:
         active = active_group(model)
-        _attach(model, name, before)
+        attach(model, name, before)
         activate(model, active)
 
 
@@ -313,8 +313,8 @@ def _grouped(model: nn.Module) -> Iterator[tuple[str, GroupedLinear]]:
             yield layer, adapted
 
 
-def _attach(model: nn.Module, name: str, adapters: dict[str, AdapterLayer]) -> None:
-    """Put adapters into their layers under a group's name; no group is active on layers that had none."""
+def attach(model: nn.Module, name: str, adapters: dict[str, AdapterLayer]) -> None:
+    """Put adapters, by layer, into a model under a group's name; no group is active on layers that had none."""
     grouped = dict(_grouped(model))
     for layer, adapter in adapters.items():
         if layer not in grouped:

@@ -220,10 +220,13 @@ class RoutingRecord:
                 joined[name] = GateCall(logits_NE, chosen_NK, calls[0].num_experts)
         return joined
 
+    def choices(self) -> dict[str, Tensor]:
+        """Per layer, how often each expert was chosen, int64 (E,), or (E + 1,) with the null expert last."""
+        return {name: call.choices_NE().sum(dim=0) for name, call in self.layers().items()}
+
     def usage(self) -> dict[str, Tensor]:
         """Per layer, each expert's share of all choices, (E,) or (E + 1,) with the null expert last; sums to 1."""
-        with torch.no_grad():
-            return {name: call.choices_NE().sum(dim=0) / call.chosen_NK.numel() for name, call in self.layers().items()}
+        return {name: chosen_E / chosen_E.sum() for name, chosen_E in self.choices().items()}
 
     def entropy(self) -> dict[str, float]:
         """Per layer, the mean over tokens of the entropy of the full softmax, in nats: 0 (sure) to log E (even)."""
@@ -244,11 +247,15 @@ def watch_memory(memory_attention: nn.Module) -> None:
 def _provide_context(memory_attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Memory (M, B, C) begins with the tokens of the first prompted frame, as many as the current frame (N, B, D) has.
 
+    The current frame is ``curr`` in SAM 2 and ``current_vision_features`` in transformers.
+
     It is detached, because gates keep it: activation checkpointing asks for it again in the backward pass. This is a
     plain function that looks the gates up, so that a copied model does not feed the gates of the original.
     """
     given = dict(zip(("curr", "memory"), args, strict=False)) | kwargs
-    current = given["curr"][0] if isinstance(given["curr"], list) else given["curr"]
+    current = given["curr"] if "curr" in given else given["current_vision_features"]
+    if isinstance(current, list):
+        current = current[0]
     context_BC = given["memory"][: len(current)].detach().mean(dim=0, dtype=torch.float32)
     for module in memory_attention.modules():
         if isinstance(module, TopKGatingNetwork) and module.level == "video":
@@ -275,7 +282,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
             gate.recorders[:] = [calls for calls in gate.recorders if calls is not record.calls[name]]
 
 
-def load_balancing_loss(routing: RoutingRecord) -> Tensor:
+def load_balancing_loss(routing: RoutingRecord, choices: dict[str, Tensor] | None = None) -> Tensor:
     """How unevenly experts are used: 1 when even, E / K when the same K experts have every choice and all probability.
 
     Per layer E · Σ_e f_e P_e, averaged over layers: f_e is expert e's share of the choices and P_e its mean probability
@@ -286,18 +293,25 @@ def load_balancing_loss(routing: RoutingRecord) -> Tensor:
     choices of experts, P is the softmax over the experts' logits, and a token weighs in P by the number of experts that
     it chose. How often the null expert is chosen is up to the task: its logit gets no gradient from this loss.
 
+    Args:
+        routing: what gates did.
+        choices: of a batch that was routed in several parts, the :meth:`RoutingRecord.choices` of all parts together,
+            where ``routing`` is of one of them; None: it is of all.
+
     Returns:
-        A scalar; 0 where nothing was routed.
+        A scalar; 0 where nothing was routed. Of a part, its share: the parts' add up to the whole batch's.
     """
-    return _mean([_layer_balance(call) for call in routing.layers().values()])
+    choices = routing.choices() if choices is None else choices
+    return _mean([_layer_balance(call, choices[name].to(call.logits_NE)) for name, call in routing.layers().items()])
 
 
-def _layer_balance(call: GateCall) -> Tensor:
-    choices_NE = call.choices_NE()[:, : call.num_experts]
-    per_token_N = choices_NE.sum(dim=1)
+def _layer_balance(call: GateCall, chosen_E: Tensor) -> Tensor:
+    """The balance of a layer, of which all tokens together made these choices (E*,)."""
+    per_token_N = call.choices_NE()[:, : call.num_experts].sum(dim=1)
+    chosen_E = chosen_E[: call.num_experts]
     # Where every token chose the null expert only, all sums are 0 and so is the loss.
-    total = per_token_N.sum().clamp(min=1)
-    f_E = choices_NE.sum(dim=0) / total
+    total = chosen_E.sum().clamp(min=1)
+    f_E = chosen_E / total
     probabilities_NE = call.logits_NE[:, : call.num_experts].softmax(dim=-1)
     p_E = (probabilities_NE * per_token_N.unsqueeze(1)).sum(dim=0) / total
     return call.num_experts * (f_E * p_E).sum()
@@ -327,15 +341,18 @@ def update_balance_bias(model: nn.Module, usage: dict[str, Tensor], rate: float)
             bias_E -= bias_E.mean()
 
 
-def router_z_loss(routing: RoutingRecord) -> Tensor:
+def router_z_loss(routing: RoutingRecord, choices: dict[str, Tensor] | None = None) -> Tensor:
     """How large the logits are: mean over tokens of logsumexp(logits)², averaged over layers; null expert included.
 
-    Source: Zoph et al., ST-MoE, 2022, equation 5.
-
-    Returns:
-        A scalar; 0 where nothing was routed.
+    Source: Zoph et al., ST-MoE, 2022, equation 5. Arguments and result are as of :func:`load_balancing_loss`.
     """
-    return _mean([call.logits_NE.logsumexp(dim=-1).square().mean() for call in routing.layers().values()])
+    choices = routing.choices() if choices is None else choices
+    return _mean([_layer_z(call, choices[name].to(call.logits_NE)) for name, call in routing.layers().items()])
+
+
+def _layer_z(call: GateCall, chosen_E: Tensor) -> Tensor:
+    tokens = chosen_E.sum() / call.chosen_NK.shape[1]
+    return call.logits_NE.logsumexp(dim=-1).square().sum() / tokens
 
 
 def _largest(scores_EN: Tensor, count: int) -> Tensor:

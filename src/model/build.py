@@ -198,6 +198,7 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
         UserError: the file is damaged, or holds more than tensors, numbers, text and their containers.
     """
     try:
+        _refuse_packed(path)
         content = torch.load(path, map_location=device, weights_only=True)
         if zipfile.is_zipfile(path):  # as all but old files are; torch does not look at their checksums
             with zipfile.ZipFile(path) as archive:
@@ -214,6 +215,16 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
     except Exception as error:  # garbage makes the unpickler raise nearly anything
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated ({first_line})") from None
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is itself: torch packs nothing, and takes what it is told."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > path.stat().st_size:
+        raise zipfile.BadZipFile(f"it would unpack to {unpacked} bytes, more than it has")
 
 
 def pick_device(name: str) -> torch.device:

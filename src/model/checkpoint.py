@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import random
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,7 +35,6 @@ class Checkpoint:
         progress: where the run is (plain numbers, text and lists).
         data: what is in each training and validation set, as ``{"train": {name: …}, "valid": {name: …}}``; empty in
             files of earlier versions.
-        random: state of every random number generator that training draws from.
         groups: the config of each expert group, the one that trains last; empty without groups.
     """
 
@@ -49,7 +45,6 @@ class Checkpoint:
     schedule: dict[str, Any]
     scaler: dict[str, Any]
     progress: dict[str, Any]
-    random: dict[str, Any]
     groups: dict[str, LoraConfig] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -180,27 +175,3 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> 
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(checkpoint.weights[name])
-
-
-def random_state(model_rng: np.random.Generator) -> dict[str, Any]:
-    """The state of python's, numpy's and torch's generators, and of SAM2Train's own."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    return {
-        "python": json.dumps(random.getstate()),
-        "numpy": [str(name), torch.from_numpy(np.array(keys, np.int64)), int(position), int(has_gauss), float(gauss)],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "model": json.dumps(model_rng.bit_generator.state),
-    }
-
-
-def set_random_state(state: dict[str, Any], model_rng: np.random.Generator) -> None:
-    """Put back what :func:`random_state` saved."""
-    version, internal, gauss_next = json.loads(state["python"])
-    random.setstate((version, tuple(internal), gauss_next))
-    name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    model_rng.bit_generator.state = json.loads(state["model"])

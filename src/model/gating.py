@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.config import GATE_MODES
 from src.errors import UserError
@@ -39,6 +39,8 @@ from src.lora.adapter_io import base_fingerprint
 from src.lora.domain_gate import GATE_FILE, Decision, DomainGate
 from src.model.build import PIXEL_MEAN, PIXEL_STD
 from src.model.checkpoint import ADAPTER_FOLDER
+
+Encode = Callable[[Tensor], Sequence[Tensor]]
 
 EVEN_MEAN, EVEN_STD = 0.45, 0.2  # exposure of the frames that the gate sees
 DECISION = "domain_decision"  # where an inference state keeps it
@@ -52,6 +54,12 @@ _VIDEO_METHODS = ("_get_image_feature", "_run_single_frame_inference", "_run_mem
 class Gating:
     """A gate at work in a model, made by :func:`install_gate`.
 
+    Args:
+        model: a SAM2Base, or another model with the same encoder and adapters in it.
+        gate: fitted on its base.
+        mode: ``auto``, ``on``, ``off`` or a domain's name.
+        encode: as for :func:`describe`.
+
     Attributes:
         gate: what decides.
         mode: ``auto``, ``on``, ``off`` or a domain's name.
@@ -59,10 +67,10 @@ class Gating:
         in_images: whether still images pass through any adapter.
     """
 
-    def __init__(self, model: SAM2Base, gate: DomainGate, mode: str) -> None:
+    def __init__(self, model: nn.Module, gate: DomainGate, mode: str, encode: Encode | None = None) -> None:
         if mode not in GATE_MODES:
             gate.check_name(mode)
-        self.gate, self.mode = gate, mode
+        self.gate, self.mode, self._encode = gate, mode, encode
         groups = list_groups(model)
         if groups and (strangers := [domain for domain in gate.domains if domain not in groups]):
             raise UserError(
@@ -71,19 +79,19 @@ class Gating:
             )
         self._grouped = [layer for _, layer in iter_adapted(model) if isinstance(layer, GroupedLinear)]
         adapters = dict(iter_adapters(model))
-        self.in_encoder = any(name.startswith("image_encoder.") for name in adapters)
+        self.in_encoder = any(name.startswith(("image_encoder.", "vision_encoder.")) for name in adapters)
         self.in_images = any(not name.startswith("memory_") for name in adapters)
         # a model's modules are many, and a scope is entered several times a frame
         self._adapters = list(adapters.values())
 
-    def decide(self, model: SAM2Base, images_B3SS: Tensor) -> list[Decision]:
+    def decide(self, model: nn.Module, images_B3SS: Tensor) -> list[Decision]:
         """One decision an image; the images are normalised, as the model's own encoder takes them."""
         if self.mode == "off":
             return [Decision(None, {})] * len(images_B3SS)
         if self.mode in self.gate.domains:
             return [Decision(self.mode, {})] * len(images_B3SS)
         mean, std = _pixel_scale(images_B3SS.device)
-        features_BD = describe(model, images_B3SS.float() * std + mean)
+        features_BD = describe(model, images_B3SS.float() * std + mean, self._encode)
         return [self.gate.decide(f) if self.mode == "auto" else self.gate.decide_nearest(f) for f in features_BD]
 
     @contextmanager
@@ -106,15 +114,17 @@ class Gating:
 
 
 @torch.no_grad()
-def describe(model: SAM2Base, pixels_B3SS: Tensor) -> Tensor:
+def describe(model: SAM2Base, pixels_B3SS: Tensor, encode: Encode | None = None) -> Tensor:
     """What the gate knows of images: mean and deviation of every channel on every level of the base's encoder.
 
     Exposure is evened out first: brightness and contrast over all pixels and channels are set to fixed values. Adapters
     and autocast are off.
 
     Args:
-        model: with or without adapters, in eval mode.
+        model: with or without adapters, in eval mode; of any class where ``encode`` is given.
         pixels_B3SS: RGB in 0–1, at the model's image size.
+        encode: images (B, 3, S, S), normalised, to the encoder's three feature maps (B, C, h, w), as the mask decoder
+            takes them; None: as a SAM2Base does it.
 
     Returns:
         (B, D), float32; D is twice the channels of the three feature maps.
@@ -125,7 +135,7 @@ def describe(model: SAM2Base, pixels_B3SS: Tensor) -> Tensor:
     mean, std = _pixel_scale(even.device)
     images = ((even - mean) / std).to(next(model.parameters()).dtype)
     with adapters_disabled(model), torch.autocast(images.device.type, enabled=False):
-        levels = model.forward_image(images)["backbone_fpn"]
+        levels = encode(images) if encode is not None else model.forward_image(images)["backbone_fpn"]
     statistics = [f(level.float(), dim=(2, 3)) for level in levels for f in (torch.mean, torch.std)]
     return torch.cat(statistics, dim=1)
 
@@ -206,14 +216,28 @@ def install_saved_gate(model: SAM2Base, adapter: str | Path | None, mode: str = 
     Raises:
         UserError: the gate is damaged or another base's, or the mode names a domain that there is no gate for.
     """
+    if (gate := gate_for(adapter, base_fingerprint(model), mode)) is not None:
+        install_gate(model, gate, mode)
+
+
+def gate_for(adapter: str | Path | None, fingerprint: str, mode: str) -> DomainGate | None:
+    """The gate that lies in an adapter folder; without one, for mode ``off`` one that knows nothing, else None.
+
+    Args:
+        adapter: the folder, if there is one.
+        fingerprint: of the base that the gate is to judge for.
+        mode: ``auto``, ``on``, ``off`` or a domain's name.
+
+    Raises:
+        UserError: as :func:`install_saved_gate`.
+    """
     if adapter is not None and (Path(adapter) / GATE_FILE).is_file():
-        install_gate(model, DomainGate.load(adapter, base_fingerprint(model)), mode)
-    elif mode == "off":
-        install_gate(model, DomainGate(base_fingerprint(model)), mode)
-    elif mode not in GATE_MODES:
+        return DomainGate.load(adapter, fingerprint)
+    if mode not in GATE_MODES:
         raise UserError(
             f"gate '{mode}': {adapter or 'the model'} has no {GATE_FILE}, so there are no domains to choose"
         )
+    return DomainGate(fingerprint) if mode == "off" else None
 
 
 def gate_video_methods(model: SAM2Base) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import training.model.sam2
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from tensordict import tensorclass
@@ -38,7 +42,11 @@ LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "mul
 
 @tensorclass
 class Datapoint(BatchedVideoDatapoint):
-    """What SAM 2's training forward takes, and ``annotated_TO`` as in :class:`ClipBatch`, which stays on the CPU."""
+    """What SAM 2's training forward takes, and ``annotated_TO``, which stays on the CPU.
+
+    That is as in :class:`ClipBatch`; but of a batch that several processes share, False too where another process'
+    objects are not annotated.
+    """
 
     annotated_TO: Tensor
 
@@ -93,21 +101,42 @@ class TrainableSAM2(SAM2Train):
         return out
 
 
+@dataclass(frozen=True)
+class Whole:
+    """What a part of a batch must know of all of it: its objects, and which frames are annotated for all of them.
+
+    ``annotated_T``: bool, on the CPU.
+    """
+
+    objects: int
+    annotated_T: Tensor
+
+    @classmethod
+    def of(cls, batch: ClipBatch) -> Whole:
+        """Of a batch that is in one part."""
+        return cls(len(batch.video_of_object), batch.annotated_TO.all(dim=1))
+
+
 class AnnotatedLoss(MultiStepMultiMasksAndIous):
     """SAM 2's loss over annotated frames: summed over them, averaged over all objects of the batch."""
 
     def forward(
-        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor
+        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor, objects: int | None = None
     ) -> dict[str, Tensor]:
-        """As the base class, with ``annotated_TO`` (bool): other pairs of frame and object have no loss."""
-        if annotated_TO.all():
-            return super().forward(outs_batch, targets_batch)
+        """As the base class, without what it does where there are several processes.
+
+        Args:
+            outs_batch, targets_batch: what the model says, and the true masks.
+            annotated_TO: bool; other pairs of frame and object have no loss.
+            objects: that the sum is divided by; None: O.
+        """
         losses: dict[str, Any] = defaultdict(int)
         for outs, targets, annotated_O in zip(outs_batch, targets_batch, annotated_TO, strict=True):
             known = annotated_O.nonzero().flatten().to(targets.device)
             if len(known):
-                chosen = {name: [step[known] for step in outs[name]] for name in LOSS_INPUTS}
-                for name, value in self._forward(chosen, targets[known], len(annotated_O)).items():
+                whole = len(known) == len(annotated_O)
+                chosen = outs if whole else {name: [step[known] for step in outs[name]] for name in LOSS_INPUTS}
+                for name, value in self._forward(chosen, targets[known], objects or len(annotated_O)).items():
                     losses[name] += value
         return losses
 
@@ -162,8 +191,14 @@ def normalise(frames: Tensor) -> Tensor:
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
-def to_datapoint(batch: ClipBatch, device: torch.device) -> Datapoint:
-    """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W)."""
+def to_datapoint(batch: ClipBatch, device: torch.device, whole: Whole | None = None) -> Datapoint:
+    """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
+
+    Args:
+        batch: clips.
+        device: where the model is.
+        whole: what the batch is a part of; None: it is all there is.
+    """
     images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
     masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
     frames, objects = masks_TOHW.shape[:2]
@@ -180,9 +215,54 @@ def to_datapoint(batch: ClipBatch, device: torch.device) -> Datapoint:
             frame_orig_size=torch.tensor([height, width], device=device).expand(frames, objects, 2),
         ),
         dict_key="clips",
-        annotated_TO=batch.annotated_TO,
+        annotated_TO=batch.annotated_TO if whole is None else batch.annotated_TO & whole.annotated_T[:, None],
         batch_size=[frames],
     )
+
+
+def seed_draws(model: SAM2Train, rank: int, *address: int) -> None:
+    """Let all that a training forward draws begin from an address, such as a run's seed, a step and a batch in it.
+
+    Which kind of prompt a batch gets, and on which frames, is the same in all processes that share the batch; dropout
+    and noise differ between them. What is drawn for an object comes from its clip's seed (:func:`segmentation_losses`).
+
+    Args:
+        model: that will draw.
+        rank: which of the processes this is.
+        address: whole numbers, at least 0.
+    """
+    model.rng = np.random.default_rng((*address, 0))
+    torch.manual_seed(int(np.random.default_rng((*address, 1, rank)).integers(2**63)))
+
+
+@contextmanager
+def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
+    """Inside, SAM2Train draws clicks and boxes object by object, each object's from its clip's seed.
+
+    So they do not depend on which other clips are in the batch. The global generator is left as it was.
+    """
+    clip_O = batch.video_of_object.tolist()
+    streams = [np.random.default_rng((batch.seeds[clip], o - clip_O.index(clip))) for o, clip in enumerate(clip_O)]
+
+    def one_by_one(draw: Callable[..., tuple[Tensor, Tensor]], masks_O1HW: Tensor, **others: Any) -> tuple:
+        drawn = []
+        with torch.random.fork_rng([masks_O1HW.device] if masks_O1HW.is_cuda else []):
+            for o, stream in enumerate(streams):
+                torch.manual_seed(int(stream.integers(2**63)))
+                own = {name: value[o : o + 1] if isinstance(value, Tensor) else value for name, value in others.items()}
+                drawn.append(draw(masks_O1HW[o : o + 1], **own))
+        return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
+
+    def next_points(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
+        return one_by_one(point, gt_masks, pred_masks=pred_masks, method=method)
+
+    place = training.model.sam2
+    box, point = place.sample_box_points, place.get_next_point
+    place.sample_box_points, place.get_next_point = partial(one_by_one, box), next_points
+    try:
+        yield
+    finally:
+        place.sample_box_points, place.get_next_point = box, point
 
 
 def has_frozen_encoder(model: SAM2Base) -> bool:
@@ -202,24 +282,34 @@ def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
 
 
 def segmentation_losses(
-    model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch, features: Features | None = None
+    model: SAM2Train,
+    loss: AnnotatedLoss,
+    batch: ClipBatch,
+    whole: Whole | None = None,
+    features: Features | None = None,
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
 
     Args:
-        model: the model.
-        loss: its loss.
-        batch: the clips; they need no pixels where features are given.
+        model: in training mode.
+        loss: of :func:`build_loss`.
+        batch: clips, which need no pixels where features are given. What is drawn for their objects comes from their
+            seeds, all else from ``model.rng`` and torch.
+        whole: what the batch is a part of; None: it is all there is.
         features: :func:`encode_frames` of the clips one after another, which a :class:`TrainableSAM2` takes; None: the
             model encodes their frames.
 
     Returns:
         Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
-        all averaged over objects and summed over annotated frames.
+        all averaged over objects and summed over annotated frames; of a part, its share: the parts' add up to the
+        whole batch's.
     """
-    datapoint = to_datapoint(batch, next(model.parameters()).device)
+    whole = Whole.of(batch) if whole is None else whole
+    datapoint = to_datapoint(batch, next(model.parameters()).device, whole)
     known = () if features is None else (features,)
-    losses: dict[str, Any] = loss(model(datapoint, *known), datapoint.masks, batch.annotated_TO)
+    with _drawn_by_object(batch):
+        outputs = model(datapoint, *known)
+    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, whole.objects)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}

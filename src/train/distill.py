@@ -27,6 +27,7 @@ from src.lora.adapter import adapters_disabled, iter_adapters
 from src.model.build import evaluating, image_size_of
 from src.model.predictors import image_predictor
 from src.model.segmenter import Tracked, track_clips
+from src.train import ranks
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
 CLICKS = 24  # clicks in the search for things on a first frame
@@ -83,18 +84,24 @@ class Distiller:
 
         Returns:
             Scalars: ``total``, weighted, with graph; ``mask``, ``dice``, ``score`` and, where weighted, ``features``,
-            unweighted and detached, averaged over objects and summed over frames.
+            unweighted and detached, averaged over objects and summed over frames. Each process of a run takes some of
+            the clips: these are its shares, which add up to the whole, and there are none where it has no clip.
         """
         rng = np.random.default_rng((self.seed, step, 1))
         kind = int(rng.integers(len(PROMPTS)))  # a batch has prompts of one type
         pool = np.arange(kind, self.config.clips, len(PROMPTS))
         chosen = rng.choice(pool, min(self.config.batch_size, len(pool)), replace=False)
+        own = chosen[ranks.rank() :: ranks.size()]
         with evaluating(self.model):
-            lessons = [self._lesson(int(index)) for index in chosen]
+            lessons = [self._lesson(int(index)) for index in own]
+            objects = sum(len(clip.masks_TOHW[0]) for clip, _ in lessons)
+            of_all = sum(ranks.gather(objects))
+            if not lessons:
+                return {}
             taught = _joined([taught for _, taught in lessons], next(self.model.parameters()).device)
             batch = ClipBatch.collate([clip for clip, _ in lessons])
             said = track_clips(self.model, batch, PROMPTS[kind], features=taught.features_TNOC is not None)
-        parts = difference(said, taught)
+        parts = {name: objects / of_all * value for name, value in difference(said, taught).items()}
         weights = {
             "mask": self.weights.mask, "dice": self.weights.dice, "score": self.weights.occlusion,
             "features": self.config.features_weight,
@@ -146,7 +153,7 @@ def general_clips(config: Config) -> DataSet:
         return make_videos(
             SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
         )
-    return open_unlabelled(settings.folder)
+    return open_unlabelled(settings.folder, config.dataset.follow_links)
 
 
 def difference(said: Tracked, taught: Tracked) -> dict[str, Tensor]:

@@ -25,8 +25,9 @@ from src.data.validate import CHECKS_FOLDER
 from src.errors import UserError
 from src.evaluation.forgetting import Domain, evaluate_domain, kept_domains
 from src.model.build import image_size_of
+from src.train import ranks
 from src.train.machine import Machine, peak_memory, resident_memory, this_machine
-from src.train.trainer import Trainer
+from src.train.trainer import Trainer, clip_names
 
 STEPS = 2
 """Steps of a rehearsal; the first makes what the others find ready, so the last is timed."""
@@ -81,12 +82,15 @@ def dry_run(config: Config, memory: int | None = None) -> bool:
     Raises:
         UserError: what the run itself would raise when it begins.
     """
+    if ranks.launched() > 1:
+        raise UserError("--dry-run rehearses a run in one process: leave torchrun out")
     machine = this_machine(config.training.device)
     limit = machine.memory if memory is None else memory
     with tempfile.TemporaryDirectory() as scratch:
         known = Path(config.output_dir) / CHECKS_FOLDER
         if known.is_dir():
             shutil.copytree(known, Path(scratch) / CHECKS_FOLDER)
+        cli.say(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
         found = rehearse_apart(config, Path(scratch), limit)
         print(_told(found, config, machine, limit))
         if found is not None and found.memory <= limit:
@@ -102,19 +106,20 @@ def rehearse(config: Config) -> Rehearsal:
     for _ in range(STEPS if trainer.trains else 0):
         started = time.perf_counter()
         if window := trainer.next_window(batches):
-            trainer.train_step(window, {})
+            trainer.train_or_skip(window, clip_names(window), {})
             _finish(trainer.device)
             seconds = time.perf_counter() - started
     per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
-    validated = per_frame * sum(map(_frames_of, trainer.validation))
+    frames = sum(map(_frames_of, trainer.validation))
+    watched = sum(map(_frames_of, trainer.watch.workload()))
     kept = per_frame * sum(map(_frames_of, kept_domains(config)))
     models = 2 if trainer.trains else 1
-    trainer.log.close()
+    trainer.close()
     return Rehearsal(
         memory=peak_memory(trainer.device),
         step=seconds,
-        validation=validated,
-        table=models * (validated + kept),
+        validation=per_frame * (frames + watched),
+        table=models * (per_frame * frames + kept),
         steps_per_epoch=trainer.steps_per_epoch,
         steps=trainer.last_step if trainer.trains else 0,
     )
@@ -126,7 +131,7 @@ def _seconds_a_frame(trainer: Trainer, domain: Domain) -> float:
     longest = max(_sample(len(videos)), key=lambda index: len(videos[index]))
     one = replace(domain, data=DataSet(domain.data.name, [videos[longest]]))
     started = time.perf_counter()
-    with trainer.autocast():
+    with trainer.autocast_validation():
         evaluate_domain(trainer.model, one, trainer.config.evaluation.prompt, f"validation ({domain.name})")
     _finish(trainer.device)
     return (time.perf_counter() - started) / _frames_of(one)

@@ -1,4 +1,4 @@
-"""What a run says: on the screen, in training.log, to TensorBoard, and step by step in steps.jsonl."""
+"""What a run says: on the screen and in training.log, and step by step in steps.jsonl."""
 
 from __future__ import annotations
 
@@ -9,26 +9,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-
 from src.cli import say
 
 
 class RunLogger:
-    """Writes ``logs/training.log`` and TensorBoard events in ``logs/<run_name>``.
+    """Says things on the screen and in ``training.log``.
 
     Args:
         folder: the logs folder.
-        run_name: a folder per run, so that TensorBoard can compare them.
-        step: where the run begins; events of a former attempt beyond it are dropped from view.
     """
 
-    def __init__(self, folder: Path, run_name: str, step: int) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "training.log", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        self._board = SummaryWriter(str(folder / run_name), purge_step=step + 1 if step else None)
 
     def say(self, message: str) -> None:
         """A line, or several, for people: on the screen above the progress bar, and in the file with the time."""
@@ -36,34 +29,8 @@ class RunLogger:
         self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
         self._file.flush()
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def text(self, name: str, text: str) -> None:
-        self._board.add_text(name, f"```yaml\n{text}\n```", 0)
-
-    def image(self, name: str, image_HWC: np.ndarray, step: int) -> None:
-        self._board.add_image(name, image_HWC, step, dataformats="HWC")
-
-    def expert_use(self, usage: dict[str, Tensor], step: int) -> None:
-        write_expert_use(self._board, "expert_use", usage, step)
-
     def close(self) -> None:
-        self._board.close()
         self._file.close()
-
-
-def write_expert_use(board: SummaryWriter, name: str, usage: dict[str, Tensor], step: int) -> None:
-    """A histogram per layer, ``name/layer``, with one bar per expert: its share of all choices."""
-    for layer, share_E in usage.items():
-        share = share_E.double().numpy()
-        index = np.arange(len(share))
-        board.add_histogram_raw(
-            f"{name}/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
-            sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
-            bucket_counts=share.tolist(), global_step=step,
-        )  # fmt: skip
 
 
 class StepLog:
@@ -72,9 +39,13 @@ class StepLog:
     Args:
         path: the file.
         step: where the run begins; what a former attempt wrote of later steps is cut off, as they are done again.
+
+    Attributes:
+        last: what it holds of the last step before, None where that is nothing.
     """
 
     def __init__(self, path: Path, step: int) -> None:
+        self.last: dict[str, Any] | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")  # noqa: SIM115 (closed by close)
         self._file.truncate(self._end_of(step))
@@ -84,8 +55,9 @@ class StepLog:
         self._file.seek(0)
         size = 0
         for line in self._file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            if not line.endswith(b"\n") or (record := json.loads(line))["step"] > step:
                 break
+            self.last = record
             size += len(line)
         return size
 

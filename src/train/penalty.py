@@ -15,6 +15,7 @@ from src.data.records import DataSet
 from src.data.unlabelled import open_unlabelled
 from src.model.build import evaluating, image_size_of
 from src.model.segmenter import Tracked, track_clips
+from src.train import ranks
 from src.train.distill import PROMPTS, general_clips, things_on
 
 
@@ -55,7 +56,8 @@ def build_anchor(model: SAM2Train, config: Config) -> Anchor:
     settings, seed = config.training.penalty, config.training.seed
     if settings.kind == "l2sp":
         return Anchor(model)
-    sets = [general_clips(config), *(open_unlabelled(folder) for folder in settings.folders)]
+    follow_links = config.dataset.follow_links
+    sets = [general_clips(config), *(open_unlabelled(folder, follow_links) for folder in settings.folders)]
     found = [
         fisher_information(model, data, settings.clips, config.dataset.clip, image_size_of(config.model), seed)
         for data in progress_bar(sets, desc="Fisher information", leave=False)
@@ -67,6 +69,8 @@ def fisher_information(
     model: SAM2Train, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
 ) -> dict[str, Tensor]:
     """The diagonal of the Fisher information of the trainable parameters, on clips without labels.
+
+    Each process of a run takes some of the clips.
 
     The model finds things on a clip's first frame and tracks them; masks and object scores are drawn from what it then
     predicts, and the squared gradients of their log-likelihood are averaged over clips.
@@ -86,7 +90,7 @@ def fisher_information(
     trainable = _trainable(model)
     information = {name: torch.zeros_like(p) for name, p in trainable.items()}
     with evaluating(model):
-        for index in range(clips):
+        for index in range(ranks.rank(), clips, ranks.size()):
             rng = np.random.default_rng((seed, index, 4))
             frames_THWC = draw_unlabelled(data.videos[index % len(data)], clip, size, rng)
             batch = things_on(model, f"general {index}", frames_THWC, objects, rng)
@@ -98,6 +102,7 @@ def fisher_information(
             for name, gradient in zip(trainable, gradients, strict=True):
                 if gradient is not None:
                     information[name] += gradient.square() / clips
+    ranks.add_up(list(information.values()))
     return information
 
 

@@ -19,11 +19,11 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 FREE = (
     # where things lie: whether they are the same is seen from the base's and the data's fingerprints
-    "output_dir", "model.checkpoint", "dataset.skip_bad", "dataset.*format",
+    "output_dir", "model.checkpoint", "dataset.skip_bad", "dataset.follow_links", "dataset.*format",
     "dataset.*_img_folder", "dataset.*_ann_file", "dataset.*_videos",
     # what is done beside training
-    "evaluation.*", "training.validate_every_epochs", "training.overlay_clips", "training.domain_gate",
-    "training.save_every_*",
+    "evaluation.*", "training.validate_every_epochs", "training.overlay_clips", "training.watch_clips",
+    "training.domain_gate", "training.save_every_*",
     # where a run ends, and how its steps are computed
     "training.max_steps", "training.early_stopping_patience",
     "training.on_non_finite", "training.max_skips",

@@ -35,8 +35,15 @@ class NotFinite(Exception):
     """
 
     def __init__(self, problem: str, names: str, batches: Sequence[ClipBatch], of_gradient: bool = False) -> None:
-        super().__init__(problem)
+        super().__init__(problem, names, batches, of_gradient)  # which makes it pickle
         self.problem, self.names, self.batches, self.of_gradient = problem, names, batches, of_gradient
+
+    @classmethod
+    def of_all(cls, found: Sequence[NotFinite]) -> NotFinite:
+        """What the processes of a run have found, some of which may have found nothing (an empty ``problem``)."""
+        bad = [each for each in found if each.problem]
+        batches = [batch for each in bad for batch in each.batches]
+        return cls(bad[0].problem, ", ".join(each.names for each in bad), batches, bad[0].of_gradient)
 
 
 def bad_gradients(model: nn.Module) -> list[str]:

@@ -83,7 +83,13 @@ def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str
     Nothing is drawn from torch's generator: what is learned next does not depend on what was learned before.
     """
     with torch.random.fork_rng(devices=[]):
-        config = load_adapter(model, folder).lora
+        found = load_adapter(model, folder)
+    config, size = found.lora, found.extra.get("image_size", model.image_size)
+    if size != model.image_size:
+        raise UserError(
+            f"training.extend: {folder} was learned at model.image_size {size}, this run has {model.image_size}: "
+            "groups beside each other, and their domain gate, need the same"
+        )
     if not isinstance(config, LoraConfig):
         return dict(config)
     gate = DomainGate.beside(folder, fingerprint)

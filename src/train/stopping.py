@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,9 +22,13 @@ class Stops:
 
     A signal is remembered for :meth:`check`, at a place where everything is in order. After a first SIGINT the next one
     aborts at once, as it would outside the block. In another thread than the main one signals are left as they are.
+
+    Args:
+        tells: whether to say that a signal has come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tells: bool = True) -> None:
+        self.tells = tells
         self.number: int | None = None
         self._interruptible = False
         self._before: dict[int, Any] = {}
@@ -44,6 +50,8 @@ class Stops:
             signal.signal(number, self._before[number])
         if self._interruptible:
             raise Stopped(number)
+        if not self.tells:
+            return
         again = "; another Ctrl-C aborts at once" if number == signal.SIGINT else ""
         told = f"\n{signal.Signals(number).name}: finishing the step and saving it{again}\n"
         os.write(2, told.encode())  # print may have been interrupted, and must not be entered again
@@ -62,6 +70,15 @@ class Stops:
             yield
         finally:
             self._interruptible = False
+
+
+def has_ended(processes: Iterable[BaseProcess]) -> bool:
+    """Whether one of some processes has, now or in the next moment: what it breaks may be seen before its end."""
+    sentinels = [process.sentinel for process in processes]
+    try:
+        return bool(sentinels and wait(sentinels, timeout=1))
+    except RuntimeError:  # torch raises it wherever the main thread is when a loader's end is told to it
+        return True
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:

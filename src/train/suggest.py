@@ -6,6 +6,7 @@ them, and changes what they call for.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def _model_settings(shipped: Config, machine: Machine, train: Look, why: str) ->
     told = f"half of the objects are smaller than {side * chosen:.0f} px there"
     if chosen > size:
         told += f" (at its own {size}: {side * size:.0f})"
-    elif side * chosen < WELL_SEEN / 2:
+    if side * chosen < WELL_SEEN / 2:
         told += ", which is little: crops of the images, or a larger base, would see them better"
     yield Setting("model.image_size", chosen, told)
     lora = shipped.lora
@@ -271,8 +272,8 @@ def _gigabytes(count: int) -> str:
 
 
 def _domain_name(folder: Path) -> str:
-    """The folder's name as a domain may be called."""
-    name = re.sub(r"[/\\]", "_", folder.resolve().name).rstrip(". ") or "target"
+    """The folder's name as a domain may be called; of a link its own."""
+    name = re.sub(r"[/\\]", "_", Path(os.path.abspath(folder)).name).rstrip(". ") or "target"
     return f"{name}_data" if name in TAKEN_NAMES else name
 
 

@@ -8,11 +8,13 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,10 @@ from tqdm import tqdm
 
 from src.cli import progress_bar
 from src.config import Config
-from src.data.clips import ClipBatch, EpochSampler, FrugalSampler, collate
-from src.data.formats import load_data
+from src.data.clips import BatchSampler, ClipBatch, EpochSampler, collate
 from src.data.records import DataSet
 from src.errors import Stopped, UserError
-from src.evaluation.forgetting import evaluate_domain, target_domain
-from src.evaluation.report import overlay_sheet, true_masks
+from src.evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
 from src.files import remove_leftovers, write_text
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
@@ -41,12 +41,12 @@ from src.model.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
     load_weights,
-    random_state,
     read_checkpoint,
-    set_random_state,
     trained_weights,
 )
-from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.model.segmenter import Whole, build_loss, build_trainable, seed_draws, segmentation_losses
+from src.train import ranks
+from src.train.board import BASE, Board
 from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.feature_cache import build_encoder, cached_views
@@ -76,11 +76,14 @@ from src.train.safety import (
     watching_layers,
 )
 from src.train.start import begin, init_from_data
-from src.train.stopping import Stops, leave_signals_to_the_parent
+from src.train.stopping import Stops, has_ended, leave_signals_to_the_parent
+from src.train.watch import SCORES, Masks, Watch, watches_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
 MOST_DUMPS = 10  # bad batches that a run writes down
+
+_BAD = "bad"  # among the losses that processes exchange: in how many of them the piece's is not finite
 
 # what one run leaves in its folder, and a new run moves aside
 RUN_FILES = (
@@ -95,8 +98,10 @@ class Progress:
     """Where a run is.
 
     ``clips`` counts the clips done in the current epoch, which has ``epoch_steps`` steps so far, with these sums of
-    their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips;
-    all of them 0 between epochs. ``skipped`` counts the steps skipped in a row.
+    their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips,
+    and ``epoch_skipped`` of the steps skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a
+    row. ``base_scores``, by tag, and ``base_masks`` are of the model before training, to be shown beside what becomes
+    of it.
     """
 
     run_name: str
@@ -104,6 +109,8 @@ class Progress:
     clips: int = 0
     step: int = 0
     base_J: float = math.nan
+    base_scores: dict[str, float] = field(default_factory=dict)
+    base_masks: Masks = field(default_factory=dict)
     best_J: float = -math.inf
     since_best: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -112,11 +119,29 @@ class Progress:
     epoch_counts: dict[str, int] = field(default_factory=dict)
     epoch_use: dict[str, list[float]] = field(default_factory=dict)
     epoch_clips: dict[str, int] = field(default_factory=dict)
+    epoch_skipped: int = 0
     skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a step, with a backward pass of its own: this process' share of it.
+
+    ``loss``: with graph. ``told``: losses by name, to be summed over pieces. ``explain``: what to raise where ``loss``
+    is not finite. ``of_task``: whether something must learn from it.
+    """
+
+    loss: Tensor
+    told: dict[str, Tensor]
+    explain: Callable[[], NotFinite]
+    of_task: bool = False
 
 
 class Trainer:
     """Trains what ``config.lora.method`` says, validates, and keeps checkpoints, logs and the adapter.
+
+    Several processes (:mod:`src.train.ranks`) each train on their part of every batch, and are one run: it has the
+    losses and weights of one process, up to rounding, and the first process alone writes and speaks.
 
     Args:
         config: the run.
@@ -126,7 +151,7 @@ class Trainer:
 
     Raises:
         UserError: data, checkpoint, targets or settings do not fit; before anything is written, but for the report on
-            the data.
+            the data. In several processes also: they cannot share a batch, or do not see the same files.
     """
 
     def __init__(self, config: Config, resume: str | Path | None = None, force: bool = False) -> None:
@@ -136,6 +161,11 @@ class Trainer:
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
         self.device = pick_device(training.device)
+        if training.batch_size % ranks.size():
+            raise UserError(
+                f"training.batch_size is {training.batch_size}, which {ranks.size()} processes cannot share equally: "
+                f"make it a multiple of {ranks.size()}"
+            )
         resumed, self.resume, told = _checkpoint_to_resume(resume, self.checkpoints)
         size = image_size_of(config.model)
         if dataset.resolution not in (None, size):
@@ -144,10 +174,11 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        self.train_sets = train_sets = load_training_sets(config)
-        self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
-        for place in config.evaluation.domains:
-            load_data(place, config)  # its mistakes are told now, not when training is over
+        with ranks.first_alone():  # which checks the data
+            self.train_sets = train_sets = load_training_sets(config)
+            self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
+            kept = kept_domains(config)  # also so that mistakes in them are told now, not when training is over
+        self.watch = Watch(config, self.validation, kept)
         self.data = contents(train_sets, [domain.data for domain in self.validation])
 
         random.seed(training.seed)
@@ -166,6 +197,9 @@ class Trainer:
         self.clips = clips = training_clips(config, train_sets, views)
         if training.adapter_init == "data" and not resumed:
             init_from_data(self.model, adapters, clips, training.seed)
+        self.trains = config.lora.method != "none"
+        if self.trains:
+            self.gradients = ranks.Gradients(self.model)
         self.anchor = build_anchor(self.model, config) if training.penalty.weight else None
         distill = training.distill
         self.distiller = (
@@ -192,19 +226,19 @@ class Trainer:
         amp_dtype = getattr(torch, training.amp_dtype)
         self.autocast = partial(torch.autocast, self.device.type, dtype=amp_dtype, enabled=use_amp)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=use_amp and amp_dtype == torch.float16)
+        # SAM 2's predictor keeps memories in bfloat16, which an autocast to float16 refuses: then it works in float32
+        self.autocast_validation = partial(self.autocast, enabled=use_amp and amp_dtype != torch.float16)
 
         batches_per_epoch = math.ceil(len(clips) / training.batch_size)
         self.steps_per_epoch = math.ceil(batches_per_epoch / training.gradient_accumulation_steps)
         self.total_steps = self.steps_per_epoch * training.max_epochs
         self.last_step = min(self.total_steps, training.max_steps or self.total_steps)
 
-        self.trains = config.lora.method != "none"
         if self.trains:
             self.optimizer = build_optimizer(self.model, training)
             self.schedule = build_schedule(self.optimizer, training, self.total_steps)
 
         self.progress = Progress(run_name=f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}")
-        moved = None
         if resumed:
             restore(self.optimizer, self.schedule, resumed.optimizer, resumed.schedule)
             if resumed.scaler:  # there is none of a run that needed none
@@ -216,23 +250,30 @@ class Trainer:
                 )
             if judged or not self.best.exists():  # another output folder: whatever comes first is the best there
                 self.progress.best_J = -math.inf
-            set_random_state(resumed.random, self.model.rng)
-        else:
-            moved = move_earlier_run_aside(self.folder)
-        remove_leftovers(self.checkpoints)
-        self.stops = Stops()
+            if judged or not watches_alike(resumed.config, config):  # the base's cannot stand beside what comes now
+                self.progress.base_scores, self.progress.base_masks = {}, {}
+        ranks.check_alike("what the run goes on from", (self.progress.step, self.base_fingerprint, self.data))
+        moved = None
+        if ranks.is_first():
+            moved = None if resumed else move_earlier_run_aside(self.folder)
+            remove_leftovers(self.checkpoints)
+            write_text(self.folder / "config.yaml", config.to_yaml())
+            write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
+        self.stops = Stops(tells=ranks.is_first())
+        self.loaders: list[BaseProcess] = []
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
-        self.log = RunLogger(self.folder / "logs", self.progress.run_name, self.progress.step)
-        self.steps = StepLog(self.folder / "steps.jsonl", self.progress.step)
+        self.log = ranks.on_first(lambda: RunLogger(self.folder / "logs"))
+        self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
+        self.board_folder = self.folder / "logs" / self.progress.run_name
+        self.board = ranks.on_first(lambda: self.open_board([domain.name for domain in kept]))
 
         precision = training.amp_dtype if use_amp else "float32"
         self.encoder = build_encoder(self.model, clips, config, self.base_fingerprint, precision, self.log.say)
         self.sampler = EpochSampler(len(clips), training.seed)
-        sampler = (
-            FrugalSampler(self.sampler, training.batch_size, self.encoder.is_known) if self.encoder else self.sampler
-        )
+        known = self.encoder.is_known if self.encoder else None
         self.loader: DataLoader = DataLoader(
-            clips, training.batch_size, sampler=sampler, collate_fn=collate, num_workers=training.num_workers,
+            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size(), known),
+            collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # its own, so that making an iterator draws nothing from the global one
@@ -242,9 +283,6 @@ class Trainer:
             self.log.say(line)
         if moved:
             self.log.say(f"an earlier run was moved to {moved}")
-        write_text(self.folder / "config.yaml", config.to_yaml())
-        write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
-        self.log.text("config", config.to_yaml())
         for data, share, domain in zip(train_sets, clips.shares, self.validation, strict=True):
             drawn = f"; {share} of {len(clips)} clips an epoch" if len(train_sets) > 1 else ""
             self.log.say(f"{data.name}, train: {len(data)} images or videos{_notes(data)}{drawn}")
@@ -255,15 +293,31 @@ class Trainer:
                     f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
                     f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
                 )
+        if ranks.size() > 1:
+            share = training.batch_size // ranks.size()
+            self.log.say(f"{ranks.size()} processes, {share} of a batch's {training.batch_size} clips in each")
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
             self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    def open_board(self, kept: list[str]) -> Board:
+        """Show the run on TensorBoard from where it goes on, each step once.
+
+        Of an epoch that is to be closed again, what was shown at its last step is dropped, and the step shown anew.
+        """
+        step, redone = self.progress.step, self.progress.epoch_steps > 0
+        board = Board(self.board_folder, step if redone or not step else step + 1)
+        board.begin(self.config, [data.name for data in self.config.dataset.sets], kept, step)
+        if redone and self.steps.last is not None and self.steps.last["step"] == step:
+            board.step(self.steps.last)
+        return board
 
     def fit(self) -> Path | str | None:
         """Train to the end; returns the path of the best checkpoint, or None with method none.
 
         Raises:
             Stopped: by SIGINT or SIGTERM, after the step at hand was finished and saved in ``last.pt``.
+            UserError: numbers are bad, a file cannot be read or written, or a process that loads data was killed.
         """
         try:
             with self.stops:
@@ -273,9 +327,24 @@ class Trainer:
             where = f" {saved if self.saved_step else 'before anything was saved'}"
             self.log.say(f"stopped{where}")
             raise Stopped(stop.number, where) from None
+        except UserError:
+            raise
+        except Exception as error:
+            if not has_ended(self.loaders):
+                raise
+            raise UserError(
+                "a process that loads data was killed, most likely as memory ran out "
+                f"({type(error).__name__}: {' '.join(str(error).split())}); try a lower training.num_workers; "
+                "--resume auto goes on from the last save"
+            ) from None
         finally:
-            self.log.close()
-            self.steps.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the files that the run writes step by step."""
+        self.log.close()
+        self.board.close()
+        self.steps.close()
 
     def run(self) -> Path | str | None:
         """What :meth:`fit` does, without regard to signals."""
@@ -287,7 +356,6 @@ class Trainer:
                 scores = self.validate("base")
             self.progress.base_J = scores["J"]
             self.log.say(f"base, before training: J {scores['J']:.3f} on the validation set{_each_set(scores)}")
-            self.log.scalars({f"val/{name}": value for name, value in scores.items() if name.split("/")[-1] == "J"}, 0)
         with progress_bar(total=self.last_step, initial=self.progress.step, desc="training") as bar:
             while not self.is_over():
                 self.train_epoch(bar)
@@ -298,16 +366,20 @@ class Trainer:
                 every = self.config.training.save_every_epochs
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
-                self.stops.check()
+                self.save_and_stop_if_asked()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
             f"checkpoints in {self.checkpoints}"
         )
         if self.progress.best_J <= self.progress.base_J:
-            self.log.say("warning: training did not get better than the base on the validation set")
+            self.log.say(
+                "warning: training did not get better than the base on the validation set; more epochs, or another "
+                "training.learning_rate, may"
+            )
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
-            with self.stops.interruptible():
-                self.fit_domain_gate()
+            with self.stops.interruptible(), ranks.first_alone():
+                if ranks.is_first():
+                    self.fit_domain_gate()
         return self.best if self.best.exists() else self.resume
 
     def is_over(self) -> bool:
@@ -334,42 +406,61 @@ class Trainer:
         self.sampler.skip = progress.clips
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
         batches = iter(self.loader)
+        self.loaders = active_children()
         started, steps_before, waited = time.perf_counter(), progress.step, 0.0
         while progress.step < self.last_step:
             asked = time.perf_counter()
             if not (window := self.next_window(batches)):
                 break
-            got = time.perf_counter()
+            wait = time.perf_counter() - asked
+            waited += wait
             rate = self.optimizer.param_groups[0]["lr"]
-            losses = self.train_or_skip(window, usage)
-            waited += got - asked
-            waiting = (got - asked) / (time.perf_counter() - asked)
-            progress.clips += sum(len(batch.names) for batch in window)
+            names = clip_names(window)
+            losses = self.train_or_skip(window, names, usage)
+            progress.clips += len(names)
             progress.step += 1
             progress.epoch_steps += 1
             for name, value in losses.items():
                 progress.epoch_sums[name] = progress.epoch_sums.get(name, 0.0) + value
                 progress.epoch_counts[name] = progress.epoch_counts.get(name, 0) + 1
             progress.epoch_use = {layer: use.tolist() for layer, use in usage.items()}
-            self.log_step(window, losses, rate, waiting)
+            self.log_step(names, losses, rate, time.perf_counter() - asked, wait)
             bar.set_postfix(
                 loss=f"{self.epoch_means().get('total', math.nan):.3f}",
-                J=f"{progress.best_J:.3f}",
+                J=f"{progress.best_J:.3f}" if math.isfinite(progress.best_J) else "not yet validated",
                 lr=f"{rate:.1e}",
                 refresh=False,
             )
             bar.update()
-            if self.stops.number is not None or self.is_save_due():
-                self.save_last()
-            self.stops.check()
+            self.save_and_stop_if_asked()
         if progress.step != self.saved_step:
             self.save_last()  # before validation, in which a run may be stopped too
         took = time.perf_counter() - started
         steps = max(1, progress.step - steps_before)
         self.close_epoch(f"{took / steps:.2f} s a step, {waited / took:.0%} of it waiting for data")
 
-    def train_or_skip(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
+    def save_and_stop_if_asked(self) -> None:
+        """Write ``last.pt`` if it is due, or a process got a signal, which then stops all of them here.
+
+        Raises:
+            Stopped: a signal came before this was called; one that comes later waits for the next call.
+        """
+        asked = ranks.gather((self.stops.number, self.is_save_due()))
+        number = next((number for number, _ in asked if number is not None), None)
+        if (number is not None or asked[0][1]) and self.progress.step != self.saved_step:
+            self.save_last()
+        if number is not None:
+            raise Stopped(number)
+
+    def train_or_skip(
+        self, window: list[ClipBatch | None], names: list[str], usage: dict[str, Tensor]
+    ) -> dict[str, float]:
         """A step, or none where its numbers are bad and ``training.on_non_finite`` allows that; returns its losses.
+
+        Args:
+            window: this process' part of the step's batches.
+            names: of the clips of all parts.
+            usage: of the experts, in this epoch, which the step adds to.
 
         Raises:
             UserError: they are bad, and that is not allowed, or has been too often in a row.
@@ -381,28 +472,39 @@ class Trainer:
             losses = self.skip(bad)
         else:
             progress.skipped = 0
-            for name in (name for batch in window for name in batch.names):
+            for name in names:
                 source = name.split("/")[0]
                 progress.epoch_clips[source] = progress.epoch_clips.get(source, 0) + 1
         return losses
 
     def skip(self, bad: NotFinite) -> dict[str, float]:
-        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses."""
+        """Leave a step out, if that is allowed; the batch is written down to look at. Returns no losses.
+
+        A gradient that float16 overflowed in is no fault of the batch: its scale has become smaller, training goes on.
+        """
+        bad = NotFinite.of_all(ranks.gather(bad))
         progress, training = self.progress, self.config.training
         step = progress.step + 1
-        folder = self.folder / f"bad_batch_{step}"
-        told = f"{bad.problem} at step {step} on {bad.names}"
-        if bad.batches and len(list(self.folder.glob("bad_batch_*"))) < MOST_DUMPS:
-            dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
-            told += f"; the batch lies in {folder}"
+        overflow = self.scaler.is_enabled() and bad.of_gradient
+        allowed = overflow or training.on_non_finite == "skip"
         progress.skipped += 1
-        allowed = training.on_non_finite == "skip" or (self.scaler.is_enabled() and bad.of_gradient)
-        if not allowed or progress.skipped > training.max_skips:
+        progress.epoch_skipped += 1
+        stops = not allowed or progress.skipped > training.max_skips
+        told = f"{bad.problem} at step {step} on {bad.names}"
+        folder = self.folder / f"bad_batch_{step}"
+        dumps: int = ranks.from_first(len(list(self.folder.glob("bad_batch_*"))))
+        if bad.batches and (stops or not overflow) and dumps < MOST_DUMPS:
+            if ranks.is_first():
+                dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
+            told += f"; the batch lies in {folder}"
+        if stops:
             often = f" (training.max_skips is {training.max_skips})" if allowed else ""
             raise UserError(
                 f"{told}{often}; {self.checkpoints / LAST} is of step {self.saved_step}; try a lower "
                 "training.learning_rate, training.use_amp=false, or training.on_non_finite=skip"
             )
+        if overflow:
+            told = f"float16 overflowed at step {step}; the scale of its loss is now {self.scaler.get_scale():g}"
         self.log.say(f"warning: step skipped: {told}")
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.step()  # without gradients nothing moves; the schedule wants to come after one
@@ -414,13 +516,12 @@ class Trainer:
         counts = self.progress.epoch_counts
         return {name: value / counts[name] for name, value in self.progress.epoch_sums.items()}
 
-    def log_step(self, window: list[ClipBatch], losses: dict[str, float], rate: float, waiting: float) -> None:
-        """Write down a step that was done, ``waiting`` being the share of its time that it waited for data."""
+    def log_step(self, names: list[str], losses: dict[str, float], rate: float, seconds: float, wait: float) -> None:
+        """Write down a step that was done on clips of these names, and took so long, with the wait for its data."""
         progress = self.progress
-        values = {**losses, "learning_rate": rate, "waiting_for_data": waiting}
-        self.log.scalars({f"train/{name}": value for name, value in values.items()}, progress.step)
-        names = [name for batch in window for name in batch.names]
-        self.steps.add({"step": progress.step, "epoch": progress.epoch, "clips": names, **values})
+        record = {"step": progress.step, "epoch": progress.epoch, "clips": names, **losses, "learning_rate": rate}
+        self.steps.add(record)
+        self.board.step({**record, "seconds": seconds, "waiting_for_data": wait / seconds})
 
     def close_epoch(self, speed: str) -> None:
         """Write down an epoch that is over, or that the run's end cuts short, and how fast it was."""
@@ -429,7 +530,7 @@ class Trainer:
             progress.epoch, progress.clips = progress.epoch + 1, 0
         means = self.epoch_means()
         usage = {layer: torch.tensor(use) for layer, use in progress.epoch_use.items()}
-        self.log.expert_use({layer: use / use.sum() for layer, use in usage.items()}, progress.step)
+        self.board.expert_use(usage, self.config.lora.experts, self.config.lora.top_k, progress.step)
         progress.history.append({"epoch": progress.epoch, "step": progress.step, **means})
         several = [data.name for data in self.train_sets] if len(self.train_sets) > 1 else []
         for warning in (
@@ -439,13 +540,19 @@ class Trainer:
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
-        progress.epoch_steps = 0
+        skipped = (
+            f"; {progress.epoch_skipped} of {progress.epoch_steps} steps skipped" if progress.epoch_skipped else ""
+        )
+        progress.epoch_steps, progress.epoch_skipped = 0, 0
         progress.epoch_sums, progress.epoch_counts, progress.epoch_use, progress.epoch_clips = {}, {}, {}, {}
         losses_text = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed})")
+        self.log.say(f"epoch {progress.epoch}, step {progress.step}: {losses_text} ({speed}){skipped}")
 
-    def next_window(self, batches: Iterator[ClipBatch | UserError]) -> list[ClipBatch]:
-        """The batches of one optimizer step: fewer at the end of an epoch, none when it is over."""
+    def next_window(self, batches: Iterator[ClipBatch | UserError | None]) -> list[ClipBatch | None]:
+        """The batches of one optimizer step: fewer at the end of an epoch, none when it is over.
+
+        In several processes its parts of them, None where a short batch has none for it.
+        """
         window = []
         for batch in islice(batches, self.config.training.gradient_accumulation_steps):
             if isinstance(batch, UserError):
@@ -453,71 +560,121 @@ class Trainer:
             window.append(batch)
         return window
 
-    def train_step(self, window: list[ClipBatch], usage: dict[str, Tensor]) -> dict[str, float]:
-        """One optimizer step over a window of batches, each with the same weight; returns the mean losses."""
-        router, first = self.config.lora.router, self.progress.step == 0
-        sums: dict[str, float] = {}
+    def train_step(self, window: list[ClipBatch | None], usage: dict[str, Tensor]) -> dict[str, float]:
+        """One optimizer step over a window of batches, each with the same weight; returns the mean losses.
+
+        Args:
+            window: this process' part of each batch.
+            usage: how often each layer's experts were chosen in this epoch, which the step adds to.
+        """
         used: dict[str, Tensor] = {}
-        for batch in window:
-            with self.autocast(), record_routing(self.model) as routing:
-                losses = self.losses_of(batch)
-            if self.routed:
-                losses["balance"], losses["router_z"] = load_balancing_loss(routing), router_z_loss(routing)
-                auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
-                losses["total"] = losses["total"] + auxiliary
-                for layer, share_E in routing.usage().items():
-                    used[layer] = used.get(layer, torch.zeros(share_E.shape)) + share_E.cpu()
-            total = losses["total"]
-            if not torch.isfinite(total):
-                raise self.not_finite(total, batch)
-            if not total.requires_grad:
-                raise UserError(
-                    "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
-                )
-            self.scaler.scale(total / len(window)).backward()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach()) / len(window)
-        if self.distiller is not None and self.distiller.teaches(self.progress.step):
-            with self.autocast():
-                kept = self.distiller.losses(self.progress.step)
-            if not torch.isfinite(kept["total"]):
-                raise NotFinite(f"the loss is {kept['total'].item()}", "the general clips of training.distill", [])
-            self.scaler.scale(kept.pop("total")).backward()
-            sums |= {f"distill_{name}": float(value) for name, value in kept.items()}
-        if self.anchor is not None:
-            penalty = self.anchor.penalty()
-            self.scaler.scale(self.config.training.penalty.weight * penalty).backward()
-            sums["penalty"] = float(penalty.detach())
+        pieces: list[Callable[[], Piece]] = [
+            partial(self.labelled_piece, batch, place, len(window), used) for place, batch in enumerate(window)
+        ]
+        taught = self.distiller is not None and self.distiller.teaches(self.progress.step)
+        pieces += [self.distilled_piece] if taught else []
+        pieces += [self.penalty_piece] if self.anchor is not None else []
+        sums: dict[str, float] = {}
+        for number, work in enumerate(pieces):
+            for name, value in self.run_piece(work, last=number == len(pieces) - 1).items():
+                sums[name] = sums.get(name, 0.0) + value
+        first = self.progress.step == 0
         if first and not any(p.grad is not None and p.grad.any() for p in self.model.parameters()):
             raise UserError("no trainable parameter got a gradient in the first step; check lora.target_modules")
         self.scaler.unscale_(self.optimizer)
         if layers := bad_gradients(self.model):
             self.scaler.update()  # to a smaller scale, where there is one
-            names = ", ".join(name for batch in window for name in batch.names)
-            raise NotFinite(f"the gradient of {quoted(layers)} is not finite", names, window, of_gradient=True)
+            own = [batch for batch in window if batch is not None]
+            names = ", ".join(name for batch in own for name in batch.names)
+            raise NotFinite(f"the gradient of {quoted(layers)} is not finite", names, own, of_gradient=True)
         limit = self.config.training.max_grad_norm or math.inf
         sums["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        update_balance_bias(self.model, used, router.bias_rate)
+        update_balance_bias(self.model, used, self.config.lora.router.bias_rate)
         for layer, use_E in used.items():
             usage[layer] = usage.get(layer, torch.zeros(use_E.shape)) + use_E
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return sums
 
-    def losses_of(self, batch: ClipBatch) -> dict[str, Tensor]:
-        """SAM 2's losses on a batch; a frozen image encoder runs apart, or not at all where its features are kept."""
-        features = self.encoder(batch) if self.encoder is not None else None
-        return segmentation_losses(self.model, self.loss, batch, features)
+    def run_piece(self, work: Callable[[], Piece], last: bool) -> dict[str, float]:
+        """Forward and backward pass of a piece of a step, the last of which sums gradients over processes.
 
-    def not_finite(self, loss: Tensor, batch: ClipBatch) -> NotFinite:
+        Returns:
+            Its losses, those of all processes together.
+        """
+        with self.gradients.piece(last) as forward:
+            piece = forward(work)
+            own = {name: float(value.detach()) for name, value in piece.told.items()}
+            bad = not bool(torch.isfinite(piece.loss))
+            losses = ranks.total({**own, _BAD: float(bad)})
+            if losses.pop(_BAD):
+                raise piece.explain() if bad else NotFinite("", "", [])
+            if piece.of_task and not piece.loss.requires_grad:
+                raise UserError(
+                    "lora.target_modules: no adapter takes part in the training forward, nothing can be learned"
+                )
+            self.gradients.backward(self.scaler.scale(piece.loss))
+        return losses
+
+    def labelled_piece(self, batch: ClipBatch | None, place: int, count: int, used: dict[str, Tensor]) -> Piece:
+        """A batch of labelled clips, one of ``count`` in its window; adds to ``used`` the shares of experts' use."""
+        parts = [part for part in ranks.gather(None if batch is None else Whole.of(batch)) if part is not None]
+        whole = Whole(sum(part.objects for part in parts), torch.stack([part.annotated_T for part in parts]).all(0))
+        losses: dict[str, Tensor] = {}
+        own: dict[str, Tensor] = {}
+        if batch is not None:
+            with record_routing(self.model) as routing:
+                losses = self.losses_of(batch, place, whole)
+            own = {layer: chosen_E.cpu() for layer, chosen_E in routing.choices().items()}
+        choices = ranks.total(own)
+        for layer, chosen_E in choices.items():
+            used[layer] = used.get(layer, 0) + chosen_E / chosen_E.sum()
+        if batch is None:
+            return Piece(self.gradients.nothing(), {}, partial(NotFinite, "", "", []))
+        if self.routed:
+            router = self.config.lora.router
+            losses["balance"] = load_balancing_loss(routing, choices)
+            losses["router_z"] = router_z_loss(routing, choices)
+            auxiliary = router.balance_weight * losses["balance"] + router.z_weight * losses["router_z"]
+            losses["total"] = losses["total"] + auxiliary
+        told = {name: value / count for name, value in losses.items()}
+        return Piece(told["total"], told, partial(self.not_finite, losses["total"], batch, place, whole), of_task=True)
+
+    def losses_of(self, batch: ClipBatch, place: int, whole: Whole) -> dict[str, Tensor]:
+        """The losses of a part of a window's batch number ``place``; always the same ones at the same step.
+
+        A frozen image encoder runs apart, or not at all where its features are kept.
+        """
+        seed_draws(self.model, ranks.rank(), self.config.training.seed, self.progress.step, place)
+        with self.autocast():
+            features = self.encoder(batch) if self.encoder is not None else None
+            return segmentation_losses(self.model, self.loss, batch, whole, features)
+
+    def distilled_piece(self) -> Piece:
+        """The base's lessons on general clips."""
+        assert self.distiller is not None
+        with self.autocast():
+            kept = self.distiller.losses(self.progress.step)
+        total = kept.pop("total", self.gradients.nothing())
+        explain = partial(NotFinite, f"the loss is {total.item()}", "the general clips of training.distill", [])
+        return Piece(total, {f"distill_{name}": value for name, value in kept.items()}, explain)
+
+    def penalty_piece(self) -> Piece:
+        """How far weights have moved from where they began, of which every process has the same share."""
+        assert self.anchor is not None
+        share = self.anchor.penalty() / ranks.size()
+        explain = partial(NotFinite, f"the penalty is {share.item()}", "training.penalty", [])
+        return Piece(self.config.training.penalty.weight * share, {"penalty": share}, explain)
+
+    def not_finite(self, loss: Tensor, batch: ClipBatch, place: int, whole: Whole) -> NotFinite:
         """What is wrong with a batch's loss: weights are bad already, or a layer, when the batch is tried again."""
         if layers := bad_weights(self.model):
             cause = f": weights are not finite, of {quoted(layers)}"
         else:
-            with torch.no_grad(), self.autocast(), watching_layers(self.model) as layers:
-                self.losses_of(batch)
+            with torch.no_grad(), watching_layers(self.model) as layers:
+                self.losses_of(batch, place, whole)
             cause = f": the first layer to give such numbers is {layers[0]}" if layers else ""
         return NotFinite(f"the loss is {loss.item()}", ", ".join(batch.names) + cause, [batch])
 
@@ -528,19 +685,35 @@ class Trainer:
             The scores; of several sets their means, and each set's own as ``name/J``.
         """
         by_set: dict[str, dict[str, float]] = {}
+        results: list[DomainResult] = []
         for domain in self.validation:
             prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
-            with self.autocast():
+            with self.autocast_validation():
                 result = evaluate_domain(
-                    self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})"
-                )
+                    self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})",
+                    part=ranks.part(),
+                )  # fmt: skip
             by_set[prefix] = result.scores
-            shown = islice(zip(domain.videos(), result.videos, strict=True), self.config.training.overlay_clips)
-            for video, found in shown:
-                sheet = overlay_sheet(video, {"truth": true_masks(video), label: found.predicted})
-                self.log.image(f"validation/{prefix}{video.video_id}", sheet, self.progress.step)
+            results.append(result)
         means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in result.scores}
-        return means | {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
+        scores = means | {prefix + name: value for prefix, of in by_set.items() for name, value in of.items()}
+        if ranks.is_first():
+            self.show(scores, results)
+        ranks.meet()
+        return scores
+
+    def show(self, scores: dict[str, float], results: list[DomainResult]) -> None:
+        """Put a validation on the board, beside the base's, which is the one before training."""
+        progress = self.progress
+        with self.autocast_validation():
+            seen = {f"validation/{name}": value for name, value in scores.items()}
+            seen |= self.watch.look(self.model, results)
+        if progress.step == 0:
+            progress.base_scores = {tag: value for tag, value in seen.items() if tag.rpartition("/")[2] in SCORES}
+            progress.base_masks = self.watch.masks(results)
+        self.board.scalars(seen | {tag + BASE: value for tag, value in progress.base_scores.items()}, progress.step)
+        for tag, sheet in self.watch.sheets(results, progress.base_masks):
+            self.board.image(tag, sheet, progress.step)
 
     def validate_and_save(self) -> None:
         """Validate, and keep ``best.pt`` and the adapter when J, the mean over sets, is better than ever."""
@@ -548,7 +721,6 @@ class Trainer:
         with self.stops.interruptible():
             scores = self.validate("adapted")
         progress.history[-1] |= {f"val_{name}": value for name, value in scores.items()}
-        self.log.scalars({f"val/{name}": value for name, value in scores.items()}, progress.step)
         better = scores["J"] > progress.best_J
         progress.since_best = 0 if better else progress.since_best + 1
         progress.best_J = max(progress.best_J, scores["J"])
@@ -558,9 +730,11 @@ class Trainer:
         )
         if better:
             self.save(self.best.name)
-            if any(iter_adapters(self.model)):
+            if ranks.is_first() and any(iter_adapters(self.model)):
                 about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
                 save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
+        if not ranks.is_first():
+            return
         metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
         write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
@@ -580,13 +754,20 @@ class Trainer:
         )
 
     def save_last(self) -> None:
-        """Write ``last.pt``; the one before becomes ``previous.pt``."""
+        """Write ``last.pt``; the one before becomes ``previous.pt``. No process goes on before it is written."""
         self.steps.sync()
+        self.board.sync()
         self.save(LAST, keep=PREVIOUS)
+        ranks.meet()
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
 
     def save(self, name: str, keep: str | None = None) -> None:
-        """Write a checkpoint from which the run goes on exactly; ``keep`` is what an earlier one is renamed to."""
+        """Write a checkpoint from which the run goes on exactly; ``keep`` is what an earlier one is renamed to.
+
+        It is the same however many processes there are.
+        """
+        if not ranks.is_first():
+            return
         Checkpoint(
             config=self.config,
             base_fingerprint=self.base_fingerprint,
@@ -595,10 +776,15 @@ class Trainer:
             schedule=self.schedule.state_dict(),
             scaler=self.scaler.state_dict(),
             progress=asdict(self.progress),
-            random=random_state(self.model.rng),
             groups=self.groups,
             data=self.data,
         ).save(self.checkpoints / name, self.checkpoints / keep if keep else None)
+
+
+def clip_names(window: list[ClipBatch | None]) -> list[str]:
+    """The names of a step's clips, those of all processes, in the order of one."""
+    own = [() if batch is None else batch.names for batch in window]
+    return [name for parts in zip(*ranks.gather(own), strict=True) for names in parts for name in names]
 
 
 def _checkpoint_to_resume(

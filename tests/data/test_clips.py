@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
 from src.data.clips import (
+    BatchSampler,
     Clip,
     ClipBatch,
     ClipDataset,
     EpochSampler,
-    FrugalSampler,
     collate,
     draw_clip,
     draw_path,
@@ -488,9 +488,8 @@ class TestViews:
 
     def test_pixels_are_asked_for_where_a_clip_of_the_batch_is_unknown(self):
         order = list(EpochSampler(6, 0))
-        sampler = FrugalSampler(EpochSampler(6, 0), 2, lambda epoch, index: index != order[3][1])
-        assert list(sampler) == [(*key, place in (2, 3)) for place, key in enumerate(order)]
-        assert len(sampler) == 6
+        sampler = BatchSampler(EpochSampler(6, 0), 2, is_known=lambda epoch, index: index != order[3][1])
+        assert list(sampler) == [[(*key, False) for key in order[:2]], order[2:4], [(*key, False) for key in order[4:]]]
 
 
 class TestSets:

@@ -53,9 +53,24 @@ class TestCommandLine:
         assert only.object_id == 2
         assert np.array_equal(only.mask, numbers == 2)
 
+    def test_a_grey_image_of_labels_holds_several_objects_as_in_training(self, tmp_path, numbers):
+        labels = numbers * 2
+        labels[0, 0] = 255
+        prompts = parse_prompts(masks=[str(save_mask(tmp_path / "m.png", labels, palette=False))])[0]
+        assert [prompt.object_id for prompt in prompts] == [2, 4]
+        assert all(np.array_equal(prompt.mask, labels == prompt.object_id) for prompt in prompts)
+
     @pytest.mark.parametrize("object_id", [1, 4])
-    def test_of_any_other_image_what_is_not_black_is_the_object(self, tmp_path, numbers, object_id):
-        path = save_mask(tmp_path / "m.png", numbers * 100, palette=False)
+    @pytest.mark.parametrize("kind", ["one grey", "colours", "soft edges"])
+    def test_of_any_other_image_what_is_not_black_is_the_object(self, tmp_path, numbers, object_id, kind):
+        pixels = (numbers > 0) * np.uint8(200)
+        if kind == "colours":
+            pixels = np.stack([numbers * 100] * 3, axis=-1)
+        elif kind == "soft edges":
+            numbers = np.pad(numbers, ((0, 40), (0, 40)), constant_values=1)
+            pixels = (numbers > 0) * np.uint8(255)
+            pixels[-1, -20:] = np.arange(20) * 12 + 10
+        path = save_mask(tmp_path / "m.png", pixels, palette=False)
         (prompt,) = parse_prompts(masks=[f"{object_id}:{path}"])[0]
         assert prompt.object_id == object_id
         assert np.array_equal(prompt.mask, numbers > 0)

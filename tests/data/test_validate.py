@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +140,15 @@ class Deadly(ImageFile):
         raise AssertionError
 
 
+class Slow(ImageFile):
+    """An image that takes an hour, and says that it has begun."""
+
+    def read(self) -> np.ndarray:
+        Path(self.path).touch()
+        time.sleep(3600)
+        raise AssertionError
+
+
 class TestACrash:
     @pytest.mark.parametrize("workers", [1, 2])
     def test_of_a_process_is_told_by_the_file_it_was_reading(self, place, workers):
@@ -160,6 +170,24 @@ class TestACrash:
         (error,) = check(DeadlySource([None], files=[Path(str(place.ann_file))])).errors  # type: ignore[list-item]
         assert error.file == place.ann_file
         assert "entry 0" in error.problem
+
+    def test_of_the_process_that_waits_ends_those_that_read(self, place, tmp_path):
+        source = open_coco(place.img_folder, str(place.ann_file))
+        record = source.read(0)[0]
+        records = [VideoRecord("slow", SIZE, SIZE, [Slow(tmp_path / "being_read")], record.objects)]
+        waits = os.fork()
+        if not waits:
+            os.setsid()  # by which its own processes are found when it is gone
+            check(Listed(records, files=source.files))
+        while not (tmp_path / "being_read").exists():
+            time.sleep(0.05)
+        os.kill(waits, signal.SIGKILL)
+        os.waitpid(waits, 0)
+        patience = time.monotonic() + 60
+        with pytest.raises(ProcessLookupError):
+            while time.monotonic() < patience:
+                os.killpg(waits, 0)
+                time.sleep(0.1)
 
 
 class TestTheCache:

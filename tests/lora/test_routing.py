@@ -180,6 +180,15 @@ def test_z_loss_by_hand():
     assert router_z_loss(record).item() == pytest.approx(expected)
 
 
+def test_shares_of_parts_add_up_to_the_losses_of_the_whole():
+    first = call([[1.0, 0.0, 0.3], [0.0, 2.0, 0.1]], [[0, 2], [1, 2]], num_experts=2)
+    second = call([[0.5, -1.0, 0.2]], [[0, 1]], num_experts=2)
+    whole, *parts = (RoutingRecord({"a": calls}) for calls in ([first, second], [first], [second]))
+    for loss in (load_balancing_loss, router_z_loss):
+        shares = [loss(part, whole.choices()).item() for part in parts]
+        assert sum(shares) == pytest.approx(loss(whole).item())
+
+
 def test_losses_of_nothing_are_zero():
     for record in (RoutingRecord(), RoutingRecord({"a": []}), RoutingRecord({"a": [call([[0.0]], [[0]])][:0]})):
         assert load_balancing_loss(record).item() == router_z_loss(record).item() == 0

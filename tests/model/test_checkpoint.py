@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from src.errors import UserError
 from src.evaluation.predict import predicting, track
 from src.lora.adapter import adapters_disabled, iter_adapters
 from src.model.build import build_model
-from src.model.checkpoint import Checkpoint, load_trained, random_state, read_checkpoint, set_random_state
+from src.model.checkpoint import Checkpoint, load_trained, read_checkpoint
 from src.train.trainer import Trainer
 
 
@@ -203,17 +202,3 @@ class TestSave:
             found.save(path)
         assert path.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
-
-
-def test_random_numbers_go_on_where_they_were(tmp_path):
-    def draw(rng):
-        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item(), rng.random()
-
-    rng = np.random.default_rng(1)
-    draw(rng)
-    torch.save(random_state(rng), tmp_path / "state.pt")
-    expected = draw(rng)
-    random.seed(9), np.random.seed(9), torch.manual_seed(9)
-    other = np.random.default_rng(9)
-    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True), other)
-    assert draw(other) == expected

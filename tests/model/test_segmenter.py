@@ -19,11 +19,13 @@ from src.data.synthetic import CELLS, make_video
 from src.lora.lora_utils import apply_method
 from src.model.segmenter import (
     TrainableSAM2,
+    Whole,
     as_video_predictor,
     build_loss,
     build_trainable,
     encode_frames,
     normalise,
+    seed_draws,
     segmentation_losses,
     to_datapoint,
 )
@@ -180,6 +182,25 @@ def rows(outs: list[dict], frames: list[int], objects: list[int]) -> list[dict]:
     return [{name: [step[objects] for step in steps] for name, steps in outs[t].items()} for t in frames]
 
 
+@pytest.mark.parametrize("annotated", [[0, 1, 2, 3], [0, 2]], ids=["all annotated", "some annotated"])
+def test_shares_of_parts_add_up_to_the_loss_of_the_whole(annotated):
+    """Clips of one object, two and one, in parts of two clips and one: the same clicks, boxes and frames are drawn."""
+    clips = [*still_batch(4).clips(), replace(still_batch(4).clips()[0], seed=7)]
+    clips = [replace(clip, masks_TOHW=clip.masks_TOHW[:, : 1 + i % 2]) for i, clip in enumerate(clips)]
+    clips[2] = replace(clips[2], annotated_T=np.isin(range(4), annotated))
+    batch, model, loss = ClipBatch.collate(clips), trainable(4, PromptConfig(mask=0, box=0.5, point=0.5)), LossConfig()
+    whole, parts = Whole.of(batch), [ClipBatch.collate(clips[:2]), ClipBatch.collate(clips[2:])]
+
+    def losses(part, rank):
+        seed_draws(model, rank, 0, 5)
+        with torch.no_grad():
+            return segmentation_losses(model, build_loss(loss), part, whole)
+
+    expected, shares = losses(batch, 0), [losses(part, rank) for rank, part in enumerate(parts)]
+    for name, value in expected.items():
+        assert sum(share[name].item() for share in shares) == pytest.approx(value.item(), rel=1e-3), name
+
+
 class TestAnnotatedFramesOnly:
     MASKS = torch.from_numpy(np.random.default_rng(1).random((4, 3, 8, 8)) < 0.3)
 
@@ -302,8 +323,8 @@ class TestForward:
     def model(self) -> TrainableSAM2:
         return trainable(self.FRAMES, PromptConfig(mask=1, box=0, point=0)).eval()
 
-    def total(self, model, batch: ClipBatch, *features) -> Tensor:
-        return segmentation_losses(model, build_loss(LossConfig()), batch, *features)["total"]
+    def total(self, model, batch: ClipBatch, features=None) -> Tensor:
+        return segmentation_losses(model, build_loss(LossConfig()), batch, features=features)["total"]
 
     def test_features_that_are_known_take_the_place_of_pixels(self, model):
         batch = ClipBatch.collate(still_batch(self.FRAMES).clips()[:1])

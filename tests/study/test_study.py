@@ -24,7 +24,7 @@ SMALL = {
         "dataset": {"clip": {"frames": 2, "max_objects": 1}},
         "training": {
             "max_epochs": 1, "clips_per_epoch": 2, "batch_size": 2, "num_workers": 0, "overlay_clips": 0,
-            "device": "cpu",
+            "watch_clips": 0, "device": "cpu",
         },
     },
     "domains": ["tissue", "thermal"],

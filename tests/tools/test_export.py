@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import sam2.build_sam
 import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
@@ -19,6 +20,7 @@ from src.lora.domain_gate import GATE_FILE
 from src.lora.lora_utils import remove_adapters
 from src.model import build_sam2_moe
 from src.model.build import config_overrides
+from src.model.transformers_format import MINIMUM_VERSION
 from src.train.trainer import Trainer
 from tools import export
 
@@ -87,7 +89,11 @@ def test_the_official_file_runs_in_stock_sam2(runs, adapted, tmp_path, capsys, m
     assert written == tmp_path / "deep" / "merged.pt"
     assert list(torch.load(written, weights_only=True)) == ["model"]
     assert export.largest_difference(export.probe(stock(config, written)), adapted[method]) <= 1e-5
-    assert "largest difference" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "largest difference" in told
+    call = told.partition("likewise build_sam2_video_predictor: ")[2].splitlines()[0]
+    loaded = eval(call.removesuffix(")") + ', device="cpu")', {"sam2": sam2})
+    assert export.largest_difference(export.probe(loaded), adapted[method]) <= 1e-5
     assert [path.name for path in written.parent.iterdir()] == ["merged.pt"]
 
 
@@ -147,6 +153,13 @@ def test_a_mope_run_becomes_an_adapter_folder_and_says_why(runs, adapted, tmp_pa
 def test_forms_that_do_not_suit_the_method_are_refused(runs, tmp_path, method, form, reason):
     with pytest.raises(UserError, match=reason):
         export.export(runs[method], best(runs[method]), form, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bundled_base_cannot_go_to_transformers_and_why(runs, tmp_path):
+    pytest.importorskip("transformers", MINIMUM_VERSION)
+    with pytest.raises(UserError, match=r"memories have 32 channels, .* 64 written into its memory attention"):
+        export.export(runs["mope"], best(runs["mope"]), "transformers", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

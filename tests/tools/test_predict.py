@@ -20,9 +20,10 @@ from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.lora_utils import apply_method
 from src.model.build import build_model
+from src.model.following import follow, label_frame, load_tracker, write_prediction
 from src.model.gate_fitting import fit_gate
 from src.model.streaming import Prediction, StreamingTracker
-from tools.predict import frame_rate, label_frame, load_tracker, predict, write_prediction
+from tools.predict import frame_rate
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
 HEIGHT, WIDTH, FRAMES = 48, 80, 5
@@ -162,13 +163,13 @@ class TestPredictions:
         torch.manual_seed(0)
         with predicting(build_model(load_config(tiny_yaml).model)) as predictor:
             expected = track(predictor, record, "mask")[1]
-        found = [p.masks[1] for _, p in predict(tracker, open_footage(folder), {0: [Prompt(1, mask=truth)]})]
+        found = [p.masks[1] for _, p in follow(tracker, open_footage(folder), {0: [Prompt(1, mask=truth)]})]
         assert all(np.array_equal(a, b.decode()) for a, b in zip(found, expected, strict=True))
 
     def test_a_later_prompt_corrects_what_was_followed(self, tracker, folder):
         prompts = {0: [Prompt(1, box=(10, 8, 40, 30))], 3: [Prompt(1, ((70, 40),), (0,))]}
-        plain = [p.logits[1] for _, p in predict(tracker, open_footage(folder), {0: prompts[0]})]
-        corrected = [p.logits[1] for _, p in predict(tracker, open_footage(folder), prompts)]
+        plain = [p.logits[1] for _, p in follow(tracker, open_footage(folder), {0: prompts[0]})]
+        corrected = [p.logits[1] for _, p in follow(tracker, open_footage(folder), prompts)]
         same = [torch.equal(a, b) for a, b in zip(plain, corrected, strict=True)]
         assert same == [True, True, True, False, False]
         bank = tracker.start(FRAMES)
@@ -178,7 +179,7 @@ class TestPredictions:
         assert torch.equal(expected.logits[1], corrected[3])
         assert list(bank.objects[1].prompted) == [0, 3]
 
-    def test_an_adapter_is_used(self, tiny_yaml, tracker, folder, tmp_path):
+    def test_an_adapter_is_used(self, tiny_yaml, tracker, folder, tmp_path, capsys):
         config = load_config(tiny_yaml)
         torch.manual_seed(config.training.seed)
         model = build_model(config.model)
@@ -189,13 +190,13 @@ class TestPredictions:
         save_adapter(model, tmp_path / "adapter", lora, {})
         adapted = load_tracker(config, str(tmp_path / "adapter"))
         prompts = {0: [Prompt(1, box=(10, 8, 40, 30))]}
-        base = [p.logits[1] for _, p in predict(tracker, open_footage(folder), prompts)]
-        other = [p.logits[1] for _, p in predict(adapted, open_footage(folder), prompts)]
+        base = [p.logits[1] for _, p in follow(tracker, open_footage(folder), prompts)]
+        other = [p.logits[1] for _, p in follow(adapted, open_footage(folder), prompts)]
         assert [torch.equal(a, b) for a, b in zip(base, other, strict=True)] == [True] + [False] * (FRAMES - 1)
 
         def decided(mode: str) -> list[torch.Tensor]:
             gated = load_tracker(config, str(tmp_path / "adapter"), mode)
-            return [p.logits[1] for _, p in predict(gated, open_footage(folder), prompts)]
+            return [p.logits[1] for _, p in follow(gated, open_footage(folder), prompts)]
 
         off = decided("off")
         assert all(torch.equal(a, b) for a, b in zip(base, off, strict=True))
@@ -203,6 +204,10 @@ class TestPredictions:
         gate.save(tmp_path / "adapter")
         for mode, expected in (("auto", base), ("on", other), ("noise", other)):
             assert all(torch.equal(a, b) for a, b in zip(expected, decided(mode), strict=True))
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("domain gate: ")]
+        assert len(told) == 2, "once a video, and not where the mode says it all"
+        assert told[0].startswith("domain gate: no domain it knows, adapters off (distance to noise ")
+        assert told[1].startswith("domain gate: noise, adapters on")
 
 
 class TestRefusals:

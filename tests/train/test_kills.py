@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import random
 import resource
+import shlex
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -27,6 +31,7 @@ SETTINGS = (
     "lora.router.jitter=0.1", "training.learning_rate=1e-2",
 )  # fmt: skip
 STEPS = 6
+HOUSE = Path(__file__).parents[2]
 
 
 def begin(work: Callable[[], object], output: Path) -> int:
@@ -40,6 +45,7 @@ def begin(work: Callable[[], object], output: Path) -> int:
         return child
     status = 1
     try:
+        os.setsid()  # so that its own children can be found when it is gone
         with open(output, "a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -66,6 +72,18 @@ def end(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def assert_no_orphans(child: int) -> None:
+    """The processes that loaded data for one that is gone end too, within the seconds in which they look for it."""
+    patience = time.monotonic() + 60
+    while time.monotonic() < patience:
+        try:
+            os.killpg(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"processes of the group {child} are left")
+
+
 class Runs:
     """Starts the tiny run in a folder again and again."""
 
@@ -90,14 +108,18 @@ class Runs:
         assert status == 0, self.output.read_text()
         return self.folder
 
-    def kill_after(self, seconds: float) -> bool:
-        """Start the run and kill it so much later; returns whether that was before its end."""
-        child = self.begin()
-        time.sleep(seconds)
+    def kill_after(self, seconds: float, workers: int) -> int | None:
+        """Start the run and kill it so much later; returns which process was killed, None if it was done before."""
+        child = self.begin(lambda: None, f"training.num_workers={workers}")
+        moment = time.monotonic() + seconds
+        while time.monotonic() < moment:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
         status = end(child)
         assert status in (0, -signal.SIGKILL), self.output.read_text()
-        return status != 0
+        return child if status else None
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +144,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
         contents = [torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (found, expected)]
         for content in contents:
             content["progress"]["run_name"] = content["config"]["output_dir"] = ""  # the time of the start; the folder
+            content["config"]["training"]["num_workers"] = 0  # of the last start
         assert_equal(*contents)
     for file in (WEIGHTS_FILE, CONFIG_FILE):
         assert (found / "adapter" / file).read_bytes() == (expected / "adapter" / file).read_bytes()
@@ -146,29 +169,42 @@ def assert_equal(found: object, expected: object, place: str = "") -> None:
         assert found == expected, place
 
 
-def kill_often(runs: Runs, times: int, longest: float, rng: random.Random) -> int:
-    """Kill a run so often at random moments of its life, beginning another one when it is done; returns runs done."""
-    done = 0
-    for _ in range(times):
-        if not runs.kill_after(rng.uniform(0, longest)):
-            done += 1
-    return done
+def kill_often(begin_run: Callable[[], Runs], times: int, whole: tuple[Path, float], rng: random.Random) -> None:
+    """Kill runs so often at random moments, every second time with a process that loads their data.
 
-
-def test_ten_kills_at_random_moments_change_nothing(runs, whole):
+    A run that is done, whether a kill came too late or the last kill was dealt, is compared with the undisturbed one.
+    """
     expected, seconds = whole
-    kill_often(runs, 10, 0.7 * seconds, random.Random(0))
+    killed: list[int] = []
+    runs = begin_run()
+    while len(killed) < times:
+        child = runs.kill_after(rng.uniform(0, 0.7 * seconds), workers=len(killed) % 2)
+        if child is None:
+            assert_same_run(runs.folder, expected)
+            runs = begin_run()
+        else:
+            killed.append(child)
     assert_same_run(runs.finish(), expected)
+    for child in killed:
+        assert_no_orphans(child)
+
+
+@pytest.fixture
+def begin_run(tiny_yaml, tmp_path) -> Callable[[], Runs]:
+    """A run in a new folder."""
+    numbers = itertools.count()
+    return lambda: Runs(tiny_yaml, tmp_path / f"run{next(numbers)}")
+
+
+def test_ten_kills_at_random_moments_change_nothing(begin_run, whole):
+    kill_often(begin_run, 10, whole, random.Random(0))
 
 
 @pytest.mark.slow
-def test_two_hundred_kills_at_random_moments_change_nothing(tiny_yaml, tmp_path, whole):
-    """Twenty runs of ten kills each, at other moments in each."""
-    expected, seconds = whole
-    for number in range(20):
-        runs = Runs(tiny_yaml, tmp_path / f"run{number}")
-        kill_often(runs, 10, 0.7 * seconds, random.Random(number + 1))
-        assert_same_run(runs.finish(), expected)
+@pytest.mark.parametrize("part", range(10))
+def test_two_hundred_kills_at_random_moments_change_nothing(begin_run, whole, part):
+    """Twenty kills in each of ten parts, at other moments in each."""
+    kill_often(begin_run, 20, whole, random.Random(part + 1))
 
 
 def kill_in(module: object, name: str, matches: Callable[..., bool], after: bool) -> None:
@@ -213,19 +249,65 @@ def test_kills_within_saves_change_nothing(runs, whole):
     assert_same_run(runs.finish(), whole[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_finishes_the_step_and_saves_it(runs, whole, number):
+def wait_for_a_step(folder: Path) -> None:
+    while not (folder / "steps.jsonl").exists() or not (folder / "steps.jsonl").read_text():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("number", "send", "workers"),
+    [(signal.SIGTERM, os.kill, 2), (signal.SIGINT, os.killpg, 1)],  # a terminal sends Ctrl-C to the loaders as well
+    ids=["SIGTERM to the trainer", "SIGINT to all its processes"],
+)
+def test_a_signal_finishes_the_step_and_saves_it(runs, whole, number, send, workers):
     """Here the checkpoint is not written every step: it is there because of the signal."""
-    child = runs.begin(lambda: None, "training.save_every_steps=null")
-    lines = runs.folder / "steps.jsonl"
-    while not lines.exists() or not lines.read_text():
-        time.sleep(0.002)
-    os.kill(child, number)
+    child = runs.begin(lambda: None, "training.save_every_steps=null", f"training.num_workers={workers}")
+    wait_for_a_step(runs.folder)
+    send(child, number)
     assert end(child) == 128 + number
     saved = torch.load(runs.folder / "checkpoints/last.pt", weights_only=True)["progress"]["step"]
     assert saved == len(read_steps(runs.folder)) < STEPS
-    assert f"{number.name}: finishing the step" in runs.output.read_text()
+    assert runs.output.read_text().count(f"{number.name}: finishing the step") == 1
+    assert "Traceback" not in runs.output.read_text()
     assert f"stopped after step {saved}" in (runs.folder / "logs/training.log").read_text()
+    assert_no_orphans(child)
+    assert_same_run(runs.finish(), whole[0])
+
+
+def test_ctrl_c_on_the_command_leaves_a_message_and_no_process(tiny_yaml, tmp_path):
+    """The real command in a terminal's manner: in a process group of its own, all of which gets the signal."""
+    folder = tmp_path / "run"
+    settings = (f"output_dir={folder}", *SETTINGS, "training.max_epochs=500", "training.num_workers=2")
+    words = ["train.py", "--config", str(tiny_yaml), *(word for setting in settings for word in ("--set", setting))]
+    output = tmp_path / "output.txt"
+    with open(output, "w") as file:
+        run = subprocess.Popen([sys.executable, *words], stdout=file, stderr=file, cwd=HOUSE, start_new_session=True)
+    wait_for_a_step(folder)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == 130
+    with pytest.raises(ProcessLookupError):  # the command ends its loaders before it ends
+        os.killpg(run.pid, 0)
+    text, saved = output.read_text(), len(read_steps(folder))
+    assert "Traceback" not in text
+    assert text.splitlines()[-1] == (
+        f"stopped by SIGINT after step {saved}, which {folder / 'checkpoints/last.pt'} holds; "
+        f"go on with: {shlex.join(['python', *words, '--resume', 'auto'])}"
+    )
+
+
+def test_a_loader_that_is_killed_is_told_and_costs_nothing(runs, whole):
+    """As by a system that is out of memory."""
+
+    class Victim(Trainer):
+        def log_step(self, *arguments) -> None:
+            super().log_step(*arguments)
+            (loader,) = multiprocessing.active_children()
+            os.kill(loader.pid, signal.SIGKILL)
+
+    settings = (f"output_dir={runs.folder}", *SETTINGS, "training.num_workers=1")
+    child = begin(lambda: Victim(load_config(runs.yaml, list(settings))).fit(), runs.output)
+    assert end(child) == 2
+    assert "a process that loads data was killed" in runs.output.read_text()
     assert_same_run(runs.finish(), whole[0])
 
 

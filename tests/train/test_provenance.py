@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from src.config import load_config
+from src.config import Config, load_config
 from src.train.provenance import git_state
 from src.train.trainer import Trainer
 from tests.train.steps import read_steps
@@ -17,17 +18,19 @@ from tests.train.steps import read_steps
 QUICK = ("training.overlay_clips=0", "training.domain_gate=false", "lora.router.jitter=0.1", "lora.dropout=0.1")
 
 
-def trained(make_config, folder, workers: int) -> tuple[list[dict], dict]:
+def trained(config: Config) -> tuple[list[dict], dict]:
     """The steps and the last checkpoint of a run."""
-    trainer = Trainer(make_config(*QUICK, f"output_dir={folder}", f"training.num_workers={workers}"))
+    trainer, folder = Trainer(config), Path(config.output_dir)
     trainer.fit()
     return read_steps(folder), torch.load(folder / "checkpoints/last.pt", weights_only=True)
 
 
-def test_a_run_is_the_same_with_any_number_of_workers(make_config, tmp_path):
-    steps, expected = trained(make_config, tmp_path / "0", 0)
+def test_a_run_is_the_same_with_any_number_of_workers_and_from_its_own_config(make_config, tmp_path):
+    first = make_config(*QUICK)
+    steps, expected = trained(first)
     for workers in (1, 2):
-        again, found = trained(make_config, tmp_path / str(workers), workers)
+        settings = [f"output_dir={tmp_path / str(workers)}", f"training.num_workers={workers}"]
+        again, found = trained(load_config(Path(first.output_dir) / "config.yaml", settings))
         assert again == steps
         assert found["weights"].keys() == expected["weights"].keys()
         assert all(torch.equal(found["weights"][name], w) for name, w in expected["weights"].items())

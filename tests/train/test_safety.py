@@ -139,6 +139,72 @@ class TestSkip:
         assert f"weights are not finite, of {trainer.bad}" in str(caught.value)
 
 
+class TestFloat16:
+    """What overflows there is skipped with a smaller scale, whatever ``on_non_finite`` says; here it is ``stop``."""
+
+    HALF = (
+        "training.use_amp=true",
+        "training.amp_dtype=float16",
+        "training.overlay_clips=0",
+        "training.domain_gate=false",
+    )
+
+    @staticmethod
+    def overflow(trainer: Seen) -> None:
+        """In step 2 only."""
+        parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+        if trainer.progress.step == 1:
+            trainer.hook = parameter.register_hook(lambda gradient: gradient + math.inf)
+        elif trainer.progress.step == 2:
+            trainer.hook.remove()
+
+    def test_an_overflow_costs_a_step_and_is_no_bad_batch(self, make_config):
+        kept = []
+
+        def before(trainer: Seen) -> None:
+            self.overflow(trainer)
+            kept.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
+
+        trainer = Seen(make_config(*self.HALF, "training.max_epochs=1"), before)
+        scale = trainer.scaler.get_scale()
+        trainer.fit()
+        assert ["total" in line for line in trainer.lines] == [True, False, True]
+        assert trainer.scaler.get_scale() == scale / 2
+        assert not all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(kept[1], kept[2], strict=True))
+        planned = [trainer.config.training.learning_rate * share for share in (0.5, 1, 0.5)]  # with one step of warm-up
+        assert [line["learning_rate"] for line in trainer.lines] == pytest.approx(planned), "a rate for every step"
+        assert f"step skipped: float16 overflowed at step 2; the scale of its loss is now {scale / 2:g}" in trainer.text
+        assert "; 1 of 3 steps skipped" in trainer.text
+        assert not list(trainer.folder.glob("bad_batch_*"))
+
+    def test_a_loss_that_is_nan_still_stops_the_run(self, make_config, bad_losses):
+        trainer = Seen(make_config(*self.HALF, "training.max_epochs=1"))
+        bad_losses(2)
+        with pytest.raises(UserError, match="the loss is nan at step 2"):
+            trainer.fit()
+
+    def test_overflows_without_end_stop_the_run(self, make_config):
+        trainer = Seen(make_config(*self.HALF, "training.max_skips=1"))
+        next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(
+            lambda gradient: gradient + math.inf
+        )
+        with pytest.raises(
+            UserError, match=r"is not finite at step 2 on .* lies in .*bad_batch_2 \(training\.max_skips"
+        ):
+            trainer.fit()
+
+    def test_a_resumed_run_has_the_scale_of_the_one_before(self, make_config, tmp_path):
+        whole = Seen(make_config(*self.HALF, f"output_dir={tmp_path / 'whole'}"), self.overflow)
+        whole.fit()
+        Seen(make_config(*self.HALF, "training.max_steps=2"), self.overflow).fit()
+        again = Trainer(make_config(*self.HALF), "auto")
+        assert again.scaler.get_scale() == whole.scaler.get_scale() == 2**15
+        again.fit()
+        assert again.scaler.state_dict() == whole.scaler.state_dict()
+        assert (again.folder / "steps.jsonl").read_text() == (whole.folder / "steps.jsonl").read_text()
+
+
 class TestWarnings:
     def test_an_expert_that_is_never_chosen(self, make_config):
         trainer = Seen(make_config(*QUICK))

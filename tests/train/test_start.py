@@ -122,6 +122,11 @@ class TestExtend:
             Trainer(config)
         assert not (tmp_path / "run" / "config.yaml").exists()
 
+    def test_another_image_size_is_refused(self, first, make_config):
+        config = make_config("dataset.name=other", f"training.extend={first[1]}", "model.image_size=96")
+        with pytest.raises(UserError, match=r"learned at model\.image_size 64, this run has 96"):
+            Trainer(config)
+
     def test_it_does_not_move_away_what_it_extends(self, first, make_config):
         with pytest.raises(UserError, match="lies in output_dir"):
             Trainer(make_config("dataset.name=other", f"training.extend={first[1]}", f"output_dir={first[1].parent}"))

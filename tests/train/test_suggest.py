@@ -122,6 +122,32 @@ def test_small_objects_ask_for_a_larger_image(suggest, tmp_path):
     assert "at its own 128" in text
 
 
+def test_objects_too_small_even_at_a_larger_size_are_told(suggest, tmp_path):
+    data = make_videos(CELLS, 4, 0, frames=1, side=320)
+    for video in data.videos:
+        for obj in video.objects:
+            mask = obj.segmentations[0].decode()
+            y, x = np.argwhere(mask)[0]
+            mask[:] = False
+            mask[y : y + 3, x : x + 3] = True
+            object.__setattr__(obj, "segmentations", [type(obj.segmentations[0]).encode(mask)])
+    write_coco(tmp_path / "tiny", data)
+    _, text = suggest(tmp_path / "tiny")
+    assert "(at its own 128: 1), which is little: crops of the images" in text
+
+
+def test_a_linked_folder_keeps_its_own_name_and_paths_stay_relative(suggest, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        write_coco(tmp_path / "elsewhere" / split, make_videos(CELLS, 2, 0, frames=1, side=64))
+        annotations = tmp_path / "elsewhere" / split / "_annotations.coco.json"
+        annotations.rename(tmp_path / "elsewhere" / f"instances_{split}.json")
+    (tmp_path / "cells").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    config, _ = suggest(Path("cells"))
+    assert config.dataset.name == "cells"
+    assert config.dataset.train_ann_file == "cells/instances_train.json"
+
+
 def test_what_cannot_be_used_is_said(suggest, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no annotations found"):

@@ -1,0 +1,64 @@
+"""Hugging Face transformers with what was trained here: load an exported folder, put its adapters in, follow a box."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from src import cli
+from src.data.drawing import draw_masks
+from src.data.video import VideoWriter, open_footage
+from src.model.checkpoint import ADAPTER_FOLDER
+from src.model.gating import DECISION
+from src.model.transformers_adapters import add_adapter_to_transformers
+from src.model.transformers_format import load_transformers
+
+
+@torch.inference_mode()
+def main(arguments: argparse.Namespace) -> None:
+    # transformers' own classes; LoRA and full fine-tuning are in the weights, and end here
+    transformers = load_transformers()
+    model = transformers.Sam2VideoModel.from_pretrained(arguments.model)
+    processor = transformers.Sam2VideoProcessor.from_pretrained(arguments.model)
+
+    # MoPE and expert groups lie beside the base
+    adapter = Path(arguments.model) / ADAPTER_FOLDER
+    if adapter.is_dir():
+        add_adapter_to_transformers(model, adapter, gate=arguments.gate)
+
+    # a box on the first frame, and the object's mask on every frame
+    frames = list(open_footage(arguments.input))
+    session = processor.init_video_session(video=frames)
+    processor.add_inputs_to_inference_session(session, frame_idx=0, obj_ids=1, input_boxes=[[arguments.box]])
+    model(session, frame_idx=0)
+    if (decision := getattr(session, DECISION, None)) is not None:
+        print(f"the domain gate: {decision.domain or 'none of its domains: the base tracks'}")
+    with VideoWriter(Path(arguments.output)) as video:
+        for found in model.propagate_in_video_iterator(session):
+            masks_O1HW = processor.post_process_masks([found.pred_masks], [frames[0].shape[:2]])[0]
+            video.write(draw_masks(frames[found.frame_idx], {1: masks_O1HW[0, 0].numpy()}))
+    print(f"{len(frames)} frames: {arguments.output}")
+
+
+def box(text: str) -> list[float]:
+    x0, y0, x1, y1 = map(float, text.split(","))
+    return [x0, y0, x1, y1]
+
+
+if __name__ == "__main__":
+    parser = cli.parser(
+        __doc__, "python examples/track_with_transformers.py --model exported --input clip.mp4 --box 10,20,80,90"
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="FOLDER", help="written by tools/export.py --format transformers"
+    )
+    parser.add_argument("--input", required=True, metavar="PATH", help="a video file or a folder of frames")
+    parser.add_argument("--box", required=True, type=box, metavar="X0,Y0,X1,Y1", help="on the first frame, in pixels")
+    parser.add_argument("--gate", default="auto", metavar="MODE", help="auto, on, off, or a domain's name")
+    parser.add_argument("--output", default="experiments/tracked.mp4", metavar="MP4")
+    cli.run(main, parser)

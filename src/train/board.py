@@ -1,0 +1,232 @@
+"""What TensorBoard shows of a run: one scheme of tags, laid out by the question that each answers.
+
+The scheme is in LORA_IMPLEMENTATION_GUIDE.md, "What TensorBoard shows".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from src.config import Config, Prompt, one_line_yaml
+from src.evaluation.expert_report import short_names
+from src.evaluation.figures import heat_map
+from src.evaluation.report import summary_markdown
+from src.evaluation.tables import Comparison, gate_rates
+
+BASE = "_base"
+"""What the tag of the base's score ends with, beside that of the model in training."""
+
+PER_STEP = ("learning_rate", "grad_norm", "seconds", "waiting_for_data")
+"""What is known of a step beside its losses."""
+
+NOT_SHOWN = ("step", "epoch", "clips")
+"""What a line of ``steps.jsonl`` holds beside what is drawn."""
+
+COMPARED = (
+    "model.name", "model.image_size", "lora.method", "lora.rank", "lora.alpha", "lora.dropout", "lora.experts",
+    "lora.top_k", "lora.router.balance_weight", "lora.router.null_expert", "lora.router.level", "dataset.clip.frames",
+    "training.learning_rate", "training.batch_size", "training.gradient_accumulation_steps", "training.max_epochs",
+    "training.distill.weight", "training.penalty.kind", "training.penalty.weight", "training.adapter_init",
+    "training.seed",
+)  # fmt: skip
+"""Keys of the config that are columns of the hparams view."""
+
+
+class Board:
+    """The TensorBoard events of a run, in a folder of its own, so that runs are one line each.
+
+    Args:
+        folder: the run's, such as ``logs/<run_name>``.
+        first: the first step that is written; what a former attempt wrote from there on is dropped from view.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._writer = SummaryWriter(str(folder), purge_step=first or None)
+
+    def begin(self, config: Config, learned: Sequence[str], kept: Sequence[str], step: int) -> None:
+        """Show what a run is, before it goes on from a step: its config, its line among runs, the layout of curves.
+
+        Args:
+            config: the run.
+            learned: names of the domains that it learns.
+            kept: names of those that it must keep.
+            step: the last that was done; the config holds from the next one on.
+        """
+        self._writer.add_text("config", f"```yaml\n{config.to_yaml()}\n```", step + 1)
+        self._writer.add_custom_scalars(layout(config, learned, kept))
+        # without a list of columns, TensorBoard finds them itself, and shows those first in which runs differ
+        _, start, _ = hparams(compared(config), {})
+        self._writer._get_file_writer().add_summary(start)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Draw a step: a line of ``steps.jsonl``, and ``seconds``, how long it took with the wait for its data."""
+        for name, value in record.items():
+            if name not in NOT_SHOWN and value is not None:
+                group = "step" if name in PER_STEP else "loss"
+                self._writer.add_scalar(f"{group}/{name}", value, record["step"])
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def image(self, tag: str, image_HWC: np.ndarray, step: int) -> None:
+        self._writer.add_image(tag, image_HWC, step, dataformats="HWC")
+
+    def expert_use(self, usage: Mapping[str, Tensor], experts: int, top_k: int, step: int) -> None:
+        """Show how experts were used since the last time: a bar each, layers × experts, and two numbers.
+
+        Args:
+            usage: per layer (E,) or (E + 1,), the null expert last: how often each was chosen, in any unit.
+            experts: E.
+            top_k: how many a token chooses, so that none has more than 1 / top_k of all choices.
+            step: the last of those that are counted.
+        """
+        shares = {layer: use.double() / use.sum() for layer, use in usage.items() if use.sum() > 0}
+        if not shares:
+            return
+        write_expert_use(self._writer, "router/use", shares, step)
+        values_LE = np.stack([share.numpy() for share in shares.values()])
+        names = [*map(str, range(experts)), *(["null"] if values_LE.shape[1] > experts else [])]
+        inside, layers = short_names(list(shares))
+        figure = heat_map(
+            values_LE, layers, names, f"use of experts up to step {step}, layers in {inside}", "share of choices",
+            (0, 1 / top_k), row_title="layer", column_title="expert",
+        )  # fmt: skip
+        self._writer.add_figure("router/use", figure, step)
+        self._writer.add_scalar("router/evenness", evenness(values_LE[:, :experts]), step)
+        if values_LE.shape[1] > experts:
+            self._writer.add_scalar("router/null_share", float(values_LE[:, experts].mean()), step)
+
+    def sync(self) -> None:
+        """Write down all that is waiting, before a checkpoint says that it is there."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_results(folder: Path, step: int, config: Config, comparisons: Sequence[Comparison]) -> None:
+    """Add a run's final table, its scores and its domain gate's rates to its events, and close its hparams.
+
+    They stand one step after the last, so that they give way to those of the run when it goes on.
+
+    Args:
+        folder: the run's, as of :class:`Board`.
+        step: the run's last.
+        config: the run.
+        comparisons: base and adapted model, domain by domain.
+    """
+    learned = [data.name for data in config.dataset.sets]
+    writer = SummaryWriter(str(folder), purge_step=step + 1)
+    for tag, value in (final_scores(comparisons, learned) | gate_scores(comparisons, learned)).items():
+        writer.add_scalar(tag, value, step + 1)
+    writer.add_text("results", summary_markdown(comparisons), step + 1)
+    _, _, end = hparams({}, {})
+    writer._get_file_writer().add_summary(end)
+    writer.close()
+
+
+def final_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
+    """J of each domain, the gain on learned and the loss on kept ones; of the base alone only its J."""
+    by_domain = {c.domain.name: (c.adapted or c.base).scores["J"] for c in comparisons}
+    scores = {f"final/J/{name}": value for name, value in by_domain.items()}
+    if any(c.adapted is None for c in comparisons):
+        return scores
+    changes = {c.domain.name: by_domain[c.domain.name] - c.base.scores["J"] for c in comparisons}
+    return scores | {f"final/{name}": value for name, value in _gain_and_forgetting(changes, learned).items()}
+
+
+def gate_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
+    """What becomes of all domains with the domain gate deciding: rates, known shares, gain and loss of J."""
+    gated = {c.domain.name: (c, c.gated) for c in comparisons if c.gated is not None}
+    if not gated:
+        return {}
+    changes = {name: of.result.scores["J"] - c.base.scores["J"] for name, (c, of) in gated.items()}
+    known = {f"gate/known/{name}": of.known / len(of.result.videos) for name, (_, of) in gated.items()}
+    rates = gate_rates(list(comparisons)) | _gain_and_forgetting(changes, learned)
+    return known | {f"gate/{name}": value for name, value in rates.items()}
+
+
+def _gain_and_forgetting(changes: Mapping[str, float], learned: Sequence[str]) -> dict[str, float]:
+    """``gain``, the mean change of learned domains, and where there are others ``forgetting``, their mean loss."""
+    gains = [change for name, change in changes.items() if name in learned]
+    losses = [-change for name, change in changes.items() if name not in learned]
+    return {"gain": float(np.mean(gains)), **({"forgetting": float(np.mean(losses))} if losses else {})}
+
+
+def compared(config: Config) -> dict[str, Any]:
+    """The values of :data:`COMPARED`."""
+
+    def value_of(key: str) -> Any:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        return one_line_yaml(value) if isinstance(value, bool) or value is None else value
+
+    return {key: value_of(key) for key in COMPARED}
+
+
+def layout(config: Config, learned: Sequence[str], kept: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """The charts of the custom scalars view: category → title → kind and patterns of tags.
+
+    Charts of what a run does not have are left out.
+    """
+    several = [f"validation/{name}" for name in learned] if len(learned) > 1 else []
+    prompts = [f"prompts/{prompt}" for prompt in get_args(Prompt)] if config.training.watch_clips else []
+    forgets = [f"kept/{name}" for name in kept] if config.training.watch_clips else []
+    routed = config.lora.method == "mope"
+    parts = ["total", "mask", "dice", "iou", "occlusion", *(["balance", "router_z"] if routed else [])]
+    parts += ["penalty"] if config.training.penalty.weight else []
+    distilled = {"distillation": ["Multiline", ["^loss/distill_.*$"]]} if config.training.distill.weight else {}
+    routing = ["router/evenness", *(["router/null_share"] if config.lora.router.null_expert else [])]
+    charts = {
+        "Does it learn?": _beside_the_base(["validation", *several, *prompts]),
+        "Does it forget?": _beside_the_base(forgets),
+        "What is the loss made of?": _one_by_one([f"loss/{part}" for part in parts]) | distilled,
+        "Do the experts share the work?": _one_by_one(routing) if routed else {},
+        "How does it run?": _one_by_one([f"step/{name}" for name in PER_STEP]),
+    }
+    return {question: answers for question, answers in charts.items() if answers}
+
+
+def _beside_the_base(groups: Sequence[str]) -> dict[str, list[Any]]:
+    """A chart for each group of tags: its J, and that of the base."""
+    return {f"{group}: J, beside the base's": _lines(f"{group}/J", f"{group}/J{BASE}") for group in groups}
+
+
+def _one_by_one(tags: Sequence[str]) -> dict[str, list[Any]]:
+    return {tag: _lines(tag) for tag in tags}
+
+
+def _lines(*tags: str) -> list[Any]:
+    return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+
+
+def evenness(use_LE: np.ndarray) -> float:
+    """How evenly experts are used, mean over layers: the entropy of their use (L, E) over its most, ln E; NaN for one.
+
+    1: all alike; 0: one expert has every choice.
+    """
+    share_LE = use_LE / use_LE.sum(axis=1, keepdims=True).clip(min=1e-12)
+    entropy_L = -(share_LE * np.log(share_LE.clip(min=1e-12))).sum(axis=1)
+    return float(entropy_L.mean() / np.log(use_LE.shape[1])) if use_LE.shape[1] > 1 else float("nan")
+
+
+def write_expert_use(writer: SummaryWriter, name: str, usage: Mapping[str, Tensor], step: int) -> None:
+    """A histogram per layer, ``name/layer``, with one bar per expert: its share of all choices."""
+    for layer, share_E in usage.items():
+        share = share_E.double().numpy()
+        index = np.arange(len(share))
+        writer.add_histogram_raw(
+            f"{name}/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
+            sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
+            bucket_counts=share.tolist(), global_step=step,
+        )  # fmt: skip

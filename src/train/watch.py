@@ -1,0 +1,136 @@
+"""What validation looks at beside the scores that choose the best weights: other prompts, kept domains, pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import get_args
+
+import numpy as np
+from sam2.modeling.sam2_base import SAM2Base
+
+from src.config import Config, Prompt
+from src.data.records import RLE, VideoRecord
+from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from src.evaluation.metrics import pooled
+from src.evaluation.report import overlay_sheet, shown_frames, true_masks
+
+SCORES = ("J", "J&F")
+"""The scores that are watched, and that stand beside the base's."""
+
+Masks = dict[str, dict[int, list[str | None]]]
+"""Tag of a picture → object id → its mask on each frame, as pycocotools' text; None on frames that are not drawn."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A domain and a prompt that a look scores; views of one tag are averaged."""
+
+    tag: str
+    domain: Domain
+    prompt: Prompt
+
+
+class Watch:
+    """Looks at a model in training.
+
+    Args:
+        config: the run; ``training.watch_clips`` says on how many clips of each domain, 0 leaves it at pictures.
+        learned: the validation sets.
+        kept: what must not be forgotten.
+    """
+
+    def __init__(self, config: Config, learned: Sequence[Domain], kept: Sequence[Domain]) -> None:
+        self.clips, self.pictures = config.training.watch_clips, config.training.overlay_clips
+        self.prompt, self.learned = config.evaluation.prompt, learned
+        others = [prompt for prompt in get_args(Prompt) if prompt != self.prompt]
+        self.views = [View(f"prompts/{prompt}", domain, prompt) for prompt in others for domain in learned]
+        self.views += [View(f"kept/{domain.name}", domain, self.prompt) for domain in kept]
+        if not self.clips:
+            self.views = []
+
+    def look(self, model: SAM2Base, results: Sequence[DomainResult]) -> dict[str, float]:
+        """Score the model on all views.
+
+        Args:
+            model: the model in training; its mode comes back afterwards.
+            results: what validation found just now, a result for each validation set; of these the same clips are
+                taken, so that prompts can be compared.
+
+        Returns:
+            ``prompts/<prompt>/<score>``, of several validation sets their mean, and ``kept/<domain>/<score>``.
+
+        Raises:
+            UserError: as :func:`~src.evaluation.forgetting.evaluate_domain`.
+        """
+        found: dict[str, list[dict[str, float]]] = defaultdict(list)
+        for result in results if self.views else ():
+            scored = [list(video.scores.values()) for video in result.videos if video.scores][: self.clips]
+            found[f"prompts/{self.prompt}"].append(pooled([scores for video in scored for scores in video]))
+        for view in self.views:
+            result = evaluate_domain(model, view.domain, view.prompt, view.tag, clips=self.clips)
+            found[view.tag].append(result.scores)
+        return {
+            f"{tag}/{score}": float(np.mean([scores[score] for scores in of]))
+            for tag, of in found.items()
+            for score in SCORES
+        }
+
+    def masks(self, results: Sequence[DomainResult]) -> Masks:
+        """The masks that pictures need, as plain data, to be drawn beside later ones."""
+        return {
+            tag: {
+                object_id: [_as_text(mask) if t in shown_frames(video) else None for t, mask in enumerate(masks)]
+                for object_id, masks in predicted.items()
+            }
+            for tag, video, predicted in self._drawn(results)
+        }
+
+    def sheets(self, results: Sequence[DomainResult], base: Masks) -> Iterator[tuple[str, np.ndarray]]:
+        """The same clips at the same frames every time: truth, base, adapted.
+
+        Args:
+            results: as of :meth:`look`.
+            base: :meth:`masks` of the base; pictures that it lacks have no such row.
+
+        Returns:
+            The tag, ``overlays/<video>`` or of several sets ``overlays/<set>/<video>``, and RGB uint8 (H, W, 3).
+        """
+        for tag, video, predicted in self._drawn(results):
+            rows = {"truth": true_masks(video)}
+            if tag in base:
+                size = (video.height, video.width)
+                rows["base"] = {i: [_from_text(text, size) for text in masks] for i, masks in base[tag].items()}
+            yield tag, overlay_sheet(video, rows | {"adapted": predicted})
+
+    def workload(self) -> list[Domain]:
+        """What a look scores, about: each view's domain with as many of its clips."""
+        return [
+            replace(view.domain, data=replace(view.domain.data, videos=view.domain.data.videos[: self.clips]))
+            for view in self.views
+        ]
+
+    def _drawn(self, results: Sequence[DomainResult]) -> Iterator[tuple[str, VideoRecord, dict[int, list[RLE]]]]:
+        for domain, result in zip(self.learned, results, strict=True):
+            prefix = f"{domain.name}/" if len(self.learned) > 1 else ""
+            for video, found in islice(zip(domain.videos(), result.videos, strict=True), self.pictures):
+                yield f"overlays/{prefix}{video.video_id}", video, found.predicted
+
+
+def watches_alike(one: Config, other: Config) -> bool:
+    """Whether scores and pictures of two runs on the same data are of the same clips, prompted and scored alike."""
+
+    def watched(config: Config) -> tuple[object, ...]:
+        return config.training.watch_clips, config.evaluation.model_dump(exclude={"clicks", "overlays"})
+
+    return watched(one) == watched(other)
+
+
+def _as_text(mask: RLE) -> str:
+    return mask.rle["counts"].decode("ascii")
+
+
+def _from_text(text: str | None, size: tuple[int, int]) -> RLE | None:
+    return None if text is None else RLE({"size": list(size), "counts": text.encode("ascii")})
