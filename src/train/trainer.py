@@ -29,6 +29,7 @@ from src.cli import progress_bar
 from src.config import Config
 from src.data.clips import BatchSampler, ClipBatch, EpochSampler, collate
 from src.data.records import DataSet
+from src.data.validate import CHECKS_FOLDER
 from src.errors import Stopped, UserError
 from src.evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
 from src.files import remove_leftovers, write_text
@@ -257,7 +258,8 @@ class Trainer:
         moved = None
         if ranks.is_first():
             moved = None if resumed else move_earlier_run_aside(self.folder)
-            remove_leftovers(self.checkpoints)
+            for folder in (self.folder, self.checkpoints, self.folder / ADAPTER_FOLDER, self.folder / CHECKS_FOLDER):
+                remove_leftovers(folder)
             write_text(self.folder / "config.yaml", config.to_yaml())
             write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
         self.stops = Stops(tells=ranks.is_first())
