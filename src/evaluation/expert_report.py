@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from src.evaluation.expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
 from src.evaluation.figures import Table, heat_map, heat_maps
 from src.evaluation.tables import aligned
 from src.lora.expert_groups import UNNAMED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_USED = 3  # experts named per layer and domain on the screen
 LAYER_NUMBERS = ("entropy", "entropy_share", "null_share")
