@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[1]
@@ -19,10 +20,15 @@ def named_tests() -> list[str]:
     return found
 
 
+@cache
+def statements(path: Path) -> list[ast.stmt]:
+    """Those of a module; none if there is no such file."""
+    return ast.parse(path.read_text()).body if path.is_file() else []
+
+
 def is_there(test: str) -> bool:
     file, *names = test.split("::")
-    path = HOUSE / file
-    body: list[ast.stmt] = ast.parse(path.read_text()).body if path.is_file() else []
+    body = statements(HOUSE / file)
     for name in names:
         found = [node for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name]
         if not found:
