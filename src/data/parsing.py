@@ -116,7 +116,7 @@ class Bounds:
         if not self.folders:
             return
         try:
-            real = Path(os.path.realpath(path)) if os.path.islink(path) else _resolved(path.parent)
+            real = Path(os.path.realpath(path)) if os.path.islink(path) else _resolved(path.parent.absolute())
         except ValueError:  # no file can be called so, as whoever reads it will say
             return
         if not any(real.is_relative_to(folder) for folder in self.folders):

@@ -133,6 +133,8 @@ class TestPages:
             if words[0] != "python":
                 return in_shell(command, folder)
             monkeypatch.chdir(folder)
-            return run_script(folder / words[1], *words[2:])[0]
+            status, _, errors = run_script(folder / words[1], *words[2:])
+            print(errors)  # shown where the page fails
+            return status
 
         run_page(run_howtos.PAGES / f"{name}.md", tmp_path / "work", None, quick=True, run=run)
