@@ -545,7 +545,7 @@ class Trainer:
         for warning in (
             dead_experts(usage, self.config.lora.experts),
             missing_sets(several, progress.epoch_clips),
-            unmoved_loss(progress.history),
+            unmoved_loss(progress.history) if not progress.best_J > progress.base_J else None,
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
