@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import random
 import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
 from src.errors import UserError
 from src.lora.moe_layer import MoELoRALinear
@@ -140,14 +139,8 @@ def kept_bytes(module: nn.Module, x: Tensor) -> int:
     return sum(sizes.values())
 
 
-def clock(threads: int) -> Callable[[], float]:
-    """The process's own time on one thread, so that what else the machine does counts little; else the wall's."""
-    return time.process_time if threads == 1 else time.perf_counter
-
-
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    now = clock(arguments.threads)
     print(f"{arguments.experts} experts of rank {arguments.rank}, top {arguments.top_k}, {arguments.threads} threads\n")
     print("| input | layer | ms, forward and backward | to this layer | kept for backward, MB | to this layer |")
     print("|---|---|--:|--:|--:|--:|")
@@ -158,16 +151,11 @@ def main(arguments: argparse.Namespace) -> None:
         x, grad = torch.randn(shape, requires_grad=True), torch.randn(*shape[:-1], out)
         check_equal(modules, x, grad, arguments.tolerance)
         far.append(differences(modules, x, grad))
-        seconds: dict[str, list[float]] = {name: [] for name in modules}
-        for number in range(arguments.rounds):
-            for name in random.Random(number).sample([*modules], len(modules)):
-                started = now()
-                forward_backward(modules[name], x, grad)
-                seconds[name].append(now() - started)
+        variants = {name: partial(forward_backward, module, x, grad) for name, module in modules.items()}
+        seconds = in_turn(variants, arguments.rounds, clock(arguments.threads))
         kept = {name: kept_bytes(module, x) for name, module in modules.items()}
         for name in modules:
-            ratio = median(a / b for a, b in zip(seconds[name], seconds[MOPE], strict=True))
-            row = (f"{1e3 * median(seconds[name]):.1f}", f"{ratio:.2f}")
+            row = (f"{1e3 * median(seconds[name]):.1f}", f"{ratio(seconds[name], seconds[MOPE]):.2f}")
             memory = (f"{kept[name] / 2**20:.1f}", f"{kept[name] / kept[MOPE]:.1f}")
             print(f"| {text} | {name} | {' | '.join(row + memory)} |", flush=True)
     outputs, gradients = (max(values) for values in zip(*far, strict=True))

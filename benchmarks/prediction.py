@@ -11,7 +11,6 @@ import argparse
 import copy
 import random
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.measuring import clock, ratio
 from src import cli
 from src.config import LoraConfig, ModelConfig, ModelName
 from src.data.prompts import Prompt
@@ -89,8 +89,7 @@ def check(logits: dict[str, Tensor], t: int) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
-    # On one thread the process's own time, so that what else the machine does counts little.
-    now = time.process_time if arguments.threads == 1 else time.perf_counter
+    now = clock(arguments.threads)
     print(f"{arguments.size} px, {arguments.frames} frames, 1 object, {arguments.threads} threads\n")
     print("| model | adapters | ms a frame | to stock |\n|---|---|--:|--:|")
     for name in arguments.models:
@@ -103,8 +102,8 @@ def main(arguments: argparse.Namespace) -> None:
                 check({key: runs[key].step(frame, now) for key in turn}, t)
         full = models[STOCK].num_maskmem
         for key, run in runs.items():
-            ratios = [a / b for a, b in zip(run.seconds[full:], runs[STOCK].seconds[full:], strict=True)]
-            print(f"| {name} | {key} | {1e3 * median(run.seconds[full:]):.0f} | {median(ratios):.3f} |", flush=True)
+            to_stock = ratio(run.seconds[full:], runs[STOCK].seconds[full:])
+            print(f"| {name} | {key} | {1e3 * median(run.seconds[full:]):.0f} | {to_stock:.3f} |", flush=True)
         if arguments.profile:
             with profile(activities=[ProfilerActivity.CPU]) as found:
                 runs[ON].step(frames[-1], now)

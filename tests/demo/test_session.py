@@ -24,16 +24,14 @@ from src.lora.lora_utils import apply_method
 from src.model.build import build_model
 from src.model.following import load_tracker, write_prediction
 from src.model.gate_fitting import fit_gate
+from tests.footage import moving_block
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 4
 MEMORY, ENCODER = "memory_attention.layers.0.self_attn.q_proj", "image_encoder.trunk.blocks.0.attn.qkv"
 
 
 def frames() -> list[np.ndarray]:
-    pictures = np.random.default_rng(0).integers(0, 120, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    for t, picture in enumerate(pictures):
-        picture[10:30, 10 + 2 * t : 40 + 2 * t] = (200, 60, 60)
-    return list(pictures)
+    return moving_block(FRAMES, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")

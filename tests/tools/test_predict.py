@@ -23,6 +23,7 @@ from src.model.build import build_model
 from src.model.following import follow, label_frame, load_tracker, write_prediction
 from src.model.gate_fitting import fit_gate
 from src.model.streaming import Prediction, StreamingTracker
+from tests.footage import moving_block
 from tools.predict import frame_rate
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "predict.py"
@@ -31,10 +32,7 @@ BOX = "10,8,40,30"
 
 
 def frames() -> list[np.ndarray]:
-    pictures = np.random.default_rng(0).integers(0, 120, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    for t, picture in enumerate(pictures):
-        picture[10:30, 10 + 2 * t : 40 + 2 * t] = (200, 60, 60)
-    return list(pictures)
+    return moving_block(FRAMES, HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")

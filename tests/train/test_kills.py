@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,9 @@ import pytest
 import torch
 
 from src.config import load_config
-from src.errors import Stopped, UserError
 from src.lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE
 from src.train.trainer import Trainer
+from tests.train.processes import end_as_a_command
 from tests.train.steps import read_steps
 
 SETTINGS = (
@@ -37,34 +36,13 @@ HOUSE = Path(__file__).parents[2]
 def begin(work: Callable[[], object], output: Path) -> int:
     """Do some work in a process of its own, which need not import anything again; returns its id.
 
-    It exits with 0, or as a command would when it was stopped or the user made a mistake, or with 1; it writes to
-    ``output``.
+    It exits as a command would, and writes to ``output``.
     """
     child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
+    if not child:
         os.setsid()  # so that its own children can be found when it is gone
-        with open(output, "a", encoding="utf-8") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        torch.set_num_threads(1)  # threads of the parent are not there any more
-        work()
-        status = 0
-    except Stopped as stop:
-        status = stop.status
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return 0
+        end_as_a_command(work, output)
+    return child
 
 
 def end(child: int) -> int:

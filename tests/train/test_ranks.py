@@ -7,10 +7,9 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import pytest
 import torch
 
 import src.train.trainer
-from src import cli
 from src.config import load_config
 from src.data.clips import BatchSampler, EpochSampler
 from src.train import ranks
 from src.train.trainer import Trainer
+from tests.train.processes import end_as_a_command
 
 QUICK = ("training.max_epochs=2", "training.batch_size=4", "training.domain_gate=false", "training.learning_rate=1e-2")
 EVERYTHING = (
@@ -59,35 +58,14 @@ def start(work: Callable[[], None], count: int, folder: Path) -> list[int]:
             told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_USE_AGENT_STORE": True}
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": stores[-1].port}
             os.environ.update({name: str(value) for name, value in (told | place).items()})
-            _run(work, folder / f"rank{rank}.txt")
+            end_as_a_command(partial(in_a_team, work), folder / f"rank{rank}.txt")
         children.append(child)
     return children
 
 
-def _run(work: Callable[[], None], output: Path) -> None:
-    """What a command does in a process that was started for it, which ends here."""
-
-    def main(_: object) -> None:
-        with ranks.together("cpu"):
-            work()
-
-    status: Any = 1
-    try:
-        with open(output, "w", encoding="utf-8") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-        sys.argv = ["train.py"]
-        torch.set_num_threads(1)  # threads of the parent are not there any more
-        cli.run(main, cli.parser("", ""))
-    except SystemExit as ended:
-        status = ended.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+def in_a_team(work: Callable[[], None]) -> None:
+    with ranks.together("cpu"):
+        work()
 
 
 def end(children: list[int]) -> list[int]:
