@@ -298,6 +298,11 @@ class TrainingConfig(Section):
     adapter_init: Literal["random", "data"] = Field(
         "random", description="data: the new adapters begin with what their layers see of the new domain"
     )
+    strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        [1.0],
+        min_length=1,
+        description="shares of what the adapters learned; the one that validates best is kept at the end",
+    )
     domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
     save_every_steps: int | None = Field(None, gt=0, description="last.pt at least every so many steps")
@@ -347,12 +352,14 @@ class Config(Section):
     output_dir: str = "experiments"
 
     @model_validator(mode="after")
-    def _one_beginning(self) -> Config:
+    def _parts_fit(self) -> Config:
         training = self.training
         if training.extend and training.start_from:
             raise ValueError("training.extend and training.start_from exclude each other")
         if training.extend and (len(self.dataset.sets) > 1 or self.lora.method not in ADAPTER_METHODS):
             raise ValueError("training.extend learns one domain at a time, with lora.method mope or lora")
+        if training.strengths != [1.0] and (training.start_from or self.lora.method not in ADAPTER_METHODS):
+            raise ValueError("training.strengths needs new adapters: lora.method mope or lora, and no start_from")
         if training.adapter_init == "data" and self.lora.method not in ADAPTER_METHODS:
             raise ValueError(f"training.adapter_init is data, but lora.method {self.lora.method} has no adapters")
         if training.adapter_init == "data" and training.start_from:

@@ -33,12 +33,15 @@ BUNDLED = {d.name: d for d in (synthetic.CELLS, synthetic.TISSUE, synthetic.THER
 
 
 class MethodConfig(Section):
-    """A way to learn; it is studied without and with distillation."""
+    """A way to learn."""
 
     sequence: Literal["continue", "groups"] = Field(
         "continue", description="train the same weights on, or add a group of experts for each domain"
     )
     replay: bool = Field(False, description="mix in labelled clips of the source and of all domains learned before")
+    distilled: list[bool] = Field(
+        default=[False, True], min_length=1, description="studied without distillation, with it, or both"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="dotted keys of the run and their values")
 
 
@@ -78,7 +81,7 @@ class StudyConfig(Section):
     orders: list[list[str]] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     methods: dict[str, MethodConfig] = Field(min_length=1)
-    distill: DistillConfig = Field(description="as training.distill, for every method's second half")
+    distill: DistillConfig = Field(description="as training.distill, for what is distilled")
     near: list[DomainConfig] = Field(
         default_factory=list, description="data near the domains, of none of them, that the gate is to reject"
     )
@@ -172,7 +175,7 @@ def plan_rows(study: StudyConfig) -> list[Row]:
     rows: list[Row] = []
     for seed in study.seeds:
         for name, method in study.methods.items():
-            for distilled in (False, True):
+            for distilled in method.distilled:
                 orders = [tuple(order) for order in study.orders]
                 if method.sequence == "groups":
                     orders = [(domain,) for domain in dict.fromkeys(d for order in orders for d in order)]

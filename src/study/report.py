@@ -62,7 +62,7 @@ class Study:
         found = []
         for seed in self.study.seeds:
             for name, method in self.study.methods.items():
-                for distilled in (False, True):
+                for distilled in method.distilled:
                     for order in map(tuple, self.study.orders):
                         if method.sequence == "groups":
                             parts = [Row(name, distilled, (domain,), seed) for domain in order]

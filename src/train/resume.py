@@ -23,7 +23,7 @@ FREE = (
     "dataset.*_img_folder", "dataset.*_ann_file", "dataset.*_videos",
     # what is done beside training
     "evaluation.*", "training.validate_every_epochs", "training.overlay_clips", "training.watch_clips",
-    "training.domain_gate", "training.save_every_*",
+    "training.domain_gate", "training.strengths", "training.save_every_*",
     # where a run ends, and how its steps are computed
     "training.max_steps", "training.early_stopping_patience",
     "training.on_non_finite", "training.max_skips",

@@ -9,14 +9,13 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +78,7 @@ from src.train.safety import (
 )
 from src.train.start import begin, init_from_data
 from src.train.stopping import Stops, has_ended, leave_signals_to_the_parent
+from src.train.strength import weaken, weakened
 from src.train.watch import SCORES, Masks, Watch, watches_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
@@ -103,7 +103,7 @@ class Progress:
     their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips,
     and ``epoch_skipped`` of the steps skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a
     row. ``base_scores``, by tag, and ``base_masks`` are of the model before training, to be shown beside what becomes
-    of it.
+    of it. ``strength`` is the share of ``training.strengths`` that was chosen at the end.
     """
 
     run_name: str
@@ -123,6 +123,7 @@ class Progress:
     epoch_clips: dict[str, int] = field(default_factory=dict)
     epoch_skipped: int = 0
     skipped: int = 0
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -376,6 +377,8 @@ class Trainer:
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
                 self.save_and_stop_if_asked()
+        if self.config.training.strengths != [1.0] and self.best.exists():
+            self.choose_strength()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
             f"checkpoints in {self.checkpoints}"
@@ -390,6 +393,28 @@ class Trainer:
                 if ranks.is_first():
                     self.fit_domain_gate()
         return self.best if self.best.exists() else self.resume
+
+    def choose_strength(self) -> None:
+        """Weaken the best adapters to the share that validates best, the weakest of equals; only once in a run."""
+        best = read_checkpoint(self.best)
+        progress = _progress_of(best, self.best)
+        load_weights(self.model, best, self.best)
+        if progress.strength is None:
+            found = {}
+            for share in sorted(self.config.training.strengths):
+                with self.stops.interruptible(), weakened(self.model, share):
+                    found[share] = progress.best_J if share == 1 else self.score(f"strength {share:g}")[0]["J"]
+            progress.strength = max(found, key=found.__getitem__)
+            progress.best_J = found[progress.strength]
+            weaken(self.model, progress.strength)
+            told = ", ".join(f"J {J:.3f} at {share:g}" for share, J in found.items())
+            self.log.say(f"strength of the adapters: {told}; {progress.strength:g} is kept")
+            if ranks.is_first():
+                weights = trained_weights(self.model, self.config.lora.method)
+                replace(best, weights=weights, progress=asdict(progress)).save(self.best)
+        self.progress.best_J, self.progress.strength = progress.best_J, progress.strength
+        self.write_adapter()
+        self.write_metrics()
 
     def is_over(self) -> bool:
         """Whether all steps are done and their last epoch was closed, or patience has come to its end."""
@@ -688,10 +713,18 @@ class Trainer:
         return NotFinite(f"the loss is {loss.item()}", ", ".join(batch.names) + cause, [batch])
 
     def validate(self, label: str) -> dict[str, float]:
+        """Score the validation sets, and show what came out; returns the scores."""
+        scores, results = self.score(label)
+        if ranks.is_first():
+            self.show(scores, results)
+        ranks.meet()
+        return scores
+
+    def score(self, label: str) -> tuple[dict[str, float], list[DomainResult]]:
         """Score the validation sets as evaluation does: same clips, same prompts, same J.
 
         Returns:
-            The scores; of several sets their means, and each set's own as ``name/J``.
+            The scores; of several sets their means, and each set's own as ``name/J``. And all results, set by set.
         """
         by_set: dict[str, dict[str, float]] = {}
         results: list[DomainResult] = []
@@ -706,10 +739,7 @@ class Trainer:
             results.append(result)
         means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in result.scores}
         scores = means | {prefix + name: value for prefix, of in by_set.items() for name, value in of.items()}
-        if ranks.is_first():
-            self.show(scores, results)
-        ranks.meet()
-        return scores
+        return scores, results
 
     def show(self, scores: dict[str, float], results: list[DomainResult]) -> None:
         """Put a validation on the board, beside the base's, which is the one before training."""
@@ -739,13 +769,24 @@ class Trainer:
         )
         if better:
             self.save(self.best.name)
-            if ranks.is_first() and any(iter_adapters(self.model)):
-                about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
-                save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
-        if not ranks.is_first():
-            return
-        metrics: dict[str, Any] = {"base_J": progress.base_J, "best_J": progress.best_J, "epochs": progress.history}
-        write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            self.write_adapter()
+        self.write_metrics()
+
+    def write_adapter(self) -> None:
+        """Write the adapter folder, where there are adapters."""
+        if ranks.is_first() and any(iter_adapters(self.model)):
+            about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
+            save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
+
+    def write_metrics(self) -> None:
+        """Write ``metrics.json``."""
+        if ranks.is_first():
+            progress = self.progress
+            metrics = {
+                "base_J": progress.base_J, "best_J": progress.best_J, "strength": progress.strength,
+                "epochs": progress.history,
+            }  # fmt: skip
+            write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
     def patience_is_over(self) -> bool:
         """Early stopping: J has not got better for ``early_stopping_patience`` validations."""

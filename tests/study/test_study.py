@@ -62,11 +62,22 @@ class TestPlan:
         assert {config.training.penalty.kind for config in methods if config.training.penalty.weight} == {"l2sp", "ewc"}
         assert len(load_study(SHIPPED, quick=True).seeds) == 1
 
+    def test_the_settings_of_the_shipped_study_are_among_those_it_was_tuned_on(self):
+        study, tuning = load_study(SHIPPED), load_study(SHIPPED.with_name("forgetting_tuning.yaml"))
+        assert study.run == tuning.run and study.distill == tuning.distill
+        assert study.methods["expert_groups"].set == tuning.methods["groups"].set
+        assert study.methods["full"].set in [method.set for method in tuning.methods.values()]
+
     def test_groups_are_learned_once_for_all_orders(self, write):
         study = load_study(write(orders=[["tissue", "thermal"], ["thermal", "tissue"]]))
         rows = [(row.method, row.distilled, row.order) for row in plan_rows(study)]
         assert rows.count(("groups", False, ("tissue",))) == 1
         assert ("replay", True, ("thermal", "tissue")) in rows and ("groups", False, ("tissue", "thermal")) not in rows
+
+    def test_a_method_may_be_studied_in_one_way_only(self, write):
+        study = load_study(write(methods={"taught": {"distilled": [True]}, "both": {}}))
+        rows = {(row.method, row.distilled) for row in plan_rows(study)}
+        assert rows == {("taught", True), ("both", False), ("both", True)}
 
     def test_replay_and_ewc_get_what_was_learned_before(self, write):
         study = load_study(write())

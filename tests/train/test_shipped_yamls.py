@@ -12,8 +12,8 @@ from src.lora.adapter import iter_adapters
 from src.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
-STUDY = "forgetting.yaml"  # of many runs, tested with the study
-YAMLS = sorted(path for path in (ROOT / "src/configs").glob("*.yaml") if path.name != STUDY)
+STUDIES = "forgetting*.yaml"  # of many runs, tested with the study
+YAMLS = sorted(path for path in (ROOT / "src/configs").glob("*.yaml") if not path.match(STUDIES))
 
 
 def slow_to_build(path: Path) -> bool:
