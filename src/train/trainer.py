@@ -398,8 +398,11 @@ class Trainer:
         """What the run's weights are then good for, and what another run should change."""
         progress, training = self.progress, self.config.training
         kept = self.folder / ADAPTER_FOLDER if any(iter_adapters(self.model)) else self.best
+        prompt = self.config.evaluation.prompt
         advice = f"J was best at the end: try a training.max_epochs above {training.max_epochs}"
-        if progress.since_best:
+        if getattr(training.prompts, prompt) < 1:
+            advice = f"Try training.prompts.{prompt}=1 and the others 0: it is scored by {prompt} prompts alone"
+        elif progress.since_best:
             advice = f"J did not rise to the end: try training.learning_rate={training.learning_rate / 2:g}, half of it"
         return (
             f"training got no better than the base (J {progress.best_J:.3f}, base {progress.base_J:.3f}): use the base "

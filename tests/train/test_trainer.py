@@ -529,12 +529,15 @@ class TestSchedule:
         assert "stopping early: J has not got better for 1 validations" in told
         assert told.count("the best so far") == told.count("the best so far, but no better than the base") == 1
         assert f"use the base itself; {trainer.folder / 'adapter'} holds what came closest" in told
-        assert "try training.learning_rate=5e-13, half of it" in told
+        assert "Try training.prompts.mask=1 and the others 0" in told
 
-    def test_more_epochs_are_advised_where_j_was_still_rising(self, make_config):
-        trainer = Recorded(make_config("training.max_epochs=3"))
-        trainer.progress.base_J, trainer.progress.best_J, trainer.progress.since_best = 0.5, 0.4, 0
-        assert "try a training.max_epochs above 3" in trainer.no_better_than_the_base()
+    @pytest.mark.parametrize(
+        ("since_best", "advice"), [(0, "max_epochs above 3"), (2, "learning_rate=0.0005, half")], ids=["rising", "not"]
+    )
+    def test_what_is_advised_where_prompts_are_as_in_evaluation(self, make_config, since_best, advice):
+        trainer = Recorded(make_config(FIXED[0], "training.max_epochs=3", "training.learning_rate=1e-3"))
+        trainer.progress.base_J, trainer.progress.best_J, trainer.progress.since_best = 0.5, 0.4, since_best
+        assert advice in trainer.no_better_than_the_base()
         trainer.close()
 
     def test_validation_every_so_many_epochs_and_at_the_end(self, make_config):
