@@ -194,6 +194,7 @@ class TestARun:
         assert fingerprint in card
         assert "| target | 5 | 2 |" in card and "| not stated |" in card
         assert "- source: J " in card and "knows target" in card
+        assert "false reject 0." in card and "false accept " in card
 
     def test_evaluate_says_the_same_again(self, command, settings, folder):
         before = json.loads((folder / "results.json").read_text())

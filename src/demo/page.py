@@ -203,10 +203,12 @@ class Page:
         """A frame, as far as anything is known of it."""
         view = session.view(frame)
         heat, about = session.experts(frame, None if layer == MEAN else layer, None if expert == LARGEST else expert)
-        heat_map = gr.update(value=heat, visible=heat is not None)
+        # as files, since gradio writes an array that it has shown before again, over the file that a browser may read
+        heat_map = gr.update(value=None if heat is None else str(session.picture_file(heat)), visible=heat is not None)
         times = _enlargement(session)
         pictures = (p.repeat(times, 0).repeat(times, 1) for p in (view.prompted, view.base, view.adapted))
-        return [session.gate_line(), *pictures, view.masks_from, about, heat_map]
+        files = (str(session.picture_file(picture)) for picture in pictures)
+        return [session.gate_line(), *files, view.masks_from, about, heat_map]
 
     def track(
         self,

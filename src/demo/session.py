@@ -15,16 +15,19 @@ It knows nothing of any page. The masks are those of ``tools/predict.py``: both 
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from src.config import GATE_MODES, Config
 from src.data.drawing import draw_masks, draw_prompts
@@ -36,6 +39,7 @@ from src.demo.places import Choices, draw_places, mean_share, watch_places
 from src.errors import UserError
 from src.evaluation.expert_use import choice_names
 from src.evaluation.metrics import region_similarity
+from src.files import write_atomically
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.domain_gate import Decision
 from src.lora.expert_groups import active_group
@@ -289,6 +293,14 @@ class Session:
         if not self._tracked:
             raise UserError("there are no masks to take away yet: track first")
         return self._video, self._masks.with_suffix(".zip")
+
+    def picture_file(self, picture_HWC: np.ndarray) -> Path:
+        """A picture, RGB uint8, as a PNG file, the same for the same picture: it is never written while it is read."""
+        name = hashlib.sha256(f"{picture_HWC.shape}".encode() + picture_HWC.tobytes()).hexdigest()
+        path = Path(self._folder.name) / "pictures" / f"{name}.png"
+        if not path.exists():
+            write_atomically(path, partial(Image.fromarray(picture_HWC).save, format="PNG"))
+        return path
 
     def experts(self, frame: int, layer: str | None, choice: str | None) -> tuple[np.ndarray | None, str]:
         """Which experts acted where on a frame.

@@ -16,7 +16,7 @@ from src.config import Config, Prompt, SetConfig, Split
 from src.data.formats import load_split
 from src.errors import UserError
 from src.evaluation.forgetting import describe
-from src.evaluation.tables import GATE_TITLE, Comparison, gate_table, legend, table
+from src.evaluation.tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
 from src.files import write_text
 from src.lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from src.lora.domain_gate import GATE_FILE, DomainGate
@@ -172,7 +172,9 @@ def _gate(comparisons: list[Comparison], gate: DomainGate | None) -> str:
     known = ", ".join(gate.domains)
     return (
         f"## Domain gate\n\n`{GATE_FILE}` knows {known}. It looks at a video's prompted frame and leaves videos of "
-        f"other domains to the base.\n\n{GATE_TITLE}\n\n{gate_table(comparisons, markdown=True)}"
+        f"other domains to the base.\n\n{GATE_TITLE}\n\n{gate_table(comparisons, markdown=True)}\n\n"
+        f"Of these videos, {rates_line(comparisons)} (reject: of learned domains, left to the base; accept: of others, "
+        "adapted)."
     )
 
 

@@ -10,6 +10,9 @@ from torch import nn
 
 from src.config import TrainingConfig
 
+MOST_WARMUP = 0.1
+"""Share of a run's steps that warm-up may take; longer, a short run hardly learns at its full rate."""
+
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that train; biases and norms are not decayed."""
@@ -21,12 +24,17 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Ada
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
 
+def bounded_warmup(config: TrainingConfig, total_steps: int) -> int:
+    """``warmup_steps``, or in a run too short for them as many as :data:`MOST_WARMUP` allows."""
+    return min(config.warmup_steps, round(MOST_WARMUP * total_steps))
+
+
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up, then a cosine from ``learning_rate`` to ``min_learning_rate`` at ``total_steps``."""
     floor = min(config.min_learning_rate / config.learning_rate, 1.0)
-    warmup = min(config.warmup_steps, max(total_steps - 1, 0))
+    warmup = bounded_warmup(config, total_steps)
 
     def factor(step: int) -> float:
         if step < warmup:

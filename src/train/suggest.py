@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from src.config import TAKEN_NAMES, Config, DomainConfig, ModelName, Split, load_config, one_line_yaml
+from src.config import TAKEN_NAMES, Config, DomainConfig, ModelName, Prompt, Split, load_config, one_line_yaml
 from src.data.layout import Look, find_splits, look_at
 from src.errors import UserError
 from src.files import write_text
@@ -234,9 +234,20 @@ def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Loo
     yield Setting("training.learning_rate", training.learning_rate, f"that of {shipped.model.name}'s shipped YAML")
     recompute = training.activation_checkpointing
     yield Setting("training.activation_checkpointing", recompute, "true: less memory, more time")
+    yield from _prompt_settings(shipped)
     workers = int(np.clip(machine.cores - 1, 0, 4))
     told = "one for each core but one, up to 4" if workers else "there is one core only, and training takes it"
     yield Setting("training.num_workers", workers, told)
+
+
+def _prompt_settings(shipped: Config) -> Iterator[Setting]:
+    """With the bundled base the prompt of evaluation alone; with an official one what its shipped YAML has."""
+    if shipped.model.name != "sam2_nano":
+        return
+    told = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
+    for prompt in get_args(Prompt):
+        used = prompt == shipped.evaluation.prompt
+        yield Setting(f"training.prompts.{prompt}", float(used), told if used else "")
 
 
 def _evaluation_settings(machine: Machine, looks: dict[Split, Look]) -> Iterator[Setting]:

@@ -52,7 +52,7 @@ from src.train.data import fit_gate_to, load_training_sets, training_clips
 from src.train.distill import Distiller, general_clips
 from src.train.feature_cache import build_encoder, cached_views
 from src.train.logger import RunLogger, StepLog
-from src.train.optim import build_optimizer, build_schedule, restore
+from src.train.optim import bounded_warmup, build_optimizer, build_schedule, restore
 from src.train.penalty import build_anchor
 from src.train.provenance import RUN_FILE, write_start
 from src.train.resume import (
@@ -240,6 +240,12 @@ class Trainer:
         if self.trains:
             self.optimizer = build_optimizer(self.model, training)
             self.schedule = build_schedule(self.optimizer, training, self.total_steps)
+            warmup = bounded_warmup(training, self.total_steps)
+            if warmup < training.warmup_steps:
+                told.append(
+                    f"warm-up takes {warmup} of the run's {self.total_steps} steps: training.warmup_steps, "
+                    f"{training.warmup_steps}, is more than a tenth"
+                )
 
         self.progress = Progress(run_name=f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}")
         if resumed:
@@ -384,10 +390,7 @@ class Trainer:
             f"checkpoints in {self.checkpoints}"
         )
         if self.progress.best_J <= self.progress.base_J:
-            self.log.say(
-                "warning: training did not get better than the base on the validation set; more epochs, or another "
-                "training.learning_rate, may"
-            )
+            self.log.say(f"warning: {self.no_better_than_the_base()}")
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
             with self.stops.interruptible(), ranks.first_alone():
                 if ranks.is_first():
@@ -415,6 +418,21 @@ class Trainer:
         self.progress.best_J, self.progress.strength = progress.best_J, progress.strength
         self.write_adapter()
         self.write_metrics()
+
+    def no_better_than_the_base(self) -> str:
+        """What the run's weights are then good for, and what another run should change."""
+        progress, training = self.progress, self.config.training
+        kept = self.folder / ADAPTER_FOLDER if any(iter_adapters(self.model)) else self.best
+        prompt = self.config.evaluation.prompt
+        advice = f"J was best at the end: try a training.max_epochs above {training.max_epochs}"
+        if getattr(training.prompts, prompt) < 1:
+            advice = f"Try training.prompts.{prompt}=1 and the others 0: it is scored by {prompt} prompts alone"
+        elif progress.since_best:
+            advice = f"J did not rise to the end: try training.learning_rate={training.learning_rate / 2:g}, half of it"
+        return (
+            f"training got no better than the base (J {progress.best_J:.3f}, base {progress.base_J:.3f}): use the base "
+            f"itself; {kept} holds what came closest. {advice}"
+        )
 
     def is_over(self) -> bool:
         """Whether all steps are done and their last epoch was closed, or patience has come to its end."""
@@ -763,9 +781,12 @@ class Trainer:
         better = scores["J"] > progress.best_J
         progress.since_best = 0 if better else progress.since_best + 1
         progress.best_J = max(progress.best_J, scores["J"])
+        rank = ", the best so far" if better else ""
+        if better and scores["J"] <= progress.base_J:
+            rank += ", but no better than the base"
         self.log.say(
             f"epoch {progress.epoch}, step {progress.step}: J {scores['J']:.3f}, F {scores['F']:.3f} "
-            f"(base J {progress.base_J:.3f}){', the best so far' if better else ''}{_each_set(scores)}"
+            f"(base J {progress.base_J:.3f}){rank}{_each_set(scores)}"
         )
         if better:
             self.save(self.best.name)

@@ -110,6 +110,16 @@ class TestPrompts:
         assert np.array_equal(session.view(1).prompted, frames()[1])
 
 
+def test_a_picture_shown_again_is_not_written_again(session):
+    picture = frames()[0]
+    path = session.picture_file(picture)
+    written = path.stat()
+    assert np.array_equal(np.asarray(Image.open(path)), picture)
+    assert session.picture_file(picture.copy()) == path
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert session.picture_file(picture[::-1]) != path
+
+
 class TestMasks:
     def test_on_the_prompted_frame_memory_adapters_change_nothing(self, session):
         session.choose_mode("on")

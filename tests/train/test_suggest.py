@@ -53,6 +53,12 @@ def test_every_changed_value_has_a_reason(suggest, tiny_data):
         assert "#" in lines[at] or lines[at - 1].strip().startswith("#"), key
 
 
+def test_the_bundled_base_trains_on_the_prompts_it_is_scored_by(suggest, tiny_data):
+    config, text = suggest(tiny_data)
+    assert (config.training.prompts.mask, config.training.prompts.box, config.training.prompts.point) == (1, 0, 0)
+    assert "as evaluation.prompt" in text
+
+
 def test_it_trains(suggest, tiny_data, tmp_path):
     _, _ = suggest(tiny_data)
     quick = ["model.image_size=64", "training.max_steps=1", "training.device=cpu", "training.domain_gate=false"]

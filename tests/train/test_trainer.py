@@ -525,26 +525,36 @@ class TestSchedule:
         )
         trainer.fit()
         assert trainer.progress.epoch == 2
-        assert (
-            "stopping early: J has not got better for 1 validations"
-            in (trainer.folder / "logs/training.log").read_text()
-        )
+        told = (trainer.folder / "logs/training.log").read_text()
+        assert "stopping early: J has not got better for 1 validations" in told
+        assert told.count("the best so far") == told.count("the best so far, but no better than the base") == 1
+        assert f"use the base itself; {trainer.folder / 'adapter'} holds what came closest" in told
+        assert "Try training.prompts.mask=1 and the others 0" in told
+
+    @pytest.mark.parametrize(
+        ("since_best", "advice"), [(0, "max_epochs above 3"), (2, "learning_rate=0.0005, half")], ids=["rising", "not"]
+    )
+    def test_what_is_advised_where_prompts_are_as_in_evaluation(self, make_config, since_best, advice):
+        trainer = Recorded(make_config(FIXED[0], "training.max_epochs=3", "training.learning_rate=1e-3"))
+        trainer.progress.base_J, trainer.progress.best_J, trainer.progress.since_best = 0.5, 0.4, since_best
+        assert advice in trainer.no_better_than_the_base()
+        trainer.close()
 
     def test_validation_every_so_many_epochs_and_at_the_end(self, make_config):
         trainer = Recorded(make_config("training.max_epochs=3", "training.validate_every_epochs=2"))
         trainer.fit()
         assert ["val_J" in entry for entry in trainer.progress.history] == [False, True, True]
 
-    def test_the_rate_warms_up_and_ends_at_its_floor(self, make_config):
-        trainer = Recorded(
-            make_config("training.warmup_steps=2", "training.learning_rate=1e-2", "training.min_learning_rate=1e-3")
-        )
+    def test_the_rate_warms_up_for_a_tenth_at_most_and_ends_at_its_floor(self, make_config):
+        settings = ["training.warmup_steps=50", "training.learning_rate=1e-2", "training.min_learning_rate=1e-3"]
+        trainer = Recorded(make_config(*settings, "training.max_epochs=7"))
+        assert "warm-up takes 2 of the run's 21 steps" in (trainer.folder / "logs/training.log").read_text()
         rates = []
-        for _ in range(7):
+        for _ in range(22):
             rates.append(trainer.optimizer.param_groups[0]["lr"])
             trainer.optimizer.step()
             trainer.schedule.step()
-        cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+        cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 19)) for k in range(20)]
         assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, *cosine])
 
     def test_biases_are_not_decayed(self, make_config):
