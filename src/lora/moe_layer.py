@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -144,6 +145,27 @@ def _experts_rows(thin_PN: Tensor, B_ERO: Tensor) -> Tensor:
     return thin_PN[: experts * rank].view(experts, rank, thin_PN.shape[1])
 
 
+@dataclass(frozen=True)
+class _Factors:
+    """What inference multiplies with, made of parameters that had these ``versions``.
+
+    ``made_of`` shares the parameters' memory, so that none of another parameter comes to lie where they were;
+    ``thin_PD``: A of all experts, the gate's weight below it; ``B_XO``: B of all experts, scaled.
+    """
+
+    made_of: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+    thin_PD: Tensor
+    B_XO: Tensor
+
+    def are_of(self, parameters: tuple[nn.Parameter, ...]) -> bool:
+        """Whether these are the parameters, and nobody wrote to them since."""
+        return all(
+            ours.data_ptr() == theirs.data_ptr() and ours.dtype == theirs.dtype and version == theirs._version
+            for ours, theirs, version in zip(self.made_of, parameters, self.versions, strict=True)
+        )
+
+
 class MoELoRALinear(AdapterLayer):
     """A Linear layer with LoRA experts: base(x) + (alpha / rank) · Σ_k softmax(top-k logits)_k · B_k A_k x.
 
@@ -152,7 +174,9 @@ class MoELoRALinear(AdapterLayer):
     with a null expert the gate has one row more. All experts' ranks together are few, so the layer computes h = A x for
     all of them in one thin product, masks h with the gates, and sums over experts in a second thin product
     (:class:`LinearWithExperts`). Where the gate decides on just what the experts get, in the same precision, its logits
-    are rows of the first product.
+    are rows of the first product. There, a call without gradients computes the same up to rounding, and in evaluation
+    mode from factors that are kept until a parameter is written to (writes through ``parameter.data`` go unseen), the
+    mode is set, or a call asks for gradients: a fused optimizer, which torch does not count as writing, needs those.
 
     Args:
         base_layer: the layer to adapt, (…, D) → (…, O), any leading shape.
@@ -202,7 +226,12 @@ class MoELoRALinear(AdapterLayer):
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
         )
+        self._factors: _Factors | None = None
         self.reset_parameters()
+
+    def train(self, mode: bool = True) -> MoELoRALinear:
+        self._factors = None
+        return super().train(mode)
 
     def reset_parameters(self) -> None:
         """Draw each expert's A as if it stood alone, set every B to zero, and draw the gate anew."""
@@ -218,6 +247,10 @@ class MoELoRALinear(AdapterLayer):
             return self.base_layer(x)
         gate, base = self.gate, (self.weight, self.bias)
         z = self.dropout(x) if self.training and self.dropout.p > 0 else None
+        if torch.is_grad_enabled():
+            self._factors = None
+        elif z is None and self._can_infer(x):
+            return self._infer(x)
         A_XD, B_ERO = self.lora_A.flatten(0, 1), self.scale * self.lora_B.transpose(1, 2)
         if z is None and gate.decides_on(x, A_XD.dtype):
             thin_PD = torch.cat([A_XD, gate.weight])
@@ -227,6 +260,42 @@ class MoELoRALinear(AdapterLayer):
         gates, _ = gate(x)
         gates_EN = _tokens(gates.expand(*x.shape[:-1], -1)).T
         return LinearWithExperts.apply(x, z, *base, A_XD, B_ERO, gates_EN, None, gate.choose)[0]
+
+    def _can_infer(self, x: Tensor) -> bool:
+        """Whether nothing but the output is asked for, and the gate's logits are rows of the experts' product."""
+        parameters = self.lora_A, self.gate.weight, self.lora_B
+        counted = not any(parameter.is_inference() for parameter in parameters)  # how often they were written to
+        plain = not self.gate.recorders and not torch.compiler.is_compiling()
+        return plain and counted and self.gate.decides_on(x, self.lora_A.dtype)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """The output alone; nothing is kept for a backward pass."""
+        out, factors = self.base_layer(x).contiguous(), self._current_factors()
+        thin_PN = factors.thin_PD @ _tokens(x).T
+        rows = len(factors.B_XO)
+        logits_EN = thin_PN[rows:]
+        if self.gate.bias is not None:
+            logits_EN += self.gate.bias.unsqueeze(1)
+        gates_EN = self.gate.weigh(logits_EN)[: self.num_experts]
+        gated_XN = thin_PN[:rows]
+        gated_XN.view(self.num_experts, self.rank, -1).mul_(gates_EN.unsqueeze(1))
+        _add_product(_tokens(out), gated_XN.T, factors.B_XO)
+        return out
+
+    def _current_factors(self) -> _Factors:
+        """The factors of the parameters as they are."""
+        parameters = self.lora_A, self.gate.weight, self.lora_B
+        if self._factors is not None and self._factors.are_of(parameters):
+            return self._factors
+        lora_A, gate_weight, lora_B = made_of = tuple(parameter.detach() for parameter in parameters)
+        factors = _Factors(
+            made_of,
+            tuple(parameter._version for parameter in parameters),
+            torch.cat([lora_A.flatten(0, 1), gate_weight]),
+            (self.scale * lora_B).transpose(1, 2).flatten(0, 1).contiguous(),
+        )
+        self._factors = None if self.training else factors
+        return factors
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         with self.gate.on_rows(rows):

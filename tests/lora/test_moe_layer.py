@@ -121,6 +121,107 @@ def test_nothing_of_the_size_of_the_output_is_kept_for_backward():
     assert max(sizes) <= max(300 * 16, layer.lora_B.numel())
 
 
+INFERENCE_OPTIONS = {
+    "plain": {},
+    "one expert a token": {"top_k": 1},
+    "all experts": {"top_k": 5},
+    "null expert": {"null_expert": True},
+    "gate without bias": {"gate_bias": False},
+    "bias for balance": {"balance_bias": True},
+    "a decision a frame": {"level": "frame"},
+}
+
+
+@pytest.mark.parametrize("options", INFERENCE_OPTIONS.values(), ids=INFERENCE_OPTIONS)
+@pytest.mark.parametrize("scope", [torch.no_grad, torch.inference_mode])
+def test_inference_computes_what_training_does(options, scope):
+    layer = trained_layer(dtype=torch.float32, **options).eval()
+    if options.get("balance_bias"):
+        nn.init.normal_(layer.gate.balance_bias)
+    x = torch.randn(40, 3, 12).transpose(0, 1)
+    expected = layer(x).detach()
+    with scope():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+        with record_routing(layer) as routing:
+            torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+    assert len(routing.calls[""]) == 1
+
+
+def test_inference_chooses_among_equal_logits_as_training_does():
+    layer = trained_layer(dtype=torch.float32)
+    with torch.no_grad():
+        layer.gate.weight[1:4] = layer.gate.weight[0]
+        layer.gate.bias[1:4] = layer.gate.bias[0]
+    x = torch.randn(50, 12)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def rewrite(layer, name):
+    with torch.no_grad():
+        layer.get_parameter(name).mul_(-1)
+
+
+CHANGES = {
+    "A": lambda layer: rewrite(layer, "lora_A"),
+    "B": lambda layer: rewrite(layer, "lora_B"),
+    "gate": lambda layer: rewrite(layer, "gate.weight"),
+    "bias": lambda layer: rewrite(layer, "gate.bias"),
+    "another parameter": lambda layer: setattr(layer, "lora_B", nn.Parameter(-layer.lora_B.detach())),
+    "loaded": lambda layer: layer.load_state_dict({k: v + 0.5 for k, v in layer.state_dict().items()}),
+    "there and back": lambda layer: layer.half().float(),
+    "an optimizer's step": lambda layer: step_of_adam(layer),
+}
+
+
+def step_of_adam(layer):
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)  # which leaves no trace in versions
+    layer(torch.ones(1, 12)).sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_inference_follows_whatever_happens_to_the_parameters(change):
+    layer, x = trained_layer(dtype=torch.float32).eval(), torch.randn(20, 12)
+    with torch.inference_mode():
+        before = layer(x).clone()
+    change(layer)
+    expected = layer(x).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(before, expected)
+
+
+def test_a_mode_that_is_set_makes_inference_look_at_the_parameters_anew():
+    layer, x = trained_layer(dtype=torch.float32).eval(), torch.randn(20, 12)
+    with torch.no_grad():
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        layer.lora_B.data.mul_(-1)
+        after = layer.eval()(x)
+        layer.train().lora_B.data.mul_(-1)
+        again = layer(x)
+        layer.lora_B.data.mul_(-1)
+        assert torch.equal(layer(x), after)
+    assert not torch.allclose(before, after, atol=1e-2)
+    assert torch.equal(again, before)
+
+
+def test_inference_with_a_copy_and_with_a_layer_made_for_inference_alone():
+    layer, x = trained_layer(dtype=torch.float32).eval(), torch.randn(20, 12)
+    expected = layer(x).detach()
+    with torch.inference_mode():
+        layer(x)
+        inside = copy.deepcopy(layer)
+        torch.testing.assert_close(inside(x), expected, rtol=1e-5, atol=1e-5)
+    copied = copy.deepcopy(layer)
+    rewrite(copied, "lora_B")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(copied(x), expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{}, {"dropout": 1e-9}, {"level": "frame"}], ids=str)
 def test_gradients_under_autocast_are_nearly_those_without(dtype, options):
