@@ -162,7 +162,7 @@ class TopKGatingNetwork(nn.Module):
         return torch.zeros_like(logits_EN).scatter(0, chosen_KN, weights_KN), chosen_KN
 
     def weigh(self, logits_EN: Tensor) -> Tensor:
-        """The gates of :meth:`choose` alone: on a CPU far faster, as largest values are found faster than their places."""
+        """The gates of :meth:`choose` alone. On a CPU largest values are found far faster than their places."""
         if not logits_EN.is_cpu or self.balance_bias is not None or (self.training and self.noise > 0):
             return self.choose(logits_EN)[0]
         rest_EN = logits_EN
