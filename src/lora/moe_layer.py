@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -145,27 +144,6 @@ def _experts_rows(thin_PN: Tensor, B_ERO: Tensor) -> Tensor:
     return thin_PN[: experts * rank].view(experts, rank, thin_PN.shape[1])
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """What inference multiplies with, made of parameters that had these ``versions``.
-
-    ``made_of`` shares the parameters' memory, so that none of another parameter comes to lie where they were;
-    ``thin_PD``: A of all experts, the gate's weight below it; ``B_XO``: B of all experts, scaled.
-    """
-
-    made_of: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    thin_PD: Tensor
-    B_XO: Tensor
-
-    def are_of(self, parameters: tuple[nn.Parameter, ...]) -> bool:
-        """Whether these are the parameters, and nobody wrote to them since."""
-        return all(
-            ours.data_ptr() == theirs.data_ptr() and ours.dtype == theirs.dtype and version == theirs._version
-            for ours, theirs, version in zip(self.made_of, parameters, self.versions, strict=True)
-        )
-
-
 class MoELoRALinear(AdapterLayer):
     """A Linear layer with LoRA experts: base(x) + (alpha / rank) · Σ_k softmax(top-k logits)_k · B_k A_k x.
 
@@ -174,9 +152,8 @@ class MoELoRALinear(AdapterLayer):
     with a null expert the gate has one row more. All experts' ranks together are few, so the layer computes h = A x for
     all of them in one thin product, masks h with the gates, and sums over experts in a second thin product
     (:class:`LinearWithExperts`). Where the gate decides on just what the experts get, in the same precision, its logits
-    are rows of the first product. There, a call without gradients computes the same up to rounding, and in evaluation
-    mode from factors that are kept until a parameter is written to (writes through ``parameter.data`` go unseen), the
-    mode is set, or a call asks for gradients: a fused optimizer, which torch does not count as writing, needs those.
+    are rows of the first product. There, a call that asks for no gradients computes the same, up to rounding, by fewer
+    and smaller steps.
 
     Args:
         base_layer: the layer to adapt, (…, D) → (…, O), any leading shape.
@@ -194,6 +171,8 @@ class MoELoRALinear(AdapterLayer):
         balance_bias: whether the gate has a bias for balancing without a loss.
         gate_features: features of what the gate decides on; None: D. At level ``video`` those of SAM 2's memory.
     """
+
+    ranks_of_expert_EX: Tensor
 
     def __init__(
         self,
@@ -226,12 +205,10 @@ class MoELoRALinear(AdapterLayer):
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
         )
-        self._factors: _Factors | None = None
+        # A buffer, so that it follows .to(); not persistent, because it is always the same.
+        ranks_of_expert_EX = torch.eye(num_experts, device=device).repeat_interleave(rank, dim=1)
+        self.register_buffer("ranks_of_expert_EX", ranks_of_expert_EX, persistent=False)
         self.reset_parameters()
-
-    def train(self, mode: bool = True) -> MoELoRALinear:
-        self._factors = None
-        return super().train(mode)
 
     def reset_parameters(self) -> None:
         """Draw each expert's A as if it stood alone, set every B to zero, and draw the gate anew."""
@@ -247,9 +224,7 @@ class MoELoRALinear(AdapterLayer):
             return self.base_layer(x)
         gate, base = self.gate, (self.weight, self.bias)
         z = self.dropout(x) if self.training and self.dropout.p > 0 else None
-        if torch.is_grad_enabled():
-            self._factors = None
-        elif z is None and self._can_infer(x):
+        if z is None and self._only_output_is_asked() and gate.decides_on(x, self.lora_A.dtype):
             return self._infer(x)
         A_XD, B_ERO = self.lora_A.flatten(0, 1), self.scale * self.lora_B.transpose(1, 2)
         if z is None and gate.decides_on(x, A_XD.dtype):
@@ -261,41 +236,25 @@ class MoELoRALinear(AdapterLayer):
         gates_EN = _tokens(gates.expand(*x.shape[:-1], -1)).T
         return LinearWithExperts.apply(x, z, *base, A_XD, B_ERO, gates_EN, None, gate.choose)[0]
 
-    def _can_infer(self, x: Tensor) -> bool:
-        """Whether nothing but the output is asked for, and the gate's logits are rows of the experts' product."""
-        parameters = self.lora_A, self.gate.weight, self.lora_B
-        counted = not any(parameter.is_inference() for parameter in parameters)  # how often they were written to
-        plain = not self.gate.recorders and not torch.compiler.is_compiling()
-        return plain and counted and self.gate.decides_on(x, self.lora_A.dtype)
+    def _only_output_is_asked(self) -> bool:
+        """Whether nobody asks for gradients or for what the gate decided; a compiler fuses as it likes."""
+        return not torch.is_grad_enabled() and not self.gate.recorders and not torch.compiler.is_compiling()
 
     def _infer(self, x: Tensor) -> Tensor:
-        """The output alone; nothing is kept for a backward pass."""
-        out, factors = self.base_layer(x).contiguous(), self._current_factors()
-        thin_PN = factors.thin_PD @ _tokens(x).T
-        rows = len(factors.B_XO)
-        logits_EN = thin_PN[rows:]
-        if self.gate.bias is not None:
-            logits_EN += self.gate.bias.unsqueeze(1)
-        gates_EN = self.gate.weigh(logits_EN)[: self.num_experts]
-        gated_XN = thin_PN[:rows]
-        gated_XN.view(self.num_experts, self.rank, -1).mul_(gates_EN.unsqueeze(1))
-        _add_product(_tokens(out), gated_XN.T, factors.B_XO)
-        return out
+        """The output alone.
 
-    def _current_factors(self) -> _Factors:
-        """The factors of the parameters as they are."""
-        parameters = self.lora_A, self.gate.weight, self.lora_B
-        if self._factors is not None and self._factors.are_of(parameters):
-            return self._factors
-        lora_A, gate_weight, lora_B = made_of = tuple(parameter.detach() for parameter in parameters)
-        factors = _Factors(
-            made_of,
-            tuple(parameter._version for parameter in parameters),
-            torch.cat([lora_A.flatten(0, 1), gate_weight]),
-            (self.scale * lora_B).transpose(1, 2).flatten(0, 1).contiguous(),
-        )
-        self._factors = None if self.training else factors
-        return factors
+        The experts' thin product stays tokens first, as BLAS writes it well in several threads; gates are found experts
+        first, and a product with ones in the right places turns them and repeats them for each of an expert's ranks.
+        """
+        out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
+        if gate.bias is None:
+            logits_EN = gate.weight @ x_ND.T
+        else:
+            logits_EN = torch.addmm(gate.bias.unsqueeze(1), gate.weight, x_ND.T)
+        gated_NX = gate.weigh(logits_EN)[: self.num_experts].T @ self.ranks_of_expert_EX
+        gated_NX *= x_ND @ self.lora_A.flatten(0, 1).T
+        _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)
+        return out
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         with self.gate.on_rows(rows):

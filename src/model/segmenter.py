@@ -37,6 +37,9 @@ from src.model.gating import gate_video_methods
 Features: TypeAlias = list[Tensor]
 """What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
 
+PIXELS_AT_ONCE = 256**2
+"""Of frames that a CPU encodes together: what is made of more of them falls out of its caches."""
+
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
 
@@ -281,7 +284,9 @@ def has_frozen_encoder(model: SAM2Base) -> bool:
 def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
     """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
     frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
-    return model.forward_image(normalise(frames))["backbone_fpn"]
+    together = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
+    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in frames.split(together)]
+    return join_features(parts, frames.device)
 
 
 def join_features(clips: list[Features], device: torch.device) -> Features:
