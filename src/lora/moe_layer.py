@@ -152,7 +152,8 @@ class MoELoRALinear(AdapterLayer):
     with a null expert the gate has one row more. All experts' ranks together are few, so the layer computes h = A x for
     all of them in one thin product, masks h with the gates, and sums over experts in a second thin product
     (:class:`LinearWithExperts`). Where the gate decides on just what the experts get, in the same precision, its logits
-    are rows of the first product.
+    are rows of the first product. There, a call that asks for no gradients computes the same, up to rounding, by fewer
+    and smaller steps.
 
     Args:
         base_layer: the layer to adapt, (…, D) → (…, O), any leading shape.
@@ -170,6 +171,8 @@ class MoELoRALinear(AdapterLayer):
         balance_bias: whether the gate has a bias for balancing without a loss.
         gate_features: features of what the gate decides on; None: D. At level ``video`` those of SAM 2's memory.
     """
+
+    ranks_of_expert_EX: Tensor
 
     def __init__(
         self,
@@ -202,6 +205,9 @@ class MoELoRALinear(AdapterLayer):
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
         )
+        # A buffer, so that it follows .to(); not persistent, because it is always the same.
+        ranks_of_expert_EX = torch.eye(num_experts, device=device).repeat_interleave(rank, dim=1)
+        self.register_buffer("ranks_of_expert_EX", ranks_of_expert_EX, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -218,6 +224,8 @@ class MoELoRALinear(AdapterLayer):
             return self.base_layer(x)
         gate, base = self.gate, (self.weight, self.bias)
         z = self.dropout(x) if self.training and self.dropout.p > 0 else None
+        if z is None and self._only_output_is_asked() and gate.decides_on(x, self.lora_A.dtype):
+            return self._infer(x)
         A_XD, B_ERO = self.lora_A.flatten(0, 1), self.scale * self.lora_B.transpose(1, 2)
         if z is None and gate.decides_on(x, A_XD.dtype):
             thin_PD = torch.cat([A_XD, gate.weight])
@@ -227,6 +235,26 @@ class MoELoRALinear(AdapterLayer):
         gates, _ = gate(x)
         gates_EN = _tokens(gates.expand(*x.shape[:-1], -1)).T
         return LinearWithExperts.apply(x, z, *base, A_XD, B_ERO, gates_EN, None, gate.choose)[0]
+
+    def _only_output_is_asked(self) -> bool:
+        """Whether nobody asks for gradients or for what the gate decided; a compiler fuses as it likes."""
+        return not torch.is_grad_enabled() and not self.gate.recorders and not torch.compiler.is_compiling()
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """The output alone.
+
+        The experts' thin product stays tokens first, as BLAS writes it well in several threads; gates are found experts
+        first, and a product with ones in the right places turns them and repeats them for each of an expert's ranks.
+        """
+        out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
+        if gate.bias is None:
+            logits_EN = gate.weight @ x_ND.T
+        else:
+            logits_EN = torch.addmm(gate.bias.unsqueeze(1), gate.weight, x_ND.T)
+        gated_NX = gate.weigh(logits_EN)[: self.num_experts].T @ self.ranks_of_expert_EX
+        gated_NX *= x_ND @ self.lora_A.flatten(0, 1).T
+        _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)
+        return out
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
         with self.gate.on_rows(rows):

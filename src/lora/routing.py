@@ -161,6 +161,20 @@ class TopKGatingNetwork(nn.Module):
         weights_KN = weighed_EN.gather(0, chosen_KN).softmax(dim=0)
         return torch.zeros_like(logits_EN).scatter(0, chosen_KN, weights_KN), chosen_KN
 
+    def weigh(self, logits_EN: Tensor) -> Tensor:
+        """The gates of :meth:`choose` alone. On a CPU largest values are found far faster than their places."""
+        if not logits_EN.is_cpu or self.balance_bias is not None or (self.training and self.noise > 0):
+            return self.choose(logits_EN)[0]
+        rest_EN = logits_EN
+        for _ in range(self.top_k - 1):
+            rest_EN = torch.where(rest_EN < rest_EN.amax(dim=0, keepdim=True), rest_EN, -math.inf)
+        chosen_EN = logits_EN >= rest_EN.amax(dim=0, keepdim=True)
+        if (
+            int(chosen_EN.count_nonzero()) != self.top_k * logits_EN.shape[1]
+        ):  # equal logits, of which some are not chosen
+            return self.choose(logits_EN)[0]
+        return torch.where(chosen_EN, logits_EN, -math.inf).softmax(dim=0)
+
     @contextmanager
     def on_rows(self, rows: Tensor) -> Iterator[None]:
         """Inside, the input is that of these elements of the batch alone."""

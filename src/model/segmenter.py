@@ -37,6 +37,9 @@ from src.model.gating import gate_video_methods
 Features: TypeAlias = list[Tensor]
 """What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
 
+PIXELS_AT_ONCE = 256**2
+"""Of frames that a CPU encodes together: what is made of more of them falls out of its caches."""
+
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
 
@@ -64,9 +67,12 @@ class TrainableSAM2(SAM2Train):
         """As SAM2Train, clip by clip in a row; ``features``: :func:`encode_frames` of all clips' frames, if known."""
         if features is None:
             return super().forward(input)
+        return self.forward_tracking(self.prepare_prompt_inputs(self.with_positions(features), input), input)
+
+    def with_positions(self, features: Features) -> dict[str, Any]:
+        """What ``forward_image`` says of frames whose features are known."""
         positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
-        backbone = {"backbone_fpn": features, "vision_pos_enc": positions}
-        return self.forward_tracking(self.prepare_prompt_inputs(backbone, input), input)
+        return {"backbone_fpn": features, "vision_pos_enc": positions}
 
     def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
         """As SAM2Train, on one frame of a clip; ``output_dict`` holds those tracked before it."""
@@ -278,7 +284,14 @@ def has_frozen_encoder(model: SAM2Base) -> bool:
 def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
     """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
     frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
-    return model.forward_image(normalise(frames))["backbone_fpn"]
+    together = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
+    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in frames.split(together)]
+    return join_features(parts, frames.device)
+
+
+def join_features(clips: list[Features], device: torch.device) -> Features:
+    """Features of several clips as those of all their frames in a row, on the device."""
+    return [torch.cat([level.to(device) for level in levels]) for levels in zip(*clips, strict=True)]
 
 
 def segmentation_losses(
@@ -328,14 +341,18 @@ class Tracked:
     features_TNOC: Tensor | None = None
 
 
-def track_clips(model: SAM2Train, batch: ClipBatch, prompt: Prompt, features: bool = False) -> Tracked:
+def track_clips(
+    model: TrainableSAM2, batch: ClipBatch, prompt: Prompt, keep_tracked: bool = False, features: Features | None = None
+) -> Tracked:
     """Prompt every object on the first frame of its clip and track it, without anything drawn at random.
 
     Args:
         model: in the mode it is to run in; evaluation mode has no dropout.
-        batch: clips of T frames; of their masks only those of the first frame are used.
+        batch: clips of T frames, which need no pixels where features are given; of their masks only those of the first
+            frame are used.
         prompt: the mask itself, its tight box, or one click, at the mask's innermost pixel.
-        features: whether to keep what memory attention made of the tracked frames.
+        keep_tracked: whether to keep what memory attention made of the tracked frames.
+        features: :func:`encode_frames` of the clips one after another; None: the model encodes their frames.
 
     Returns:
         All T frames, or with a mask prompt T − 1: there the first frame's mask is only passed through.
@@ -343,7 +360,7 @@ def track_clips(model: SAM2Train, batch: ClipBatch, prompt: Prompt, features: bo
     datapoint = to_datapoint(batch, next(model.parameters()).device)
     first_O1HW = datapoint.masks[0][:, None]
     frames = len(datapoint.masks)
-    backbone = model.forward_image(datapoint.flat_img_batch)
+    backbone = model.forward_image(datapoint.flat_img_batch) if features is None else model.with_positions(features)
     backbone |= {
         "gt_masks_per_frame": {},
         "num_frames": frames,
@@ -355,7 +372,8 @@ def track_clips(model: SAM2Train, batch: ClipBatch, prompt: Prompt, features: bo
         "frames_to_add_correction_pt": [],
     }
     kept: list[Tensor] = []
-    hook = model.memory_attention.register_forward_hook(lambda _, __, output: kept.append(output)) if features else None
+    keep = model.memory_attention.register_forward_hook
+    hook = keep(lambda _, __, output: kept.append(output)) if keep_tracked else None
     try:
         outputs = model.forward_tracking(backbone, datapoint)
     finally:

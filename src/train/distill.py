@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from training.model.sam2 import SAM2Train
 
 from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
 from src.data.clips import Clip, ClipBatch, draw_unlabelled
@@ -26,7 +25,15 @@ from src.errors import UserError
 from src.lora.adapter import adapters_disabled, iter_adapters
 from src.model.build import evaluating, image_size_of
 from src.model.predictors import image_predictor
-from src.model.segmenter import Tracked, track_clips
+from src.model.segmenter import (
+    Features,
+    Tracked,
+    TrainableSAM2,
+    encode_frames,
+    has_frozen_encoder,
+    join_features,
+    track_clips,
+)
 from src.train import ranks
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
@@ -35,18 +42,20 @@ SAME_THING = 0.7  # IoU from which two masks are the same thing
 SURE = 10.0  # logits beyond ± this differ in nothing that counts
 
 
-KEPT_FRAMES = 2**30  # bytes of general frames kept; where all would be more, they are drawn anew for every step
+ROOM = 2**30  # bytes for what is kept of all general clips; where it would be more, it is made anew for every step
 
 
 @dataclass(frozen=True)
 class _Lesson:
     """What is kept of a general clip: the things found on its first frame, and what the teacher said of them.
 
-    ``frames_THWC`` is None where frames would take too much room, and are drawn anew.
+    ``features``: what a frozen encoder makes of its frames; ``frames_THWC``: those, where no features are kept. Either
+    is None where it would take too much room.
     """
 
     things: list[RLE]
     taught: Tracked
+    features: Features | None
     frames_THWC: np.ndarray | None
 
 
@@ -66,13 +75,13 @@ class Distiller:
     """
 
     def __init__(
-        self, model: SAM2Train, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
+        self, model: TrainableSAM2, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
         seed: int,
     ) -> None:  # fmt: skip
         self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
         self.clip, self.size = clip, size
         self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
-        self.keep_frames = config.clips * clip.frames * size**2 * 3 <= KEPT_FRAMES
+        self.frozen = has_frozen_encoder(model)
         self.lessons: dict[int, _Lesson] = {}
 
     def teaches(self, step: int) -> bool:
@@ -94,13 +103,16 @@ class Distiller:
         own = chosen[ranks.rank() :: ranks.size()]
         with evaluating(self.model):
             lessons = [self._lesson(int(index)) for index in own]
-            objects = sum(len(clip.masks_TOHW[0]) for clip, _ in lessons)
+            objects = sum(len(lesson.things) for lesson in lessons)
             of_all = sum(ranks.gather(objects))
             if not lessons:
                 return {}
-            taught = _joined([taught for _, taught in lessons], next(self.model.parameters()).device)
-            batch = ClipBatch.collate([clip for clip, _ in lessons])
-            said = track_clips(self.model, batch, PROMPTS[kind], features=taught.features_TNOC is not None)
+            device = next(self.model.parameters()).device
+            taught = _joined([lesson.taught for lesson in lessons], device)
+            batch = ClipBatch.collate([self._clip(index, lesson) for index, lesson in zip(own, lessons, strict=True)])
+            known = [lesson.features for lesson in lessons if lesson.features is not None]
+            features = join_features(known, device) if known else None
+            said = track_clips(self.model, batch, PROMPTS[kind], taught.features_TNOC is not None, features)
         parts = {name: objects / of_all * value for name, value in difference(said, taught).items()}
         weights = {
             "mask": self.weights.mask, "dice": self.weights.dice, "score": self.weights.occlusion,
@@ -111,26 +123,46 @@ class Distiller:
         return {"total": weight * total, **{name: value.detach() for name, value in parts.items()}}
 
     @torch.no_grad()
-    def _lesson(self, index: int) -> tuple[Clip, Tracked]:
-        """Clip number ``index`` with the teacher's word on it, which is found out once and kept from then on."""
+    def _lesson(self, index: int) -> _Lesson:
+        """Clip number ``index`` with the teacher's word on it, which is found out once and kept from then on.
+
+        What comes back has features, if the encoder is frozen, or else frames.
+        """
         lesson = self.lessons.get(index)
-        frames_THWC = None if lesson is None else lesson.frames_THWC
-        if frames_THWC is None:
-            video = self.data.videos[index % len(self.data)]
-            frames_THWC = draw_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
+        if lesson is not None and (lesson.features is not None or lesson.frames_THWC is not None):
+            return lesson
+        video = self.data.videos[index % len(self.data)]
+        frames_THWC = draw_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
+        features = encode_frames(self.model, torch.from_numpy(frames_THWC)) if self.frozen else None
         if lesson is None:
-            with self._teacher() as teacher:
-                clicks = np.random.default_rng((self.seed, index, 3))
-                batch = things_on(teacher, _name(index), frames_THWC, self.config.objects, clicks)
-                taught = track_clips(teacher, batch, PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0)
-            things = [RLE.encode(mask_HW) for mask_HW in batch.masks_TOHW[0].numpy()]
-            lesson = _Lesson(things, _stored(taught), frames_THWC if self.keep_frames else None)
+            things, taught = self._ask(index, frames_THWC, features)
+            lesson = _Lesson(things, taught, None, None)
             self.lessons[index] = lesson
+        of_clip = frames_THWC.nbytes if features is None else sum(level.nbytes for level in features)
+        whole = replace(lesson, features=features, frames_THWC=frames_THWC if features is None else None)
+        if self.config.clips * of_clip <= ROOM:
+            self.lessons[index] = replace(whole, features=None if features is None else [x.cpu() for x in features])
+        return whole
+
+    def _clip(self, index: int, lesson: _Lesson) -> Clip:
+        """The clip to track; without pixels, where features are known."""
         masks_OHW = np.stack([thing.decode() for thing in lesson.things])
-        return _clip(_name(index), frames_THWC, masks_OHW), lesson.taught
+        frames_THWC = lesson.frames_THWC
+        if frames_THWC is None:
+            frames_THWC = np.empty((self.clip.frames, *masks_OHW.shape[1:], 0), np.uint8)
+        return _clip(_name(index), frames_THWC, masks_OHW)
+
+    def _ask(self, index: int, frames_THWC: np.ndarray, features: Features | None) -> tuple[list[RLE], Tracked]:
+        """The things on a clip's first frame, and what the teacher says of them."""
+        with self._teacher() as teacher:
+            clicks = np.random.default_rng((self.seed, index, 3))
+            batch = things_on(teacher, _name(index), frames_THWC, self.config.objects, clicks)
+            prompt, keep = PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0
+            taught = track_clips(teacher, batch, prompt, keep, features)
+        return [RLE.encode(mask_HW) for mask_HW in batch.masks_TOHW[0].numpy()], _stored(taught)
 
     @contextmanager
-    def _teacher(self) -> Iterator[SAM2Train]:
+    def _teacher(self) -> Iterator[TrainableSAM2]:
         if self.copy is not None:
             yield self.copy.to(next(self.model.parameters()).device).eval()
         else:
@@ -187,7 +219,7 @@ def _relative_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return cross - F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
 
 
-def find_things(model: SAM2Train, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def find_things(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Things on a picture, by the model's own judgement: the masks of random clicks that it trusts most.
 
     Args:
@@ -220,7 +252,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @torch.no_grad()
 def things_on(
-    model: SAM2Train, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
+    model: TrainableSAM2, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
 ) -> ClipBatch:  # fmt: skip
     """A clip without labels as a batch to track: the masks of its first frame are :func:`find_things`."""
     return ClipBatch.collate([_clip(name, frames_THWC, find_things(model, frames_THWC[0], count, rng))])

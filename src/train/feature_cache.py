@@ -26,7 +26,7 @@ from src.data.formats import place_of
 from src.data.validate import state_of_files
 from src.files import remove_leftovers, write_atomically
 from src.model.build import image_size_of
-from src.model.segmenter import Features, TrainableSAM2, encode_frames, has_frozen_encoder
+from src.model.segmenter import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
 CACHE_FOLDER = "feature_cache"
 FORMAT = 1
@@ -134,8 +134,7 @@ class ClipEncoder:
             UserError: a frame has to be read again, and cannot be.
         """
         device = next(self.model.parameters()).device
-        clips = [self._of_clip(batch, number) for number in range(len(batch.names))]
-        return [torch.cat([level.to(device) for level in levels]) for levels in zip(*clips, strict=True)]
+        return join_features([self._of_clip(batch, number) for number in range(len(batch.names))], device)
 
     def _of_clip(self, batch: ClipBatch, number: int) -> list[Tensor]:
         if self.store is None:

@@ -121,6 +121,43 @@ def test_nothing_of_the_size_of_the_output_is_kept_for_backward():
     assert max(sizes) <= max(300 * 16, layer.lora_B.numel())
 
 
+INFERENCE_OPTIONS = {
+    "plain": {},
+    "one expert a token": {"top_k": 1},
+    "all experts": {"top_k": 5},
+    "null expert": {"null_expert": True},
+    "gate without bias": {"gate_bias": False},
+    "bias for balance": {"balance_bias": True},
+    "a decision a frame": {"level": "frame"},
+}
+
+
+@pytest.mark.parametrize("options", INFERENCE_OPTIONS.values(), ids=INFERENCE_OPTIONS)
+@pytest.mark.parametrize("scope", [torch.no_grad, torch.inference_mode])
+def test_inference_computes_what_training_does(options, scope):
+    layer = trained_layer(dtype=torch.float32, **options).eval()
+    if options.get("balance_bias"):
+        nn.init.normal_(layer.gate.balance_bias)
+    x = torch.randn(40, 3, 12).transpose(0, 1)
+    expected = layer(x).detach()
+    with scope():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+        with record_routing(layer) as routing:
+            torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+    assert len(routing.calls[""]) == 1
+
+
+def test_inference_chooses_among_equal_logits_as_training_does():
+    layer = trained_layer(dtype=torch.float32)
+    with torch.no_grad():
+        layer.gate.weight[1:4] = layer.gate.weight[0]
+        layer.gate.bias[1:4] = layer.gate.bias[0]
+    x = torch.randn(50, 12)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{}, {"dropout": 1e-9}, {"level": "frame"}], ids=str)
 def test_gradients_under_autocast_are_nearly_those_without(dtype, options):

@@ -11,7 +11,7 @@ from src.data.unlabelled import open_unlabelled
 from src.errors import UserError
 from src.lora.adapter import iter_adapters
 from src.lora.lora_utils import apply_method
-from src.model.segmenter import Tracked, build_trainable, track_clips
+from src.model.segmenter import Tracked, build_trainable, encode_frames, track_clips
 from src.train.distill import Distiller, difference, find_things, general_clips
 
 SIZE, FRAMES = 64, 3
@@ -88,14 +88,38 @@ class TestDistiller:
 
     def test_frames_are_drawn_anew_where_keeping_them_takes_too_much(self, monkeypatch):
         model = new_model()
-        kept = distiller(model)
-        monkeypatch.setattr("src.train.distill.KEPT_FRAMES", 1000)
-        drawn = distiller(model)
+        kept, drawn = distiller(model), distiller(model)
         disturb(model)
         for step in (0, 1, 0):
-            assert torch.equal(kept.losses(step)["total"], drawn.losses(step)["total"])
+            monkeypatch.setattr("src.train.distill.ROOM", 1000)
+            expected = drawn.losses(step)["total"]
+            monkeypatch.undo()
+            assert torch.equal(kept.losses(step)["total"], expected)
         assert all(lesson.frames_THWC is None for lesson in drawn.lessons.values())
         assert all(lesson.frames_THWC is not None for lesson in kept.lessons.values())
+
+    def test_what_a_frozen_encoder_makes_of_a_clip_is_kept(self, monkeypatch):
+        model = new_model(targets=["memory_attention.*.q_proj"])
+        kept, made_anew, encoded = distiller(model), distiller(model), []
+        disturb(model)
+        monkeypatch.setattr("src.train.distill.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of))
+        for step in (0, 1, 0, 1):
+            monkeypatch.setattr("src.train.distill.ROOM", 1000)
+            expected = made_anew.losses(step)["total"]
+            monkeypatch.setattr("src.train.distill.ROOM", 2**30)
+            before = len(encoded)
+            assert torch.equal(kept.losses(step)["total"], expected)
+        assert before == len(encoded)
+        assert all(lesson.frames_THWC is None for lesson in kept.lessons.values())
+        assert all(lesson.features is None for lesson in made_anew.lessons.values())
+
+    def test_kept_features_are_those_of_the_frames(self):
+        model = new_model(targets=["memory_attention.*.q_proj"])
+        frozen, encoding = distiller(model, batch_size=1), distiller(model, batch_size=1)
+        encoding.frozen = False
+        disturb(model)
+        for step in (0, 1, 0):
+            assert torch.equal(frozen.losses(step)["total"], encoding.losses(step)["total"])
 
     def test_each_clip_is_asked_about_once(self, monkeypatch):
         taught = distiller(new_model(), clips=3, batch_size=1)
@@ -156,7 +180,7 @@ class TestTrackClips:
     @pytest.mark.parametrize(("prompt", "frames"), [("mask", FRAMES - 1), ("box", FRAMES), ("point", FRAMES)])
     def test_shapes(self, prompt, frames):
         batch = self.batch()
-        tracked = track_clips(new_model().eval(), batch, prompt, features=True)
+        tracked = track_clips(new_model().eval(), batch, prompt, keep_tracked=True)
         objects = batch.masks_TOHW.shape[1]
         assert tracked.logits_TOhw.shape == (frames, objects, SIZE // 4, SIZE // 4)
         assert tracked.scores_TO.shape == (frames, objects)
