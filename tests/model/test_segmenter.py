@@ -333,6 +333,16 @@ class TestForward:
         bare = replace(batch, frames_BTHWC=batch.frames_BTHWC[..., :0])
         assert torch.equal(self.total(model, bare, features), self.total(model, batch))
 
+    def test_frames_are_encoded_a_few_at_a_time_on_a_cpu(self, model, monkeypatch):
+        frames_THWC, together = still_batch(5).frames_BTHWC[0], []
+        model.image_encoder.register_forward_hook(lambda _, images, __: together.append(len(images[0])))
+        expected = encode_frames(model, frames_THWC)
+        monkeypatch.setattr("src.model.segmenter.PIXELS_AT_ONCE", 2 * 64**2)
+        found = encode_frames(model, frames_THWC)
+        assert together == [5, 2, 2, 1]
+        for level, same in zip(found, expected, strict=True):
+            torch.testing.assert_close(level, same, rtol=1e-5, atol=1e-5)
+
     def test_the_last_frame_is_not_put_into_memory(self, model):
         batch, encoded = still_batch(self.FRAMES), []
         model.memory_encoder.register_forward_hook(lambda *_: encoded.append(1))
