@@ -25,7 +25,15 @@ def test_a_signal_waits_for_the_check(number, capfd):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_ctrl_c_aborts_at_once():
+@pytest.fixture
+def pythons_own_handler():
+    """Of SIGINT, which is ignored where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_aborts_at_once(pythons_own_handler):
     with pytest.raises(KeyboardInterrupt), Stops():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)

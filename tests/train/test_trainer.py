@@ -451,7 +451,7 @@ class TestOneRun:
     def test_metrics(self, finished):
         trainer, _ = finished
         metrics = json.loads((trainer.folder / "metrics.json").read_text())
-        assert metrics.keys() == {"base_J", "best_J", "epochs"}
+        assert metrics.keys() == {"base_J", "best_J", "strength", "epochs"}
         assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2]
         names = {"total", "mask", "dice", "iou", "occlusion", "balance", "router_z", "grad_norm"}
         scores = {"val_J", "val_F", "val_J&F", "val_mIoU", "val_Dice"}
