@@ -37,7 +37,7 @@ QUICK = (
 
 _FENCE = re.compile(r"```(\w*)\s*")
 _TAKES_SETTINGS = re.compile(r"python (?:train|evaluate|tools/predict|tools/validate_data)\.py\b.*\s--config\s")
-_FIRST_OPERATOR = re.compile(r"\s(?:\|\||&&|[|>;&])")
+_FIRST_OPERATOR = re.compile(r"(?s)(?:\$\([^)]*\)|(?!\$\().)*?(\s(?:\|\||&&|[|>;&]))")  # outside $(…)
 _DATA = re.compile(r"\bdatasets/(\w+)")
 
 
@@ -93,8 +93,8 @@ def shortened(command: Command) -> Command:
     """The command with :data:`QUICK` as its last settings, before any pipe or ``||``; others as they are."""
     if command.language != "bash" or not _TAKES_SETTINGS.search(command.text.replace("\\\n", "")):
         return command
-    operator = _FIRST_OPERATOR.search(command.text)
-    end = len(command.text) if operator is None else operator.start()
+    operator = _FIRST_OPERATOR.match(command.text)
+    end = len(command.text) if operator is None else operator.start(1)
     settings = "".join(f" --set {setting}" for setting in QUICK)
     return replace(command, text=command.text[:end] + settings + command.text[end:])
 

@@ -52,6 +52,8 @@ class TestShortened:
             ("python train.py --config a.yaml", "python train.py --config a.yaml", ""),
             ("timeout 9 python train.py \\\n  --config a.yaml || echo $?", "  --config a.yaml", " || echo $?"),
             ("python evaluate.py --config a.yaml > log", "--config a.yaml", " > log"),
+            ("python evaluate.py --config a.yaml --x $(ls | head) --y 1", "$(ls | head) --y 1", ""),
+            ("python evaluate.py --config a.yaml --x $(ls | head) & kill $!", "$(ls | head)", " & kill $!"),
         ],
     )
     def test_settings_come_last_and_before_what_the_shell_does_next(self, text, before, after):
