@@ -169,10 +169,8 @@ class TopKGatingNetwork(nn.Module):
         for _ in range(self.top_k - 1):
             rest_EN = torch.where(rest_EN < rest_EN.amax(dim=0, keepdim=True), rest_EN, -math.inf)
         chosen_EN = logits_EN >= rest_EN.amax(dim=0, keepdim=True)
-        if (
-            int(chosen_EN.count_nonzero()) != self.top_k * logits_EN.shape[1]
-        ):  # equal logits, of which some are not chosen
-            return self.choose(logits_EN)[0]
+        if int(chosen_EN.count_nonzero()) != self.top_k * logits_EN.shape[1]:
+            return self.choose(logits_EN)[0]  # equal logits, of which some are not chosen
         return torch.where(chosen_EN, logits_EN, -math.inf).softmax(dim=0)
 
     @contextmanager

@@ -789,6 +789,7 @@ class Trainer:
             f"(base J {progress.base_J:.3f}){rank}{_each_set(scores)}"
         )
         if better:
+            progress.strength = None  # that of an earlier best, where the run goes on from it
             self.save(self.best.name)
             self.write_adapter()
         self.write_metrics()

@@ -71,3 +71,18 @@ def test_the_share_that_validates_best_is_chosen_once(make_config, tmp_path, mon
         torch.equal(tensor, raw[name])
         for name, tensor in read_checkpoint(trainer.checkpoints / "last.pt").weights.items()
     )
+
+
+def test_a_new_best_after_the_choice_is_weakened_anew(make_config, monkeypatch):
+    known = {"base": 0.1, "adapted": 0.4, "strength 0.5": 0.8}
+    monkeypatch.setattr(Trainer, "score", lambda self, label: ({"J": known[label], "F": 0.0}, []))
+    monkeypatch.setattr(Trainer, "show", lambda *_: None)
+    settings = ["training.max_epochs=2", "training.learning_rate=1e-2", "training.strengths=[1.0, 0.5]"]
+    first = Trainer(make_config(*settings, "training.max_steps=3"))
+    first.fit()
+    assert read_checkpoint(first.best).progress["strength"] == 0.5
+    known["adapted"] = 0.9
+    going_on = Trainer(make_config(*settings), resume=first.best)
+    going_on.fit()
+    metrics = json.loads((going_on.folder / "metrics.json").read_text())
+    assert (metrics["strength"], metrics["best_J"]) == (1.0, 0.9)
