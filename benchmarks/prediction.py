@@ -34,6 +34,7 @@ from src.lora.adapter import set_adapters_enabled
 from src.lora.adapter_io import merge_adapters
 from src.lora.lora_utils import apply_method
 from src.model.build import build_model
+from src.model.lean import make_stock
 from src.model.streaming import MemoryBank, StreamingTracker
 
 STOCK, ON = "stock SAM 2", "MoPE"
@@ -46,13 +47,15 @@ def build(config: ModelConfig) -> dict[str, SAM2Base]:
     stock = build_model(config).eval()
 
     def adapted(lora: LoraConfig, trained: bool = True) -> SAM2Base:
-        model = copy.deepcopy(stock)
+        model = copy.deepcopy(lean)
         for adapter in apply_method(model, lora).values():
             for name, parameter in adapter.named_adapter_parameters():
                 if trained and name.endswith("lora_B"):
                     nn.init.normal_(parameter, std=0.1)
         return model.eval()
 
+    lean = copy.deepcopy(stock)
+    make_stock(stock)
     lora = LoraConfig(method="lora", rank=40)
     models = {STOCK: stock, ON: adapted(LoraConfig()), SAME[0]: adapted(LoraConfig(), trained=False)}
     models |= {SAME[1]: adapted(LoraConfig()), "LoRA of rank 40": adapted(lora), "LoRA, merged": adapted(lora)}

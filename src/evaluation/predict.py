@@ -14,7 +14,6 @@ from typing import Any, overload
 import numpy as np
 import torch
 from PIL import Image
-from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
@@ -36,10 +35,6 @@ def predicting(model: SAM2Base) -> Iterator[SAM2VideoPredictor]:
     try:
         yield as_video_predictor(model)
     finally:
-        # the predictor works in inference mode, and autograd may not keep tensors that were made there
-        for module in model.modules():
-            if isinstance(module, PositionEmbeddingSine):
-                module.cache.clear()
         model.train(was_training)
 
 

@@ -22,10 +22,12 @@ class LinearWithExperts(torch.autograd.Function):
     """x Wᵀ + bias + Σ_e gates_e · B_e A_e z, where gates are given, or made of the logits that a gate finds in x.
 
     What experts add is summed into the base layer's output, and their part of the gradient into the base layer's. For
-    the backward pass x, z, gates and the gated thin products gates_e · A_e z (and logits) are kept, nothing of the size
-    of the output. A gate that is 0 gets the gradient 0: nothing else is asked of gates that are 0 where not chosen.
-    E experts of rank R have X = E · R rows in all; with the gate's own E* they are P. Experts come before the N tokens,
-    so that what is done for each token runs along memory. Thin products have the dtype of A, or of autocast.
+    the backward pass x, z, gates and the gated thin products gates_e · A_e z are kept, nothing of the size of the
+    output. A gate that is 0 gets the gradient 0: nothing else is asked of gates that are 0 where not chosen.
+    E experts of rank R have X = E · R rows in all; E* are E, and the null expert where there is one. Thin products have
+    the N tokens first, as BLAS writes them well in several threads, and the dtype of A, or of autocast. Gates have
+    experts first, so that what is done for each token runs along memory. Products with ``ranks_EX`` go from one to the
+    other, and repeat a gate for its expert's ranks, or sum over them: turning thin products takes longer.
     """
 
     @staticmethod
@@ -35,91 +37,96 @@ class LinearWithExperts(torch.autograd.Function):
         z: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
-        thin_PD: Tensor,
-        B_ERO: Tensor,
+        A_ERD: Tensor,
+        B_EOR: Tensor,
+        scale: float,
         gates_EN: Tensor | None,
+        gate_weight: Tensor | None,
         gate_bias: Tensor | None,
+        ranks_EX: Tensor,
         choose: Choice,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
         Args:
             ctx: autograd's.
             x: (…, D).
             z: the experts' input (…, D), where it is not x.
             weight, bias: the base layer's.
-            thin_PD: A of all experts, and, without ``gates_EN``, the gate's weight below it.
-            B_ERO: B of all experts, scaled.
-            gates_EN: each expert's weight on each token; None: the gate decides on x here.
-            gate_bias: (E*,), for a gate that decides here and has one.
-            choose: how it decides.
+            A_ERD, B_EOR: of all experts; their products are multiplied by ``scale``.
+            gates_EN: each expert's weight on each token; None: a gate decides on x here.
+            gate_weight: (E*, D), of a gate that decides here.
+            gate_bias: (E*,), of one that has a bias.
+            ranks_EX: 1 where a row belongs to the expert, else 0.
+            choose: how the gate decides.
 
         Returns:
-            The output (…, O); and logits (E*, N) and chosen experts (K, N), which are empty with ``gates_EN``.
+            The output (…, O); and of a gate that decides here logits (E*, N) and chosen experts (K, N).
         """
         out = F.linear(x, weight, bias).contiguous()
-        tokens_ND = match_dtype(_tokens(x if z is None else z), thin_PD)
-        thin_PN = (tokens_ND @ thin_PD.T).T.contiguous()  # BLAS takes longer to write experts first itself
-        experts, rank, _ = B_ERO.shape
-        logits_EN = thin_PN[experts * rank :]
-        chosen_KN = torch.empty_like(logits_EN, dtype=torch.int64)
-        ctx.gate_decides = gates_EN is None
-        if gates_EN is None:
-            if gate_bias is not None:
-                logits_EN += gate_bias.unsqueeze(1)
+        x_ND, logits_EN, chosen_KN = _tokens(x), None, None
+        ctx.gate_decides = gate_weight is not None
+        if gate_weight is not None:
+            logits_EN = _gate_logits(gate_weight, gate_bias, x_ND)
             gates_EN, chosen_KN = choose(logits_EN)
-        gates_EN = gates_EN.to(thin_PN.dtype)
-        gated_ERN = _experts_rows(thin_PN, B_ERO)
-        gated_ERN *= gates_EN[:experts].unsqueeze(1)
-        _add_product(_tokens(out), gated_ERN.flatten(0, 1).T, B_ERO.flatten(0, 1).to(thin_PN.dtype))
-        ctx.save_for_backward(x, z, weight, thin_PD, B_ERO, gates_EN, thin_PN)
-        ctx.mark_non_differentiable(chosen_KN)
+            ctx.mark_non_differentiable(chosen_KN)
+        assert gates_EN is not None
+        A_XD, B_XO = A_ERD.flatten(0, 1), (scale * B_EOR).transpose(1, 2).flatten(0, 1)
+        z_ND = match_dtype(x_ND if z is None else _tokens(z), A_XD)
+        gated_NX = z_ND @ A_XD.T
+        gates_EN, A_XD, B_XO, ranks_EX = (each.to(gated_NX.dtype) for each in (gates_EN, A_XD, B_XO, ranks_EX))
+        gated_NX *= _repeated(gates_EN, ranks_EX)
+        _add_product(_tokens(out), gated_NX, B_XO)
+        ctx.save_for_backward(x, z, weight, A_XD, B_XO, gate_weight, gates_EN, gated_NX, ranks_EX)
+        ctx.scale = scale
         ctx.set_materialize_grads(False)
-        return out, logits_EN.clone(), chosen_KN
+        return out, logits_EN, chosen_KN
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_logits_EN: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        x, z, weight, thin_PD, B_ERO, gates_EN, thin_PN = ctx.saved_tensors
-        names = ("x", "z", "weight", "bias", "thin", "B", "gates", "gate_bias", "choose")
+        x, z, weight, A_XD, B_XO, gate_weight, gates_EN, gated_NX, ranks_EX = ctx.saved_tensors
+        names = ("x", "z", "weight", "bias", "A", "B", "scale", "gates", "gate_weight", "gate_bias", "ranks", "choose")
         wanted = dict(zip(names, ctx.needs_input_grad, strict=True))
         grad = x.new_zeros(*x.shape[:-1], len(weight)) if grad is None else grad
-        grad_NO, g_NO = _tokens(grad), _tokens(grad).to(thin_PN.dtype)
+        x_ND, grad_NO = _tokens(x), _tokens(grad)
+        g_NO = grad_NO.to(gated_NX.dtype)
         found: dict[str, Tensor] = {}
 
-        gated_ERN = _experts_rows(thin_PN, B_ERO)
-        grad_thin_PN = torch.empty_like(thin_PN)
-        grad_ERN = _experts_rows(grad_thin_PN, B_ERO)
-        grad_ERN.flatten(0, 1).copy_((g_NO @ B_ERO.flatten(0, 1).to(thin_PN.dtype).T).T)
+        grad_NX = g_NO @ B_XO.T
         # Each expert's gate times its gradient, for which the products before they were gated need not be kept.
-        weighed_EN = (grad_ERN * gated_ERN).sum(dim=1)
-        experts = len(gated_ERN)
-        grad_ERN *= gates_EN[:experts].unsqueeze(1)
+        weighed_EN = ranks_EX @ (grad_NX * gated_NX).T
+        grad_NX *= _repeated(gates_EN, ranks_EX)
+        experts = len(ranks_EX)
         if ctx.gate_decides:
             # Of the softmax over the chosen logits. The null expert's gate, multiplied by nothing, has no gradient.
-            grad_logits = grad_thin_PN[-len(gates_EN) :]
-            torch.mul(gates_EN, weighed_EN.sum(dim=0).neg(), out=grad_logits)
-            grad_logits[:experts] += weighed_EN
+            of_logits_EN = gates_EN * weighed_EN.sum(dim=0).neg()
+            of_logits_EN[:experts] += weighed_EN
             if grad_logits_EN is not None:
-                grad_logits += grad_logits_EN
+                of_logits_EN += grad_logits_EN
+            if wanted["gate_weight"]:
+                found["gate_weight"] = of_logits_EN @ x_ND
             if wanted["gate_bias"]:
-                found["gate_bias"] = grad_logits.sum(dim=1)
+                found["gate_bias"] = of_logits_EN.sum(dim=1)
         elif wanted["gates"]:
             found["gates"] = torch.where(gates_EN > 0, weighed_EN / gates_EN, 0)
 
-        thin_grad_NP, thin = grad_thin_PN.T, thin_PD.to(thin_PN.dtype)
-        if wanted["thin"]:
-            found["thin"] = grad_thin_PN @ _tokens(x if z is None else z).to(thin_PN.dtype)
+        if wanted["A"]:
+            grad_A_XD = grad_NX.T @ (x_ND if z is None else _tokens(z)).to(grad_NX.dtype)
+            found["A"] = grad_A_XD.view(experts, -1, grad_A_XD.shape[1])
         if wanted["B"]:
-            found["B"] = (gated_ERN.flatten(0, 1) @ g_NO).view_as(B_ERO)
+            grad_B_XO = (gated_NX.T @ g_NO).mul_(ctx.scale)
+            found["B"] = grad_B_XO.view(experts, -1, grad_B_XO.shape[1]).transpose(1, 2)
         if wanted["x"]:
             grad_x_ND = grad_NO @ weight.to(grad.dtype)
             if z is None:
-                _add_product(grad_x_ND, thin_grad_NP, thin)
+                _add_product(grad_x_ND, grad_NX, A_XD)
+            if ctx.gate_decides:
+                _add_product(grad_x_ND, of_logits_EN.T, gate_weight)
             found["x"] = grad_x_ND.view_as(x)
         if wanted["z"]:
-            found["z"] = (thin_grad_NP @ thin).view_as(x)
+            found["z"] = (grad_NX @ A_XD).view_as(x)
         if wanted["weight"]:
-            found["weight"] = grad_NO.T @ _tokens(x).to(grad.dtype)
+            found["weight"] = grad_NO.T @ x_ND.to(grad.dtype)
         if wanted["bias"]:
             found["bias"] = grad_NO.sum(dim=0)
         return tuple(found.get(name) for name in names)
@@ -138,10 +145,18 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
         out += a @ b
 
 
-def _experts_rows(thin_PN: Tensor, B_ERO: Tensor) -> Tensor:
-    """The experts' rows of all thin products, (E, R, N)."""
-    experts, rank, _ = B_ERO.shape
-    return thin_PN[: experts * rank].view(experts, rank, thin_PN.shape[1])
+def _gate_logits(weight: Tensor, bias: Tensor | None, x_ND: Tensor) -> Tensor:
+    """(E*, N). On a CPU a product turns what BLAS writes tokens first, faster than BLAS writes experts first."""
+    logits_EN = (x_ND @ weight.T).T
+    if not logits_EN.is_cpu:
+        return logits_EN.contiguous() if bias is None else logits_EN + bias.unsqueeze(1)
+    ones = torch.eye(len(weight), dtype=logits_EN.dtype)
+    return ones @ logits_EN if bias is None else torch.addmm(bias.unsqueeze(1), ones, logits_EN)
+
+
+def _repeated(gates_EN: Tensor, ranks_EX: Tensor) -> Tensor:
+    """Each expert's gate for each of its ranks, tokens first, (N, X); without the null expert's."""
+    return gates_EN[: len(ranks_EX)].T @ ranks_EX
 
 
 class MoELoRALinear(AdapterLayer):
@@ -226,33 +241,26 @@ class MoELoRALinear(AdapterLayer):
         z = self.dropout(x) if self.training and self.dropout.p > 0 else None
         if z is None and self._only_output_is_asked() and gate.decides_on(x, self.lora_A.dtype):
             return self._infer(x)
-        A_XD, B_ERO = self.lora_A.flatten(0, 1), self.scale * self.lora_B.transpose(1, 2)
-        if z is None and gate.decides_on(x, A_XD.dtype):
-            thin_PD = torch.cat([A_XD, gate.weight])
-            out, *decision = LinearWithExperts.apply(x, z, *base, thin_PD, B_ERO, None, gate.bias, gate.choose)
+        experts, ranks_EX = (self.lora_A, self.lora_B, self.scale), self.ranks_of_expert_EX
+        if z is None and gate.decides_on(x, self.lora_A.dtype):
+            own = None, gate.weight, gate.bias, ranks_EX, gate.choose
+            out, *decision = LinearWithExperts.apply(x, z, *base, *experts, *own)
             gate.record(*decision)
             return out
         gates, _ = gate(x)
-        gates_EN = _tokens(gates.expand(*x.shape[:-1], -1)).T
-        return LinearWithExperts.apply(x, z, *base, A_XD, B_ERO, gates_EN, None, gate.choose)[0]
+        given = _tokens(gates.expand(*x.shape[:-1], -1)).T, None, None, ranks_EX, gate.choose
+        return LinearWithExperts.apply(x, z, *base, *experts, *given)[0]
 
     def _only_output_is_asked(self) -> bool:
         """Whether nobody asks for gradients or for what the gate decided; a compiler fuses as it likes."""
         return not torch.is_grad_enabled() and not self.gate.recorders and not torch.compiler.is_compiling()
 
     def _infer(self, x: Tensor) -> Tensor:
-        """The output alone.
-
-        The experts' thin product stays tokens first, as BLAS writes it well in several threads; gates are found experts
-        first, and a product with ones in the right places turns them and repeats them for each of an expert's ranks.
-        """
+        """The output alone, where it is found by fewer and smaller steps."""
         out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
-        if gate.bias is None:
-            logits_EN = gate.weight @ x_ND.T
-        else:
-            logits_EN = torch.addmm(gate.bias.unsqueeze(1), gate.weight, x_ND.T)
-        gated_NX = gate.weigh(logits_EN)[: self.num_experts].T @ self.ranks_of_expert_EX
-        gated_NX *= x_ND @ self.lora_A.flatten(0, 1).T
+        gates_EN = gate.weigh(_gate_logits(gate.weight, gate.bias, x_ND))
+        gated_NX = x_ND @ self.lora_A.flatten(0, 1).T
+        gated_NX *= _repeated(gates_EN, self.ranks_of_expert_EX)
         _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)
         return out
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from src.config import ModelConfig
 from src.errors import UserError
 from src.lora.adapter_io import base_state_dict
+from src.model.lean import make_lean
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -124,6 +125,7 @@ def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2
     assert isinstance(model_config, dict)
     model_config["_target_"] = target
     model = instantiate({**model_config, **arguments})
+    make_lean(model)
     if config.checkpoint is not None:
         load_base(model, config.checkpoint, config.name)
     return model

@@ -33,6 +33,7 @@ from src.data.masks import bounding_box, centre_point
 from src.lora.adapter import iter_adapters
 from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
 from src.model.gating import gate_video_methods
+from src.model.lean import make_dropout_lean
 
 Features: TypeAlias = list[Tensor]
 """What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
@@ -158,7 +159,7 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
     """
     clicked = prompts.box + prompts.point
     prompted_frames = max(1, min(2, frames - 1))
-    return build_model(
+    model = build_model(
         config,
         f"{__name__}.{TrainableSAM2.__qualname__}",
         prob_to_use_pt_input_for_train=clicked,
@@ -171,6 +172,8 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
         num_correction_pt_per_frame=prompts.correction_clicks,
         prob_to_sample_from_gt_for_train=0.1,
     )
+    make_dropout_lean(model)
+    return model
 
 
 def build_loss(config: LossConfig, enable_segmentation: bool = True) -> AnnotatedLoss:
