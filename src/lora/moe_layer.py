@@ -56,7 +56,7 @@ class LinearWithExperts(torch.autograd.Function):
             gates_EN: each expert's weight on each token; None: a gate decides on x here.
             gate_weight: (E*, D), of a gate that decides here.
             gate_bias: (E*,), of one that has a bias.
-            ranks_EX: 1 where a row belongs to the expert, else 0.
+            ranks_EX: as many rows as gates; 1 where a row of A belongs to the expert, else 0.
             choose: how the gate decides.
 
         Returns:
@@ -74,10 +74,10 @@ class LinearWithExperts(torch.autograd.Function):
         z_ND = match_dtype(x_ND if z is None else _tokens(z), A_XD)
         gated_NX = z_ND @ A_XD.T
         gates_EN, A_XD, B_XO, ranks_EX = (each.to(gated_NX.dtype) for each in (gates_EN, A_XD, B_XO, ranks_EX))
-        gated_NX *= _repeated(gates_EN, ranks_EX)
+        gated_NX *= gates_EN.T @ ranks_EX
         _add_product(_tokens(out), gated_NX, B_XO)
         ctx.save_for_backward(x, z, weight, A_XD, B_XO, gate_weight, gates_EN, gated_NX, ranks_EX)
-        ctx.scale = scale
+        ctx.scale, ctx.experts = scale, len(A_ERD)
         ctx.set_materialize_grads(False)
         return out, logits_EN, chosen_KN
 
@@ -95,12 +95,10 @@ class LinearWithExperts(torch.autograd.Function):
         grad_NX = g_NO @ B_XO.T
         # Each expert's gate times its gradient, for which the products before they were gated need not be kept.
         weighed_EN = ranks_EX @ (grad_NX * gated_NX).T
-        grad_NX *= _repeated(gates_EN, ranks_EX)
-        experts = len(ranks_EX)
+        grad_NX *= gates_EN.T @ ranks_EX
         if ctx.gate_decides:
             # Of the softmax over the chosen logits. The null expert's gate, multiplied by nothing, has no gradient.
-            of_logits_EN = gates_EN * weighed_EN.sum(dim=0).neg()
-            of_logits_EN[:experts] += weighed_EN
+            of_logits_EN = torch.addcmul(weighed_EN, gates_EN, weighed_EN.sum(dim=0), value=-1)
             if grad_logits_EN is not None:
                 of_logits_EN += grad_logits_EN
             if wanted["gate_weight"]:
@@ -112,10 +110,10 @@ class LinearWithExperts(torch.autograd.Function):
 
         if wanted["A"]:
             grad_A_XD = grad_NX.T @ (x_ND if z is None else _tokens(z)).to(grad_NX.dtype)
-            found["A"] = grad_A_XD.view(experts, -1, grad_A_XD.shape[1])
+            found["A"] = grad_A_XD.view(ctx.experts, -1, grad_A_XD.shape[1])
         if wanted["B"]:
             grad_B_XO = (gated_NX.T @ g_NO).mul_(ctx.scale)
-            found["B"] = grad_B_XO.view(experts, -1, grad_B_XO.shape[1]).transpose(1, 2)
+            found["B"] = grad_B_XO.view(ctx.experts, -1, grad_B_XO.shape[1]).transpose(1, 2)
         if wanted["x"]:
             grad_x_ND = grad_NO @ weight.to(grad.dtype)
             if z is None:
@@ -152,11 +150,6 @@ def _gate_logits(weight: Tensor, bias: Tensor | None, x_ND: Tensor) -> Tensor:
         return logits_EN.contiguous() if bias is None else logits_EN + bias.unsqueeze(1)
     ones = torch.eye(len(weight), dtype=logits_EN.dtype)
     return ones @ logits_EN if bias is None else torch.addmm(bias.unsqueeze(1), ones, logits_EN)
-
-
-def _repeated(gates_EN: Tensor, ranks_EX: Tensor) -> Tensor:
-    """Each expert's gate for each of its ranks, tokens first, (N, X); without the null expert's."""
-    return gates_EN[: len(ranks_EX)].T @ ranks_EX
 
 
 class MoELoRALinear(AdapterLayer):
@@ -220,8 +213,8 @@ class MoELoRALinear(AdapterLayer):
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
         )
-        # A buffer, so that it follows .to(); not persistent, because it is always the same.
-        ranks_of_expert_EX = torch.eye(num_experts, device=device).repeat_interleave(rank, dim=1)
+        # A buffer, so that it follows .to(); not persistent, because it is always the same. A null expert's row is 0.
+        ranks_of_expert_EX = torch.eye(len(self.gate.weight), num_experts, device=device).repeat_interleave(rank, dim=1)
         self.register_buffer("ranks_of_expert_EX", ranks_of_expert_EX, persistent=False)
         self.reset_parameters()
 
@@ -248,7 +241,7 @@ class MoELoRALinear(AdapterLayer):
             gate.record(*decision)
             return out
         gates, _ = gate(x)
-        given = _tokens(gates.expand(*x.shape[:-1], -1)).T, None, None, ranks_EX, gate.choose
+        given = _tokens(gates.expand(*x.shape[:-1], -1)).T, None, None, ranks_EX[: self.num_experts], gate.choose
         return LinearWithExperts.apply(x, z, *base, *experts, *given)[0]
 
     def _only_output_is_asked(self) -> bool:
@@ -260,7 +253,7 @@ class MoELoRALinear(AdapterLayer):
         out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
         gates_EN = gate.weigh(_gate_logits(gate.weight, gate.bias, x_ND))
         gated_NX = x_ND @ self.lora_A.flatten(0, 1).T
-        gated_NX *= _repeated(gates_EN, self.ranks_of_expert_EX)
+        gated_NX *= gates_EN.T @ self.ranks_of_expert_EX
         _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)
         return out
 
