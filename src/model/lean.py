@@ -1,6 +1,7 @@
 """Parts of SAM 2 that do less work: the same numbers without copies, and dropout that a CPU draws faster.
 
-A part becomes lean by taking a class derived from its own, so that names, weights and settings stay as they are.
+A part becomes lean by taking a class derived from its own, so that names, weights and settings stay as they are. What
+is compiled stays as SAM 2 has it: a compiler merges such steps itself.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class SharedPositions(PositionEmbeddingSine):
     """SAM 2's sine positions (N, C, h, w), of which all N are views of the same memory, where SAM 2 copies them."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(x)
         size = x.shape[-2], x.shape[-1]
         if size not in self.cache:
             with torch.inference_mode(False):  # what is kept may be used in training later
@@ -62,7 +65,7 @@ class HieraWithKeptPositions(Hiera):
     def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
         sources = self.pos_embed, self.pos_embed_window
         trains = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        if trains or not all(source.is_cpu for source in sources):
+        if trains or torch.compiler.is_compiling() or not all(source.is_cpu for source in sources):
             return super()._get_pos_embed(hw)
         kept = self.__dict__.setdefault("_kept_positions", {})
         made_of, positions = kept.get(tuple(hw), ((), None))

@@ -1,7 +1,8 @@
 """SAM 2's builders and predictors with adapters in place: whoever uses SAM 2 keeps their code.
 
-The models and predictors are stock classes of the ``sam2`` package, built by its own builders. With untrained adapters,
-or with adapters switched off (:func:`src.lora.adapter.adapters_disabled`), their masks are stock SAM 2's bit for bit.
+The models and predictors are stock classes of the ``sam2`` package, built by its own builders, but for parts that give
+the same numbers in less time (:mod:`src.model.lean`). With untrained adapters, or with adapters switched off
+(:func:`src.lora.adapter.adapters_disabled`), their masks are stock SAM 2's bit for bit.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from src.lora.lora_utils import apply_method, freeze_base
 from src.model.build import MODEL_ZOO, config_overrides, load_base, pick_device
 from src.model.checkpoint import load_trained
 from src.model.gating import gate_image_predictor, install_saved_gate
+from src.model.lean import make_lean
 
 Mode = Literal["eval", "train"]
 Model = TypeVar("Model", bound=SAM2Base)
@@ -162,6 +164,7 @@ def _build(
             model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
         except MissingConfigException:
             raise UserError(f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}") from None
+    make_lean(model)
     if ckpt_path is not None:
         load_base(model, ckpt_path, name)
     _put_adapters(model, adapter, lora)

@@ -32,6 +32,7 @@ from src.lora.lora_utils import count_parameters
 from src.lora.moe_layer import MoELoRALinear
 from src.model import automatic_mask_generator, build_sam2_moe, build_sam2_video_predictor_moe, image_predictor
 from src.model.build import build_model, config_overrides
+from src.model.lean import SharedPositions
 
 TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
 TINY_SIDE = 256
@@ -179,7 +180,9 @@ def vars_of(model: SAM2Base) -> dict:
 class TestBuilders:
     def test_classes_are_stock(self, tiny_yaml):
         assert type(build_sam2_moe(tiny_yaml, device="cpu")) is SAM2Base
-        assert type(build_sam2_video_predictor_moe(str(tiny_yaml), device="cpu")) is SAM2VideoPredictor
+        predictor = build_sam2_video_predictor_moe(str(tiny_yaml), device="cpu")
+        assert type(predictor) is SAM2VideoPredictor
+        assert type(predictor.image_encoder.neck.position_encoding) is SharedPositions
 
     @pytest.mark.parametrize("build", [build_sam2_moe, build_sam2_video_predictor_moe])
     def test_in_train_mode_exactly_the_adapters_train(self, tiny_yaml, build):
