@@ -3,7 +3,8 @@
 Two trainers of one config, one with room for features and one with none, train in turn on the same epochs, of a clip of
 each of the first videos, in one view; the first epoch, which fills the cache, is timed by itself. The losses of every
 step are checked to be equal, bit for bit on a CPU. Clips are loaded in the training process, so that the time to load
-them counts. For another base: ``--set model.name=sam2.1_hiera_tiny --set model.checkpoint=null --set
+them counts; ``--video-side 1080`` trains on synthetic videos of that side, JPEG frames and PNG masks as DAVIS has them,
+in place of the config's data. For another base: ``--set model.name=sam2.1_hiera_tiny --set model.checkpoint=null --set
 model.image_size=512``.
 """
 
@@ -21,16 +22,30 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
 from src.config import load_config
 from src.data.formats import load_split
+from src.data.synthetic import SOURCE, make_videos
+from src.data.writers import frame_names, write_frame_labels
 from src.errors import UserError
 from src.train.trainer import Trainer
 
 WITHOUT, WITH = "without", "with"
+VIDEO_FRAMES = 6
+
+
+def write_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
+    """Write as many synthetic videos as an epoch has clips; the ``--set`` values that train on them."""
+    for video in make_videos(SOURCE, arguments.clips, 0, VIDEO_FRAMES, arguments.video_side).videos:
+        write_frame_labels(folder / "Annotations" / video.video_id, video)
+        (folder / "JPEGImages" / video.video_id).mkdir(parents=True)
+        for name, frame in zip(frame_names(video), video.frames, strict=True):
+            Image.fromarray(frame.read()).save(folder / "JPEGImages" / video.video_id / f"{name}.jpg", quality=90)
+    return [f"dataset.train_img_folder={folder}", "dataset.train_ann_file=null"]
 
 
 def first_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
@@ -63,6 +78,8 @@ def measure(arguments: argparse.Namespace, now: Callable[[], float], folder: Pat
     Raises:
         UserError: the encoder trains along, so that there is no cache; or losses differ.
     """
+    if arguments.video_side:
+        arguments.overrides = [*write_videos(arguments, folder / "videos"), *arguments.overrides]
     names = first_videos(arguments, folder)
     trainers = {
         name: Trainer(load_config(arguments.config, settings(arguments, name, names, folder)))
@@ -111,6 +128,7 @@ if __name__ == "__main__":
     cli.add_config_arguments(parser)
     parser.add_argument("--clips", type=int, default=16, help="clips an epoch, at most (default: 16)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs after the first (default: 3)")
+    parser.add_argument("--video-side", type=int, metavar="PIXELS", help="train on synthetic videos of that side")
     parser.add_argument("--where", choices=["memory", "disk"], default="memory", help="default: memory")
     parser.add_argument("--threads", type=int, default=1, help="default: 1")
     cli.run(main, parser)

@@ -60,17 +60,19 @@ def test_growth_is_printed_and_drawn(tmp_path, capsys):
 def measure_epochs(tiny_yaml, tmp_path) -> Callable[..., dict[str, list[float]]]:
     script = runpy.run_path(str(BENCHMARKS / "epoch_with_cache.py"))
 
-    def measure(*overrides: str) -> dict[str, list[float]]:
+    def measure(*overrides: str, video_side: int | None = None) -> dict[str, list[float]]:
         arguments = argparse.Namespace(
-            config=str(tiny_yaml), overrides=list(overrides), clips=4, rounds=1, where="memory"
+            config=str(tiny_yaml), overrides=list(overrides), clips=4, rounds=1, where="memory", video_side=video_side
         )
         return script["measure"](arguments, time.process_time, tmp_path)
 
     return measure
 
 
-def test_epochs_with_features_kept_and_without(measure_epochs):
-    seconds = measure_epochs()
+@pytest.mark.parametrize("video_side", [None, 80])
+def test_epochs_with_features_kept_and_without(measure_epochs, tmp_path, video_side):
+    seconds = measure_epochs(video_side=video_side)
+    assert len([*tmp_path.glob("videos/JPEGImages/*/*.jpg")]) == (24 if video_side else 0)
     assert [len(times) for times in seconds.values()] == [2, 2]
     assert min(min(times) for times in seconds.values()) > 0
 
