@@ -159,7 +159,7 @@ def _laid_out(shape: tuple[int, ...], call: GateCall, image_size: int) -> tuple[
         kept = max((image_size // s for s in STRIDES if image_size // s <= windows * shape[1]), default=0)
     else:
         return None
-    chosen_NK = call.chosen_NK
+    chosen_NK = call.chosen_NK()
     weights_NK = call.logits_NE.gather(1, chosen_NK).softmax(dim=1)
     return (
         _on_grid(chosen_NK.to(torch.uint8), shape, windows)[:, :kept, :kept],

@@ -169,7 +169,7 @@ def choice_names(gate: TopKGatingNetwork) -> list[str]:
 def _add(routing: RoutingRecord, frame: int, sums: dict[str, _Sums]) -> None:
     usage, entropy = routing.usage(), routing.entropy()
     for name, call in routing.layers().items():
-        sums.setdefault(name, _Sums()).add(frame, len(call.chosen_NK), usage[name], entropy[name])
+        sums.setdefault(name, _Sums()).add(frame, len(call.chosen_NE), usage[name], entropy[name])
 
 
 def dead_experts(uses: Sequence[DomainUse], below: float) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from src.lora.adapter import AdapterLayer, check_rank_and_dropout, match_dtype
 from src.lora.routing import Level, TopKGatingNetwork
 
-# From logits (E*, N) to gates (E*, N) and chosen experts (K, N).
+# From logits (E*, N) to gates and which experts are chosen, (E*, N) both.
 Choice: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -60,15 +60,15 @@ class LinearWithExperts(torch.autograd.Function):
             choose: how the gate decides.
 
         Returns:
-            The output (…, O); and of a gate that decides here logits (E*, N) and chosen experts (K, N).
+            The output (…, O); and of a gate that decides here logits and which experts are chosen, (E*, N) both.
         """
         out = F.linear(x, weight, bias).contiguous()
-        x_ND, logits_EN, chosen_KN = _tokens(x), None, None
+        x_ND, logits_EN, chosen_EN = _tokens(x), None, None
         ctx.gate_decides = gate_weight is not None
         if gate_weight is not None:
             logits_EN = _gate_logits(gate_weight, gate_bias, x_ND)
-            gates_EN, chosen_KN = choose(logits_EN)
-            ctx.mark_non_differentiable(chosen_KN)
+            gates_EN, chosen_EN = choose(logits_EN)
+            ctx.mark_non_differentiable(chosen_EN)
         assert gates_EN is not None
         A_XD, B_XO = A_ERD.flatten(0, 1), (scale * B_EOR).transpose(1, 2).flatten(0, 1)
         z_ND = match_dtype(x_ND if z is None else _tokens(z), A_XD)
@@ -79,7 +79,7 @@ class LinearWithExperts(torch.autograd.Function):
         ctx.save_for_backward(x, z, weight, A_XD, B_XO, gate_weight, gates_EN, gated_NX, ranks_EX)
         ctx.scale, ctx.experts = scale, len(A_ERD)
         ctx.set_materialize_grads(False)
-        return out, logits_EN, chosen_KN
+        return out, logits_EN, chosen_EN
 
     @staticmethod
     @once_differentiable
@@ -251,7 +251,7 @@ class MoELoRALinear(AdapterLayer):
     def _infer(self, x: Tensor) -> Tensor:
         """The output alone, where it is found by fewer and smaller steps."""
         out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
-        gates_EN = gate.weigh(_gate_logits(gate.weight, gate.bias, x_ND))
+        gates_EN, _ = gate.choose(_gate_logits(gate.weight, gate.bias, x_ND))
         gated_NX = x_ND @ self.lora_A.flatten(0, 1).T
         gated_NX *= gates_EN.T @ self.ranks_of_expert_EX
         _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)

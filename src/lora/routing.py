@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 Level = Literal["token", "frame", "video"]
 
@@ -25,17 +24,19 @@ class GateCall:
 
     Attributes:
         logits_NE: (N, E*), float32, with the graph they were computed in.
-        chosen_NK: (N, K), the indices of the chosen experts.
+        chosen_NE: (N, E*), bool, K of them true for each token.
         num_experts: E, the experts that add something.
+        top_k: K.
     """
 
     logits_NE: Tensor
-    chosen_NK: Tensor
+    chosen_NE: Tensor
     num_experts: int
+    top_k: int
 
-    def choices_NE(self) -> Tensor:
-        """(N, E*): 1 where the token chose the expert, else 0."""
-        return F.one_hot(self.chosen_NK, self.logits_NE.shape[-1]).sum(dim=1)
+    def chosen_NK(self) -> Tensor:
+        """(N, K), the numbers of the chosen experts, the one with the largest weight first."""
+        return self.logits_NE.masked_fill(~self.chosen_NE, -math.inf).topk(self.top_k).indices
 
 
 class TopKGatingNetwork(nn.Module):
@@ -136,8 +137,8 @@ class TopKGatingNetwork(nn.Module):
             logits_EN = self.weight.to(dtype) @ x.reshape(-1, x.shape[-1]).T
             if self.bias is not None:
                 logits_EN = logits_EN + self.bias.to(dtype).unsqueeze(1)
-            gates_EN, chosen_KN = self.choose(logits_EN)
-        self.record(logits_EN, chosen_KN)
+            gates_EN, chosen_EN = self.choose(logits_EN)
+        self.record(logits_EN, chosen_EN)
         shape = (*x.shape[:-1], len(logits_EN))
         return gates_EN.T.reshape(shape)[..., : self.num_experts], logits_EN.T.reshape(shape)
 
@@ -149,7 +150,7 @@ class TopKGatingNetwork(nn.Module):
         return plain and same and not torch.is_autocast_enabled(x.device.type)
 
     def choose(self, logits_EN: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (E*, N) → gates (E*, N), zero where not chosen, and the chosen experts (K, N).
+        """Logits (E*, N) → gates (E*, N), zero where not chosen, and which are chosen, bool (E*, N).
 
         Experts come before tokens, so that what is done for each token runs along memory.
         """
@@ -157,21 +158,8 @@ class TopKGatingNetwork(nn.Module):
         if self.training and self.noise > 0:
             weighed_EN = logits_EN + self.noise * torch.randn_like(logits_EN)
         scores_EN = weighed_EN if self.balance_bias is None else weighed_EN + self.balance_bias.unsqueeze(1)
-        chosen_KN = _largest(scores_EN, self.top_k)
-        weights_KN = weighed_EN.gather(0, chosen_KN).softmax(dim=0)
-        return torch.zeros_like(logits_EN).scatter(0, chosen_KN, weights_KN), chosen_KN
-
-    def weigh(self, logits_EN: Tensor) -> Tensor:
-        """The gates of :meth:`choose` alone. On a CPU largest values are found far faster than their places."""
-        if not logits_EN.is_cpu or self.balance_bias is not None or (self.training and self.noise > 0):
-            return self.choose(logits_EN)[0]
-        rest_EN = logits_EN
-        for _ in range(self.top_k - 1):
-            rest_EN = torch.where(rest_EN < rest_EN.amax(dim=0, keepdim=True), rest_EN, -math.inf)
-        chosen_EN = logits_EN >= rest_EN.amax(dim=0, keepdim=True)
-        if int(chosen_EN.count_nonzero()) != self.top_k * logits_EN.shape[1]:
-            return self.choose(logits_EN)[0]  # equal logits, of which some are not chosen
-        return torch.where(chosen_EN, logits_EN, -math.inf).softmax(dim=0)
+        chosen_EN = _largest(scores_EN.detach(), self.top_k)
+        return torch.where(chosen_EN, weighed_EN, -math.inf).softmax(dim=0), chosen_EN
 
     @contextmanager
     def on_rows(self, rows: Tensor) -> Iterator[None]:
@@ -194,12 +182,12 @@ class TopKGatingNetwork(nn.Module):
             raise ValueError(f"level video: an input of batch size {len(x)} came with {found} (see watch_memory)")
         return self.context.reshape(len(x), *[1] * (x.ndim - 2), -1)
 
-    def record(self, logits_EN: Tensor, chosen_KN: Tensor) -> None:
-        """Hand a decision for N tokens, (E*, N) and (K, N), to the scopes of :func:`record_routing` that are open."""
+    def record(self, logits_EN: Tensor, chosen_EN: Tensor) -> None:
+        """Hand a decision for N tokens, (E*, N) both, to the scopes of :func:`record_routing` that are open."""
         # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
         if not self.recorders or torch._C._current_graph_task_id() != -1:
             return
-        call = GateCall(logits_EN.T, chosen_KN.T, self.num_experts)
+        call = GateCall(logits_EN.T, chosen_EN.T, self.num_experts, self.top_k)
         for calls in self.recorders:
             calls.append(call)
 
@@ -227,14 +215,15 @@ class RoutingRecord:
         joined = {}
         for name, calls in self.calls.items():
             if sum(len(call.logits_NE) for call in calls):
-                logits_NE = torch.cat([call.logits_NE for call in calls])
-                chosen_NK = torch.cat([call.chosen_NK for call in calls])
-                joined[name] = GateCall(logits_NE, chosen_NK, calls[0].num_experts)
+                # put together experts first, as gates make them
+                logits_EN = torch.cat([call.logits_NE.T for call in calls], dim=1)
+                chosen_EN = torch.cat([call.chosen_NE.T for call in calls], dim=1)
+                joined[name] = GateCall(logits_EN.T, chosen_EN.T, calls[0].num_experts, calls[0].top_k)
         return joined
 
     def choices(self) -> dict[str, Tensor]:
         """Per layer, how often each expert was chosen, int64 (E,), or (E + 1,) with the null expert last."""
-        return {name: call.choices_NE().sum(dim=0) for name, call in self.layers().items()}
+        return {name: call.chosen_NE.sum(dim=0) for name, call in self.layers().items()}
 
     def usage(self) -> dict[str, Tensor]:
         """Per layer, each expert's share of all choices, (E,) or (E + 1,) with the null expert last; sums to 1."""
@@ -319,13 +308,13 @@ def load_balancing_loss(routing: RoutingRecord, choices: dict[str, Tensor] | Non
 
 def _layer_balance(call: GateCall, chosen_E: Tensor) -> Tensor:
     """The balance of a layer, of which all tokens together made these choices (E*,)."""
-    per_token_N = call.choices_NE()[:, : call.num_experts].sum(dim=1)
+    per_token_N = call.chosen_NE[:, : call.num_experts].sum(dim=1)
     chosen_E = chosen_E[: call.num_experts]
     # Where every token chose the null expert only, all sums are 0 and so is the loss.
     total = chosen_E.sum().clamp(min=1)
     f_E = chosen_E / total
-    probabilities_NE = call.logits_NE[:, : call.num_experts].softmax(dim=-1)
-    p_E = (probabilities_NE * per_token_N.unsqueeze(1)).sum(dim=0) / total
+    probabilities_EN = call.logits_NE.T[: call.num_experts].softmax(dim=0)
+    p_E = (probabilities_EN * per_token_N).sum(dim=1) / total
     return call.num_experts * (f_E * p_E).sum()
 
 
@@ -363,17 +352,27 @@ def router_z_loss(routing: RoutingRecord, choices: dict[str, Tensor] | None = No
 
 
 def _layer_z(call: GateCall, chosen_E: Tensor) -> Tensor:
-    tokens = chosen_E.sum() / call.chosen_NK.shape[1]
-    return call.logits_NE.logsumexp(dim=-1).square().sum() / tokens
+    tokens = chosen_E.sum() / call.top_k
+    return call.logits_NE.T.logsumexp(dim=0).square().sum() / tokens
 
 
 def _largest(scores_EN: Tensor, count: int) -> Tensor:
-    """Rows of the largest scores of each column, largest first, (count, N); topk for few rows, far faster on a CPU."""
-    rows = [scores_EN.max(dim=0, keepdim=True).indices]
-    while len(rows) < count:
-        scores_EN = scores_EN.scatter(0, rows[-1], -math.inf)
-        rows.append(scores_EN.max(dim=0, keepdim=True).indices)
-    return torch.cat(rows)
+    """Where the largest scores of each column are, bool (E*, N): ``count`` of them, also among equal ones.
+
+    By maxima, one for each: topk takes longer for few rows, and on a CPU their places take longer than their values.
+    """
+    if scores_EN.is_cpu and not torch.compiler.is_compiling():
+        rest_EN = scores_EN
+        for _ in range(count - 1):
+            rest_EN = torch.where(rest_EN < rest_EN.amax(dim=0, keepdim=True), rest_EN, -math.inf)
+        chosen_EN = scores_EN >= rest_EN.amax(dim=0, keepdim=True)
+        if int(chosen_EN.count_nonzero()) == count * scores_EN.shape[1]:
+            return chosen_EN
+    chosen_EN = torch.zeros_like(scores_EN, dtype=torch.bool)
+    for _ in range(count):
+        rest_EN = scores_EN.masked_fill(chosen_EN, -math.inf)
+        chosen_EN = chosen_EN.scatter(0, rest_EN.max(dim=0, keepdim=True).indices, True)
+    return chosen_EN
 
 
 def _gates(model: nn.Module) -> dict[str, TopKGatingNetwork]:

@@ -39,8 +39,9 @@ def gate_with_logits(logits_E, **options):
 
 
 def call(logits, chosen, num_experts=None):
-    logits = torch.tensor(logits, requires_grad=True)
-    return GateCall(logits, torch.tensor(chosen), num_experts or logits.shape[-1])
+    logits, chosen = torch.tensor(logits, requires_grad=True), torch.tensor(chosen)
+    chosen_NE = torch.zeros(logits.shape, dtype=torch.bool).scatter(1, chosen, True)
+    return GateCall(logits, chosen_NE, num_experts or logits.shape[-1], chosen.shape[1])
 
 
 def test_gates_are_the_softmax_over_the_chosen_logits():
@@ -223,7 +224,7 @@ def test_the_record_names_layers_and_keeps_every_call(model):
     assert list(layers) == ["first", "second"]
     assert layers["first"].logits_NE.shape == (13, 4)
     assert layers["second"].logits_NE.shape == (13, 4)
-    assert layers["second"].chosen_NK.shape == (13, 2)
+    assert layers["second"].chosen_NK().shape == (13, 2)
     assert layers["second"].num_experts == 3
 
 
