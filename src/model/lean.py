@@ -67,32 +67,32 @@ class HieraWithKeptPositions(Hiera):
         trains = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         if trains or torch.compiler.is_compiling() or not all(source.is_cpu for source in sources):
             return super()._get_pos_embed(hw)
-        kept = self.__dict__.setdefault("_kept_positions", {})
-        made_of, positions = kept.get(tuple(hw), ((), None))
+        kept, key = self.__dict__.setdefault("_kept_positions", {}), (*hw, self.pos_embed.dtype)
+        made_of, positions = kept.get(key, ((), None))
         if not made_of or not all(map(torch.equal, made_of, sources)):
             with torch.inference_mode(False), torch.no_grad():
                 positions = super()._get_pos_embed(hw)
-                kept[tuple(hw)] = tuple(source.detach().clone() for source in sources), positions
+                kept[key] = tuple(source.detach().clone() for source in sources), positions
         return positions
 
 
 class LeanDropout(nn.Dropout):
-    """``nn.Dropout``, which on a CPU drops with the next multiple of 1 / 65,536 to its probability.
+    """``nn.Dropout``, which on a CPU drops with the multiple of 1 / 65,536 next to its probability.
 
     It keeps one byte for each number, and scales by what that probability asks for. Seeded by torch's generator.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or not x.is_cpu or self.inplace:
+        if not self.training or self.p in (0, 1) or not x.is_cpu or self.inplace:
             return super().forward(x)
-        return _Dropout.apply(x, round(self.p * LEVELS))
+        return _Dropout.apply(x, _levels(self.p))
 
 
 class LeanRoPEAttention(RoPEAttention):
     """RoPEAttention, whose dropout in float32 on a CPU is that of :func:`attention_with_dropout`."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        if not self.training or self.dropout_p == 0 or not q.is_cpu:
+        if not self.training or self.dropout_p in (0, 1) or not q.is_cpu:
             return super().forward(q, k, v, num_k_exclude_rope)
         with _OwnAttention():
             return super().forward(q, k, v, num_k_exclude_rope)
@@ -112,7 +112,7 @@ def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) ->
         (…, N, O).
     """
     flat = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (q, k, v))
-    return _Attention.apply(*flat, round(dropout_p * LEVELS)).view(*q.shape[:-1], v.shape[-1])
+    return _Attention.apply(*flat, _levels(dropout_p)).view(*q.shape[:-1], v.shape[-1])
 
 
 class _OwnAttention(TorchFunctionMode):
@@ -185,6 +185,11 @@ class _Attention(torch.autograd.Function):
         of_q = (of_scores_BNM @ k).mul_(q.shape[-1] ** -0.5)
         of_k = (of_scores_BNM.transpose(1, 2) @ q).mul_(q.shape[-1] ** -0.5)
         return of_q, of_k, dropped_BNM.transpose(1, 2) @ scaled, None
+
+
+def _levels(p: float) -> int:
+    """How many of the random numbers mean that something is dropped; not all of them."""
+    return min(round(p * LEVELS), LEVELS - 1)
 
 
 def _scale(dropped: int) -> float:

@@ -94,6 +94,12 @@ class TestEncoder:
             trunk.pos_embed.data.div_(2)
             assert torch.equal(trunk(image)[0], before)
 
+    def test_they_have_the_models_precision(self, model):
+        with torch.no_grad():
+            for dtype in (torch.float32, torch.bfloat16):
+                trunk = model.image_encoder.trunk.to(dtype)
+                assert trunk(torch.randn(1, 3, 64, 64, dtype=dtype))[0].dtype == dtype
+
     def test_ones_that_train_get_a_gradient(self, model):
         trunk = model.image_encoder.trunk
         with torch.no_grad():
@@ -131,7 +137,11 @@ class TestDropout:
         assert torch.equal(layer(x), first)
         assert not torch.equal(first, second)
 
-    @pytest.mark.parametrize("layer", [LeanDropout(0.5).eval(), LeanDropout(0.0)])
+    def test_nearly_and_really_all_numbers_are_dropped(self):
+        assert not LeanDropout(1.0)(torch.ones(1000)).any()
+        assert LeanDropout(1 - 1e-9)(torch.ones(1000)).isfinite().all()
+
+    @pytest.mark.parametrize("layer", [LeanDropout(0.5).eval(), LeanDropout(0.0), LeanDropout(1e-9)])
     def test_without_dropout_nothing_changes(self, layer):
         x = torch.randn(50)
         assert torch.equal(layer(x), x)
