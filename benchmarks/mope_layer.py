@@ -1,11 +1,12 @@
 """Time and memory of a MoPE layer's forward and backward beside the usual loop over experts and beside PEFT's LoRA.
 
 All have the same frozen base layer and get the same input, which asks for a gradient as in the middle of a model. The
-loops are the usual ways to write such a layer: every expert on every token, or every expert on its own tokens. PEFT's
-LoRA has the rank of all experts together; the frozen base layer alone is what no adapter can be faster than. Before
-anything is timed, outputs and gradients in float64 are checked to equal the loop's. Rounds are interleaved: each runs
-everything once, in an order of its own, as what ran before leaves its traces in memory; ratios are medians over rounds
-of the ratio within one. Memory is what autograd keeps for the backward pass, the input with it, model weights without.
+loops are the usual ways to write such a layer: every expert on every token, its weighed output added at once or all
+outputs stacked and then weighed, or every expert on its own tokens. PEFT's LoRA has the rank of all experts together;
+the frozen base layer alone is what no adapter can be faster than. Before anything is timed, outputs and gradients in
+float64 are checked to equal the loop's. Rounds are interleaved: each runs everything once, in an order of its own, as
+what ran before leaves its traces in memory; ratios are medians over rounds of the ratio within one. Memory is what
+autograd keeps for the backward pass, the input with it, model weights without.
 """
 
 from __future__ import annotations
@@ -58,6 +59,16 @@ class Loop(nn.Module):
         return out
 
 
+class StackedLoop(Loop):
+    """The same, all outputs stacked (…, E, O) and then weighed and summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, chosen = self.chosen(x)
+        gates = weights.new_zeros(*x.shape[:-1], self.layer.num_experts).scatter(-1, chosen, weights)
+        outputs = torch.stack([self.expert(number, x) for number in range(self.layer.num_experts)], dim=-2)
+        return self.layer.base_layer(x) + (gates.unsqueeze(-1) * outputs).sum(dim=-2)
+
+
 class SparseLoop(Loop):
     """The same, every expert on the tokens that chose it."""
 
@@ -70,6 +81,13 @@ class SparseLoop(Loop):
             part = weights.flatten(0, -2)[row, place].unsqueeze(-1) * self.expert(number, rows[row])
             out = out.index_add(0, row, part)
         return out.unflatten(0, x.shape[:-1])
+
+
+LOOPS: dict[str, type[Loop]] = {
+    "loop": Loop,
+    "loop, outputs stacked": StackedLoop,
+    "loop, chosen tokens": SparseLoop,
+}
 
 
 def parse_shape(text: str) -> tuple[list[int], int]:
@@ -91,8 +109,12 @@ def build(features: int, out: int, arguments: argparse.Namespace) -> dict[str, n
     nn.init.normal_(layer.gate.weight, std=features**-0.5)
     config = LoraConfig(r=arguments.experts * arguments.rank, lora_alpha=8, target_modules=["0"])
     lora = get_peft_model(nn.Sequential(base), config)
-    loops = {"loop": Loop(layer), "loop, chosen tokens": SparseLoop(layer)}
-    return {**loops, "PEFT's LoRA": lora, MOPE: layer, "base layer alone": base}
+    return {
+        **{name: loop(layer) for name, loop in LOOPS.items()},
+        "PEFT's LoRA": lora,
+        MOPE: layer,
+        "base layer alone": base,
+    }
 
 
 def forward_backward(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
@@ -105,7 +127,7 @@ def forward_backward(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]
 def differences(modules: dict[str, nn.Module], x: Tensor, grad: Tensor) -> tuple[float, float]:
     """How far outputs and gradients are from the loop's, relative to the largest number of each tensor, at most."""
     expected = forward_backward(modules["loop"], x, grad)
-    found = [forward_backward(modules[name], x, grad) for name in ("loop, chosen tokens", MOPE)]
+    found = [forward_backward(modules[name], x, grad) for name in (*LOOPS, MOPE)]
     far = [
         [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(tensors, expected, strict=True)]
         for tensors in found

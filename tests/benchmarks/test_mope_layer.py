@@ -23,7 +23,7 @@ def test_a_row_for_each_layer_of_each_shape_and_less_memory_than_the_loops(compa
     status, out, errors = compare("--shapes", "2x50x16", "30x8->24")
     assert status == 0, errors
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")][1:]
-    layers = ["loop", "loop, chosen tokens", "PEFT's LoRA", "this layer", "base layer alone"]
+    layers = ["loop", "loop, outputs stacked", "loop, chosen tokens", "PEFT's LoRA", "this layer", "base layer alone"]
     assert [row[:2] for row in rows] == [[shape, layer] for shape in ("2x50x16", "30x8->24") for layer in layers]
     for row in rows:
         assert row[1] != "this layer" or (row[3], row[5]) == ("1.00", "1.0")
