@@ -265,7 +265,9 @@ class TestAccumulation:
 class TestErrors:
     def test_a_loss_that_is_not_finite_stops_the_run(self, make_config):
         trainer = Recorded(make_config(), poisoned=5)
-        with pytest.raises(UserError, match="the loss is nan at step 5 on cells_") as caught:
+        # older versions of torch have attention that hides it from the loss
+        found = r"(the loss is nan|the gradient of .+ is not finite) at step 5 on cells_"
+        with pytest.raises(UserError, match=found) as caught:
             trainer.fit()
         assert all(name in str(caught.value) for name in trainer.names[-1])
         saved = checkpoint(trainer)
