@@ -63,7 +63,8 @@ class LinearWithExperts(torch.autograd.Function):
             The output (…, O); and of a gate that decides here logits and which experts are chosen, (E*, N) both.
         """
         out = F.linear(x, weight, bias).contiguous()
-        if out._is_view():  # as older versions of torch return it; SAM 2 changes keys in place, which a view forbids
+        # Older versions of torch return a view here, which forbids what SAM 2 does: it changes keys in place.
+        if not torch.compiler.is_compiling() and out._is_view():
             out = torch.ops.aten._unsafe_view(out, out.shape)
         x_ND, logits_EN, chosen_EN = _tokens(x), None, None
         ctx.gate_decides = gate_weight is not None
