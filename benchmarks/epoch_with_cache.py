@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.measuring import clock, in_turn, ratio
@@ -30,22 +29,12 @@ from src import cli
 from src.config import load_config
 from src.data.formats import load_split
 from src.data.synthetic import SOURCE, make_videos
-from src.data.writers import frame_names, write_frame_labels
+from src.data.writers import write_davis
 from src.errors import UserError
 from src.train.trainer import Trainer
 
 WITHOUT, WITH = "without", "with"
 VIDEO_FRAMES = 6
-
-
-def write_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
-    """Write as many synthetic videos as an epoch has clips; the ``--set`` values that train on them."""
-    for video in make_videos(SOURCE, arguments.clips, 0, VIDEO_FRAMES, arguments.video_side).videos:
-        write_frame_labels(folder / "Annotations" / video.video_id, video)
-        (folder / "JPEGImages" / video.video_id).mkdir(parents=True)
-        for name, frame in zip(frame_names(video), video.frames, strict=True):
-            Image.fromarray(frame.read()).save(folder / "JPEGImages" / video.video_id / f"{name}.jpg", quality=90)
-    return [f"dataset.train_img_folder={folder}", "dataset.train_ann_file=null"]
 
 
 def first_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
@@ -79,7 +68,10 @@ def measure(arguments: argparse.Namespace, now: Callable[[], float], folder: Pat
         UserError: the encoder trains along, so that there is no cache; or losses differ.
     """
     if arguments.video_side:
-        arguments.overrides = [*write_videos(arguments, folder / "videos"), *arguments.overrides]
+        videos = make_videos(SOURCE, arguments.clips, 0, VIDEO_FRAMES, arguments.video_side)
+        write_davis(folder / "videos", videos, quality=90)
+        data = [f"dataset.train_img_folder={folder / 'videos'}", "dataset.train_ann_file=null"]
+        arguments.overrides = [*data, *arguments.overrides]
     names = first_videos(arguments, folder)
     trainers = {
         name: Trainer(load_config(arguments.config, settings(arguments, name, names, folder)))

@@ -76,14 +76,17 @@ def frame_names(video: VideoRecord) -> list[str]:
     return stems if len(set(stems)) == len(stems) else [f"{t:05d}" for t in range(len(stems))]
 
 
-def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, list_as: str | None = None) -> None:
+def write_davis(
+    folder: str | Path, data: DataSet, per_object: bool = False, list_as: str | None = None, quality: int | None = None
+) -> None:
     """Write videos as DAVIS and MOSE do: ``JPEGImages/<video>/`` and ``Annotations/<video>/``.
 
-    ``per_object`` as in :func:`write_frame_labels`; ``list_as`` also lists the videos in ``ImageSets/<list_as>.txt``.
+    ``per_object`` as in :func:`write_frame_labels`; ``list_as`` also lists the videos in ``ImageSets/<list_as>.txt``;
+    ``quality`` of frames as in :func:`write_image`.
     """
     folder = Path(folder)
     for video in data.videos:
-        _write_frames(folder / "JPEGImages", video)
+        _write_frames(folder / "JPEGImages", video, quality)
         write_frame_labels(inside(folder / "Annotations", video.video_id), video, per_object)
     if list_as is not None:
         write_text(folder / "ImageSets" / f"{list_as}.txt", "".join(f"{video.video_id}\n" for video in data.videos))
@@ -92,7 +95,7 @@ def write_davis(folder: str | Path, data: DataSet, per_object: bool = False, lis
 def write_folder(folder: str | Path, data: DataSet) -> None:
     """Write first frames as stills with masks, called alike: ``images/<video>.png`` and ``masks/<video>.png``."""
     for video in data.videos:
-        write_png(inside(Path(folder) / "images", f"{video.video_id}.png"), video.frames[0].read())
+        write_image(inside(Path(folder) / "images", f"{video.video_id}.png"), video.frames[0].read())
         write_palette_png(inside(Path(folder) / "masks", f"{video.video_id}.png"), label_frame(video, 0))
 
 
@@ -184,7 +187,7 @@ def write_coco(folder: str | Path, data: DataSet, quality: int | None = 80, desc
     Args:
         folder: the images are written into.
         data: its videos' ids become file names.
-        quality: of JPEG files; None: PNG files, which lose nothing.
+        quality: of images, as in :func:`write_image`.
         description: of the data, for its ``info``.
     """
     folder = Path(folder)
@@ -192,10 +195,8 @@ def write_coco(folder: str | Path, data: DataSet, quality: int | None = 80, desc
     annotations: list[dict[str, Any]] = []
     categories = _category_ids(data)
     for image_id, video in enumerate(data.videos, 1):
-        file_name = f"{video.video_id}.{'png' if quality is None else 'jpg'}"
-        image = Image.fromarray(video.frames[0].read())
-        options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
-        write_atomically(inside(folder, file_name), partial(image.save, **options))
+        file_name = f"{video.video_id}{_suffix(quality)}"
+        write_image(inside(folder, file_name), video.frames[0].read(), quality)
         images.append({"id": image_id, "file_name": file_name, **_size(video)})
         for obj in video.objects:
             if (segmentation := obj.segmentations[0]) is None:
@@ -217,17 +218,22 @@ def write_coco(folder: str | Path, data: DataSet, quality: int | None = 80, desc
     _write_json(folder / "_annotations.coco.json", content)
 
 
-def _write_frames(root: Path, video: VideoRecord) -> list[str]:
-    """Write a video's frames as PNG into a folder of its name, and return their paths below the root."""
-    files = [f"{video.video_id}/{name}.png" for name in frame_names(video)]
+def _write_frames(root: Path, video: VideoRecord, quality: int | None = None) -> list[str]:
+    """Write a video's frames into a folder of its name, and return their paths below the root."""
+    files = [f"{video.video_id}/{name}{_suffix(quality)}" for name in frame_names(video)]
     for file, frame in zip(files, video.frames, strict=True):
-        write_png(inside(root, file), frame.read())
+        write_image(inside(root, file), frame.read(), quality)
     return files
 
 
-def write_png(path: Path, pixels_HWC: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) whole or not at all."""
-    write_atomically(path, partial(Image.fromarray(pixels_HWC).save, format="PNG"))
+def write_image(path: Path, pixels_HWC: np.ndarray, quality: int | None = None) -> None:
+    """Write RGB uint8 (H, W, 3) whole or not at all; ``quality`` of a JPEG file, None: PNG, which loses nothing."""
+    options = {"format": "PNG"} if quality is None else {"format": "JPEG", "quality": quality}
+    write_atomically(path, partial(Image.fromarray(pixels_HWC).save, **options))
+
+
+def _suffix(quality: int | None) -> str:
+    return ".png" if quality is None else ".jpg"
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -68,12 +68,10 @@ class HieraWithKeptPositions(Hiera):
         if trains or torch.compiler.is_compiling() or not all(source.is_cpu for source in sources):
             return super()._get_pos_embed(hw)
         kept, key = self.__dict__.setdefault("_kept_positions", {}), (*hw, self.pos_embed.dtype)
-        made_of, positions = kept.get(key, ((), None))
-        if not made_of or not all(map(torch.equal, made_of, sources)):
+        if key not in kept or not all(map(torch.equal, kept[key][:-1], sources)):
             with torch.inference_mode(False), torch.no_grad():
-                positions = super()._get_pos_embed(hw)
-                kept[key] = tuple(source.detach().clone() for source in sources), positions
-        return positions
+                kept[key] = *(source.clone() for source in sources), super()._get_pos_embed(hw)
+        return kept[key][-1]
 
 
 class LeanDropout(nn.Dropout):
@@ -198,6 +196,6 @@ def _scale(dropped: int) -> float:
 
 
 def _few_rows(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Contiguous tensors (B, N, …) cut into the same rows, of which few lie in the cache together."""
+    """Views of contiguous tensors (B, N, …), cut into the same rows, of which few lie in the cache together."""
     rows = max(1, SCORES_AT_ONCE // first.shape[-1])
-    return zip(*(tensor.flatten(0, 1).split(rows) for tensor in (first, *others)), strict=True)
+    return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in (first, *others)), strict=True)

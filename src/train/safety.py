@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.data.clips import ClipBatch
 from src.data.preview import sheet_of_clips
-from src.data.writers import write_png
+from src.data.writers import write_image
 from src.files import write_atomically
 
 QUOTED = 3
@@ -91,7 +91,7 @@ def dump_batches(folder: Path, batches: Sequence[ClipBatch]) -> None:
         UserError: the folder cannot be written to.
     """
     clips = [clip for batch in batches for clip in batch.clips()]
-    write_png(folder / "sheet.png", sheet_of_clips([(clip.name, clip) for clip in clips]))
+    write_image(folder / "sheet.png", sheet_of_clips([(clip.name, clip) for clip in clips]))
     for number, batch in enumerate(batches):
         arrays = {
             "names": np.array(batch.names),
