@@ -8,21 +8,17 @@ is checked to be 0: it is its own teacher.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from src import cli
-from src.errors import UserError
+from src.core.errors import UserError
 
 
 def measure(settings: list[str], config_file: str, steps: int, rounds: int) -> dict[str, float]:
     """Seconds of a step without distillation and of one with it, and of the teacher's answer on a clip."""
-    from src.config import load_config
+    from src.config.schema import load_config
     from src.train.trainer import Trainer
 
     with TemporaryDirectory() as folder:
@@ -69,7 +65,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python benchmarks/distillation_cost.py --config src/configs/mope.yaml")
+    parser = cli.parser(__doc__, "python -m benchmarks.distillation_cost --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=12, help="training steps a round (default: 12)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with and without (default: 3)")

@@ -9,13 +9,9 @@ half to the source. ``docs/domain_gate.md`` says what the ways are.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -24,9 +20,9 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from src import cli
-from src.config import ModelConfig
+from src.config.schema import ModelConfig
 from src.data.records import VideoRecord
-from src.data.synthetic import (
+from src.data.synthetic.worlds import (
     CELLS,
     FLAKES,
     HELD_OUT_SEED,
@@ -41,11 +37,11 @@ from src.data.synthetic import (
     mixed,
     shifted,
 )
-from src.evaluation.predict import bounding_box
-from src.lora.domain_gate import KnownDomain
-from src.model.build import PIXEL_MEAN, PIXEL_STD, build_model
-from src.model.gate_fitting import VIEWS, other_light
-from src.model.gating import describe, to_pixels
+from src.gating.domain_gate import KnownDomain
+from src.gating.fit import VIEWS, other_light
+from src.models.sam2.build import PIXEL_MEAN, PIXEL_STD, build_model
+from src.models.sam2.gate_hooks import describe, to_pixels
+from src.tasks.tracking.predict import bounding_box
 
 NEW = (CELLS, TISSUE, THERMAL, FLAKES)
 ALL_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SHIFTS)
@@ -303,7 +299,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/domain_gate.py --train 16")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.domain_gate --train 16")
     parser.add_argument(
         "--checkpoint", default="checkpoints/sam2_nano.safetensors", help="of sam2_nano (default: the bundled base)"
     )

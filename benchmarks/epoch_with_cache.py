@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import torch
 from tqdm import tqdm
 
 from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
-from src.config import load_config
-from src.data.formats import load_split
-from src.data.synthetic import SOURCE, make_videos
+from src.config.schema import load_config
+from src.core.errors import UserError
+from src.data.formats.registry import load_split
+from src.data.synthetic.worlds import SOURCE, make_videos
 from src.data.writers import write_davis
-from src.errors import UserError
 from src.train.trainer import Trainer
 
 WITHOUT, WITH = "without", "with"
@@ -116,7 +113,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/epoch_with_cache.py --config src/configs/mope.yaml")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.epoch_with_cache --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--clips", type=int, default=16, help="clips an epoch, at most (default: 16)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs after the first (default: 3)")

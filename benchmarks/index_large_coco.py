@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -25,8 +22,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from src import cli
-from src.data.coco import CocoSource, open_coco
-from src.data.packed import PackedList
+from src.data.formats.coco import CocoSource, open_coco
+from src.data.formats.packed import PackedList
 from src.data.records import Source
 
 HEIGHT, WIDTH, FILES, PER_IMAGE, FEW = 480, 640, 1000, 5, 500
@@ -116,6 +113,6 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/index_large_coco.py --images 100000")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.index_large_coco --images 100000")
     parser.add_argument("--images", type=int, default=100_000, help="images of the file (default: 100000)")
     cli.run(main, parser)

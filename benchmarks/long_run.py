@@ -1,7 +1,7 @@
 """Whether a long way takes no more memory, open files or threads than a short one: in training and in streaming.
 
 A run of ``train.py`` as a YAML says, its trainer and each process that loads data for it looked at every few steps; and
-a stream of frames through :class:`~src.model.streaming.StreamingTracker` with the YAML's model and untrained adapters,
+a stream of frames through :class:`~src.models.sam2.streaming.StreamingTracker` with the YAML's model and untrained adapters,
 each in a process of its own. Memory is the proportional set size (pages that processes share are split among them), or
 the resident set size where the system does not tell. The first quarter is warm-up; over the rest a line is fitted, and
 its slope must be within the bounds.
@@ -21,13 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 
 from src import cli
-from src.config import Config, load_config
-from src.errors import UserError
+from src.config.schema import Config, load_config
+from src.core.errors import UserError
 
 SAMPLES = 100  # of every process
 WARM_UP = 0.25  # of the way
@@ -68,7 +66,7 @@ class Series:
 
 def _memory(process: int) -> int:
     """Bytes that a process takes."""
-    from src.train.machine import resident_memory
+    from src.core.machine import resident_memory
 
     try:
         with open(f"/proc/{process}/smaps_rollup", encoding="ascii") as file:
@@ -99,10 +97,10 @@ def train(config: Config, steps: int) -> dict[str, Series]:
 def stream(config: Config, frames: int) -> dict[str, Series]:
     """Track objects through a video again and again; what this process took."""
     from src.data.prompts import Prompt
-    from src.data.synthetic import SOURCE, make_videos
-    from src.lora.lora_utils import apply_method
-    from src.model.build import build_model, image_size_of
-    from src.model.streaming import StreamingTracker
+    from src.data.synthetic.worlds import SOURCE, make_videos
+    from src.lora.injection import apply_method
+    from src.models.sam2.build import build_model, image_size_of
+    from src.models.sam2.streaming import StreamingTracker
 
     model = build_model(config.model)
     apply_method(model, config.lora)
@@ -219,7 +217,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    example = "python benchmarks/long_run.py --config src/configs/mope.yaml --figure long_run.png"
+    example = "python -m benchmarks.long_run --config src/configs/mope.yaml --figure long_run.png"
     parser = cli.parser(__doc__.splitlines()[0], example)
     cli.add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default: 2000)")

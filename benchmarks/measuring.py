@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any, TypeVar
 
-from src.errors import UserError
+from src.core.errors import UserError
 
 Result = TypeVar("Result")
 

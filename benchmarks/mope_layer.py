@@ -13,12 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from functools import partial
-from pathlib import Path
 from statistics import median
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
-from src.errors import UserError
+from src.core.errors import UserError
 from src.lora.moe_layer import MoELoRALinear
 
 SHAPES = ("1x4096x256", "1x28672x64->256")
@@ -187,7 +183,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/mope_layer.py --threads 2")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.mope_layer --threads 2")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="SHAPE", help=f"default: {SHAPES}")
     parser.add_argument("--experts", type=int, default=10, help="default: 10")
     parser.add_argument("--rank", type=int, default=4, help="of each expert (default: 4)")

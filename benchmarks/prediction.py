@@ -10,13 +10,9 @@ from __future__ import annotations
 import argparse
 import copy
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import get_args
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -26,16 +22,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measuring import clock, ratio
 from src import cli
-from src.config import LoraConfig, ModelConfig, ModelName
+from src.config.schema import LoraConfig, ModelConfig, ModelName
+from src.core.errors import UserError
 from src.data.prompts import Prompt
-from src.data.synthetic import SOURCE, make_videos
-from src.errors import UserError
+from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.adapter import set_adapters_enabled
 from src.lora.adapter_io import merge_adapters
-from src.lora.lora_utils import apply_method
-from src.model.build import build_model
-from src.model.lean import make_stock
-from src.model.streaming import MemoryBank, StreamingTracker
+from src.lora.injection import apply_method
+from src.models.sam2.build import build_model
+from src.models.sam2.cpu_kernels import make_stock
+from src.models.sam2.streaming import MemoryBank, StreamingTracker
 
 STOCK, ON = "stock SAM 2", "MoPE"
 SAME = "MoPE, untrained", "MoPE, off"  # these have stock SAM 2's masks
@@ -114,7 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    example = "python benchmarks/prediction.py --models sam2.1_hiera_tiny --size 512"
+    example = "python -m benchmarks.prediction --models sam2.1_hiera_tiny --size 512"
     parser = cli.parser("What adapters cost in video prediction, as ratios to stock SAM 2's time.", example)
     parser.add_argument(
         "--models", nargs="+", choices=get_args(ModelName), metavar="MODEL", default=["sam2_nano", "sam2.1_hiera_tiny"]

@@ -16,7 +16,6 @@ import argparse
 import copy
 import json
 import pickle
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -27,14 +26,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import get_args
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import numpy as np
 import torch
 from PIL import Image
 
 from src import cli
-from src.config import (
+from src.config.schema import (
     AugmentationConfig,
     ClipConfig,
     LoraConfig,
@@ -44,14 +41,14 @@ from src.config import (
     ModelName,
     PromptConfig,
 )
-from src.data.clips import Clip, ClipBatch, draw_clip
-from src.data.sav import KINDS, VIDEO_SUFFIX, SavSource, open_sav
-from src.data.synthetic import SOURCE, make_videos
-from src.data.video import VideoWriter, open_footage
-from src.errors import UserError
-from src.lora.lora_utils import apply_method
-from src.model.build import image_size_of
-from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.core.errors import UserError
+from src.data.clips.dataset import Clip, ClipBatch, draw_clip
+from src.data.decode.video import VideoWriter, open_footage
+from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource, open_sav
+from src.data.synthetic.worlds import SOURCE, make_videos
+from src.lora.injection import apply_method
+from src.models.sam2.build import image_size_of
+from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 
 METHODS: tuple[Method, ...] = ("mope", "lora", "decoder", "full")
 INDEXED = 2000  # empty files, of which the index is measured
@@ -269,7 +266,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__ or "", "python benchmarks/scale.py --data path/to/sav")
+    parser = cli.parser(__doc__ or "", "python -m benchmarks.scale --data path/to/sav")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="SA-V files: NAME.mp4 and NAME_manual.json")
     parser.add_argument("--clips", type=int, default=20, help="training clips to draw")
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip")

@@ -9,13 +9,10 @@ draws it: one panel a quantity. Linux only.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
@@ -23,8 +20,8 @@ from benchmarks.index_large_coco import make_coco
 from benchmarks.measuring import clock, in_own_process, peak_mb
 from benchmarks.training_step import Case, Step
 from src import cli
-from src.config import ModelName
-from src.data.coco import open_coco
+from src.config.schema import ModelName
+from src.data.formats.coco import open_coco
 
 SWEEPS: dict[str, tuple[int, ...]] = {
     "frames": (2, 4, 8, 16),
@@ -148,7 +145,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/scaling.py --figure docs/images/scaling.png")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.scaling --figure docs/images/scaling.png")
     parser.add_argument("--model", choices=get_args(ModelName), default="sam2_nano", help="default: sam2_nano")
     parser.add_argument("--size", type=int, default=128, help="image size of the middle case (default: 128)")
     parser.add_argument("--device", default="cpu", help="default: cpu")

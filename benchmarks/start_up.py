@@ -39,7 +39,7 @@ def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, flo
     import torch  # noqa: F401
 
     done("import torch")
-    from src.config import load_config
+    from src.config.schema import load_config
 
     config = load_config(config_file, overrides)
     done("read the config")
@@ -102,7 +102,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     from src import cli
 
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/start_up.py --config src/configs/mope.yaml")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.start_up --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--runs", type=int, default=2, help="the one with the least CPU time is shown (default: 2)")
     parser.add_argument("--least", type=float, default=0.02, help="share from which an import is told (default: 0.02)")

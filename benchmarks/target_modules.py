@@ -12,24 +12,21 @@ import argparse
 import contextlib
 import io
 import json
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from torch import Tensor
 
 from src import cli
-from src.config import Config, load_config
-from src.data.clips import ClipBatch
-from src.errors import UserError
+from src.config.schema import Config, load_config
+from src.core.errors import UserError
+from src.core.files import write_text
+from src.data.clips.dataset import ClipBatch
 from src.evaluation.forgetting import evaluate_domain, kept_domains, target_domain
-from src.files import write_text
 from src.lora.adapter import iter_adapters
-from src.lora.lora_utils import count_parameters
+from src.lora.injection import count_parameters
 from src.train.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "src" / "configs"
@@ -160,7 +157,7 @@ def line(name: str, seed: int, row: dict[str, Any], base: dict[str, Any], cost: 
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python benchmarks/target_modules.py --sets q+v all --seeds 0 1")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.target_modules --sets q+v all --seeds 0 1")
     parser.add_argument(
         "--method", choices=["mope", "lora"], default="mope", help="its YAML in src/configs (default: mope)"
     )

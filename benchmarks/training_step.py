@@ -13,14 +13,10 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import sys
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from pathlib import Path
 from statistics import median
 from typing import get_args
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 import torch
@@ -30,14 +26,24 @@ from training.model.sam2 import SAM2Train
 
 from benchmarks.measuring import clock, in_own_process, in_turn, peak_mb, ratio
 from src import cli
-from src.config import ClipConfig, LoraConfig, LossConfig, Method, ModelConfig, ModelName, PromptConfig, TrainingConfig
-from src.data.clips import ClipBatch, draw_clip
-from src.data.synthetic import SOURCE, make_videos
-from src.errors import UserError
-from src.lora.lora_utils import apply_method
-from src.model.build import checkpoint_activations, evaluating
-from src.model.lean import make_stock
-from src.model.segmenter import (
+from src.config.schema import (
+    ClipConfig,
+    LoraConfig,
+    LossConfig,
+    Method,
+    ModelConfig,
+    ModelName,
+    PromptConfig,
+    TrainingConfig,
+)
+from src.core.device import evaluating
+from src.core.errors import UserError
+from src.data.clips.dataset import ClipBatch, draw_clip
+from src.data.synthetic.worlds import SOURCE, make_videos
+from src.lora.injection import apply_method
+from src.models.sam2.build import checkpoint_activations
+from src.models.sam2.cpu_kernels import make_stock
+from src.models.sam2.train_forward import (
     Features,
     TrainableSAM2,
     build_loss,
@@ -216,7 +222,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    example = "python benchmarks/training_step.py --models sam2.1_hiera_tiny --frames 8 --profile 12"
+    example = "python -m benchmarks.training_step --models sam2.1_hiera_tiny --frames 8 --profile 12"
     parser = cli.parser(__doc__.splitlines()[0], example)
     names = ", ".join(get_args(ModelName))
     parser.add_argument(

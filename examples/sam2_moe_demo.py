@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
+from torch import Tensor
 
 from src import cli
-from src.data.synthetic import SOURCE, make_videos
-from src.errors import UserError
+from src.core.errors import UserError
+from src.data.synthetic.worlds import SOURCE, make_videos
 from src.evaluation.figures import save_figure
-from src.evaluation.predict import track
-from src.lora.lora_utils import count_parameters, describe_adapters, routed_layers
-from src.lora.routing import record_routing
-from src.model import build_sam2_video_predictor_moe
+from src.lora.injection import count_parameters, describe_adapters, routed_layers
+from src.lora.router import record_routing
+from src.models.sam2.predictors import build_sam2_video_predictor_moe
+from src.tasks.tracking.predict import track
 
 
 def describe_experts(model: SAM2Base) -> str:
@@ -94,7 +90,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python examples/sam2_moe_demo.py --image-size 256 --output expert_use.png")
+    parser = cli.parser(__doc__, "python -m examples.sam2_moe_demo --image-size 256 --output expert_use.png")
     parser.add_argument(
         "--config",
         default="configs/sam2.1/sam2.1_hiera_b+.yaml",

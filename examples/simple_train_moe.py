@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from src import cli
-from src.config import ClipConfig, PromptConfig, load_config
-from src.data.clips import ClipBatch, draw_clip
-from src.data.synthetic import CELLS, make_videos
+from src.config.schema import ClipConfig, PromptConfig, load_config
+from src.data.clips.dataset import ClipBatch, draw_clip
+from src.data.synthetic.worlds import CELLS, make_videos
 from src.lora.adapter_io import save_adapter
-from src.lora.lora_utils import apply_method, describe_adapters
-from src.lora.routing import load_balancing_loss, record_routing
-from src.model import build_sam2_video_predictor_moe
-from src.model.build import image_size_of
-from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.lora.injection import apply_method, describe_adapters
+from src.lora.router import load_balancing_loss, record_routing
+from src.models.sam2.build import image_size_of
+from src.models.sam2.predictors import build_sam2_video_predictor_moe
+from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -55,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python examples/simple_train_moe.py --output experiments/simple_adapter")
+    parser = cli.parser(__doc__, "python -m examples.simple_train_moe --output experiments/simple_adapter")
     parser.add_argument("--config", default="src/configs/mope.yaml", metavar="YAML", help="model and adapters")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-2)

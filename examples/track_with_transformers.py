@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from src import cli
+from src.data.decode.video import VideoWriter, open_footage
 from src.data.drawing import draw_masks
-from src.data.video import VideoWriter, open_footage
-from src.model.checkpoint import ADAPTER_FOLDER
-from src.model.gating import DECISION
-from src.model.transformers_adapters import add_adapter_to_transformers
-from src.model.transformers_format import load_transformers
+from src.models.checkpoint import ADAPTER_FOLDER
+from src.models.sam2.gate_hooks import DECISION
+from src.models.sam2.transformers_adapters import add_adapter_to_transformers
+from src.models.sam2.transformers_format import load_transformers
 
 
 @torch.inference_mode()
@@ -52,10 +49,10 @@ def box(text: str) -> list[float]:
 
 if __name__ == "__main__":
     parser = cli.parser(
-        __doc__, "python examples/track_with_transformers.py --model exported --input clip.mp4 --box 10,20,80,90"
+        __doc__, "python -m examples.track_with_transformers --model exported --input clip.mp4 --box 10,20,80,90"
     )
     parser.add_argument(
-        "--model", required=True, metavar="FOLDER", help="written by tools/export.py --format transformers"
+        "--model", required=True, metavar="FOLDER", help="written by sam2-mope export --format transformers"
     )
     parser.add_argument("--input", required=True, metavar="PATH", help="a video file or a folder of frames")
     parser.add_argument("--box", required=True, type=box, metavar="X0,Y0,X1,Y1", help="on the first frame, in pixels")

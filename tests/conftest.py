@@ -16,12 +16,14 @@ import yaml
 from hypothesis import settings
 from safetensors.torch import save_file
 
-from src.config import Config, ModelConfig, load_config
-from src.data.coco import open_coco
+from src.cli.main import COMMANDS, main
+from src.config.schema import Config, ModelConfig, load_config
+from src.core.console import show_messages
+from src.data.checks.validate import check, data_set
+from src.data.formats.coco import open_coco
 from src.data.records import DataSet
-from src.data.synthetic import CELLS, make_videos, write_coco
-from src.data.validate import check, data_set
-from src.model.build import MODEL_ZOO, build_model
+from src.data.synthetic.worlds import CELLS, make_videos, write_coco
+from src.models.sam2.build import MODEL_ZOO, build_model
 
 settings.register_profile("same examples every time", derandomize=True)
 settings.load_profile("same examples every time")
@@ -52,16 +54,28 @@ def shared_data() -> Callable[[str], Path]:
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """``run_script(path, argument, …)`` in this process: (exit status, standard output, standard error)."""
+    """``run_script(script, argument, …)`` in this process: (exit status, standard output, standard error).
+
+    The script is a path, or the name of a sub-command.
+    """
 
     def run(script: str | Path, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(script), run_name="__main__")
+            if script in COMMANDS:
+                main(str(script))
+            else:
+                runpy.run_path(str(script), run_name="__main__")
         shown = capsys.readouterr()
         return int(ended.value.code or 0), shown.out, shown.err
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def messages_are_shown() -> None:
+    """What the library logs goes to standard output, whatever an earlier test has said."""
+    show_messages()
 
 
 @pytest.fixture(scope="session")

@@ -19,24 +19,24 @@ import numpy as np
 import pytest
 import torch
 
-import src.data.parsing
-import src.data.video
-from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
-from src.data.formats import ROBOFLOW, open_source
-from src.data.images import read_image
-from src.data.parsing import Bounds, Log, open_frames, read_json
+import src.data.decode.video
+import src.data.formats.parsing
+from src.config.schema import MAX_YAML_CHARACTERS, DomainConfig, load_config
+from src.core.errors import UserError
+from src.data.checks.validate import check
+from src.data.decode.images import read_image
+from src.data.decode.segmentation import check_segmentation
+from src.data.decode.video import VideoWriter, open_footage, read_header
+from src.data.formats.parsing import Bounds, Log, open_frames, read_json
+from src.data.formats.registry import ROBOFLOW, open_source
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.segmentation import check_segmentation
-from src.data.synthetic import CELLS, make_videos
+from src.data.synthetic.worlds import CELLS, make_videos
 from src.data.unlabelled import open_unlabelled
-from src.data.validate import check
-from src.data.video import VideoWriter, open_footage, read_header
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
-from src.errors import UserError
 from src.evaluation.predictions import write_masks
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config
-from src.model.build import build_model, read_weights
-from src.model.streaming import MemoryBank
+from src.models.sam2.build import build_model, read_weights
+from src.models.sam2.streaming import MemoryBank
 from src.train.trainer import Trainer
 
 
@@ -239,7 +239,7 @@ class TestBombs:
 
     def test_a_huge_json(self, tmp_path):
         with open(tmp_path / "huge.json", "wb") as file:
-            file.truncate(src.data.parsing.MAX_JSON_BYTES + 1)  # takes no room on the disk
+            file.truncate(src.data.formats.parsing.MAX_JSON_BYTES + 1)  # takes no room on the disk
         with pytest.raises(UserError, match=r"huge\.json: \d+ bytes are over the limit"):
             read_json(tmp_path / "huge.json", Log("huge.json"))
 
@@ -317,7 +317,7 @@ class TestBombs:
                 bomb.write((tmp_path / "part.ts").read_bytes())
         with pytest.raises(UserError, match="is 256×256 pixels, those before it 32×32"):
             list(open_footage(tmp_path / "bomb.ts"))
-        monkeypatch.setattr(src.data.video, "MAX_PIXELS", 20_000)
+        monkeypatch.setattr(src.data.decode.video, "MAX_PIXELS", 20_000)
         with pytest.raises(UserError, match=r"bomb\.ts: cannot be read as a video"):
             list(open_footage(tmp_path / "bomb.ts"))
 
@@ -327,6 +327,6 @@ class TestBombs:
             for _ in range(3):
                 writer.write(np.zeros((16, 16, 3), np.uint8))
         assert read_header(tmp_path / "bomb.mp4").count == 3
-        monkeypatch.setattr(src.data.video, limit, 2)
+        monkeypatch.setattr(src.data.decode.video, limit, 2)
         with pytest.raises(UserError, match=rf"bomb\.mp4: the video has \d+ {what}, over the limit of 2"):
             read_header(tmp_path / "bomb.mp4")

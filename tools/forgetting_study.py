@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from src import cli
-from src.errors import UserError
+from src.core.errors import UserError
 
 
 def main(arguments: argparse.Namespace) -> None:
-    from src.study.plan import load_study
+    from src.studies.plan import load_study
 
     part = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
     if part is None or int(part[1]) > int(part[2]):
         raise UserError(f"--part {arguments.part}: write it as 1/2, the first of two parts")
     study = load_study(arguments.config, arguments.quick)
 
-    from src.study.report import report
-    from src.study.rows import base_file, gate_file, run_study
+    from src.studies.report import report
+    from src.studies.rows import base_file, gate_file, run_study
 
     complete = arguments.report or run_study(study, (int(part[1]), int(part[2])))
     if arguments.report and not (base_file(study).is_file() and gate_file(study).is_file()):
@@ -35,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python tools/forgetting_study.py --config src/configs/forgetting.yaml --quick")
+    parser = cli.parser(__doc__, "python -m tools.forgetting_study --config src/configs/forgetting.yaml --quick")
     parser.add_argument("--config", required=True, metavar="YAML", help="such as src/configs/forgetting.yaml")
     parser.add_argument("--quick", action="store_true", help="the YAML's section 'quick' in place of the whole")
     parser.add_argument(

@@ -8,22 +8,18 @@ written as float16 safetensors after each phase.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
+from torch.utils.data import DataLoader, IterableDataset
 
 from src import cli
-from src.config import (
+from src.config.schema import (
     AugmentationConfig,
     ClipConfig,
     LossConfig,
@@ -33,14 +29,14 @@ from src.config import (
     PromptConfig,
     TrainingConfig,
 )
-from src.data.clips import Clip, ClipBatch, draw_clip
+from src.data.clips.dataset import Clip, ClipBatch, draw_clip
 from src.data.records import DataSet
-from src.data.synthetic import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
+from src.data.synthetic.worlds import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
 from src.evaluation import forgetting
 from src.evaluation.metrics import region_similarity
-from src.evaluation.predict import predicting, track
-from src.model.build import build_model
-from src.model.segmenter import build_loss, build_trainable, segmentation_losses
+from src.models.sam2.build import build_model
+from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
+from src.tasks.tracking.predict import predicting, track
 from src.train.optim import build_optimizer
 
 
@@ -132,7 +128,7 @@ def pretrain(output: Path, share: float, first_phase: int, workers: int, device:
                 bar.update()
         output.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, output)
-        cli.say(f"phase {number} done, weights written to {output}")
+        print(f"phase {number} done, weights written to {output}")
 
 
 def _loader(clips: FreshClips, batch_size: int, workers: int) -> DataLoader:
@@ -175,7 +171,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = cli.parser(
-        __doc__.splitlines()[0], "python tools/pretrain_nano.py --output checkpoints/sam2_nano.safetensors"
+        __doc__.splitlines()[0], "python -m tools.pretrain_nano --output checkpoints/sam2_nano.safetensors"
     )
     arguments.add_argument("--output", default="checkpoints/sam2_nano.safetensors", help="where the weights go")
     arguments.add_argument("--share", type=float, default=1.0, help="share of the full number of steps (default: 1.0)")

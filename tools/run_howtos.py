@@ -19,10 +19,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from src import cli
-from src.errors import UserError
+from src.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "howto"
@@ -129,7 +127,7 @@ def run_page(page: Path, folder: Path, data: Path | None, quick: bool, run: Run 
         put_data(name, folder / "datasets" / name, data)
     for command in commands:
         asked = shortened(command) if quick else command
-        cli.say(f"\n{command}: {asked.text}")
+        print(f"\n{command}: {asked.text}")
         if status := run(asked, folder):
             raise UserError(f"{command}: exit status {status} of: {asked.text}")
 
@@ -147,13 +145,13 @@ def put_data(name: str, place: Path, data: Path | None) -> None:
         place.symlink_to((data / name).resolve(), target_is_directory=True)
     elif name in STAND_INS:
         if data is not None:
-            cli.say(f"{data} has no folder {name}: synthetic pictures stand in for it")
+            print(f"{data} has no folder {name}: synthetic pictures stand in for it")
         STAND_INS[name](place)
 
 
 def stand_in_flakes(place: Path) -> None:
     """Stills as Roboflow exports them."""
-    from src.data.synthetic import FLAKES, make_videos
+    from src.data.synthetic.worlds import FLAKES, make_videos
     from src.data.writers import write_coco
 
     for split, count, seed in (("train", 6, 0), ("valid", 2, 100), ("test", 2, 200)):
@@ -163,7 +161,7 @@ def stand_in_flakes(place: Path) -> None:
 def stand_in_cells(place: Path) -> None:
     """Twenty stills in two folders, PNG, called set1, set2, …"""
     from src.data.records import DataSet
-    from src.data.synthetic import CELLS, make_videos
+    from src.data.synthetic.worlds import CELLS, make_videos
     from src.data.writers import write_coco
 
     videos = [replace(video, video_id=f"set{i}") for i, video in enumerate(make_videos(CELLS, 50, 0, 1, 128).videos, 1)]
@@ -174,7 +172,7 @@ def stand_in_cells(place: Path) -> None:
 def stand_in_vocalfolds(place: Path) -> None:
     """One video of 32 frames, all labelled: frames below ``img``, masks below ``annot``."""
     from src.data.records import DataSet
-    from src.data.synthetic import TISSUE, make_video
+    from src.data.synthetic.worlds import TISSUE, make_video
     from src.data.writers import write_davis
 
     video = replace(make_video(TISSUE, 0, frames=32, side=128), video_id="patient1/seq1")
@@ -216,7 +214,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python tools/run_howtos.py --quick few_images take_home")
+    parser = cli.parser(__doc__, "python -m tools.run_howtos --quick few_images take_home")
     parser.add_argument("pages", nargs="*", metavar="PAGE", help="names of pages, such as few_images (default: all)")
     parser.add_argument("--data", metavar="FOLDER", help="has a folder for each data set, called as on the pages")
     parser.add_argument("--quick", action="store_true", help="smallest models, shortest training, few images")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from src.data.prompts import Prompt
+from .prompts import Prompt
 
 COLOURS = np.array(
     [[230, 60, 60], [60, 160, 240], [80, 200, 90], [250, 190, 40], [180, 90, 220], [40, 210, 200], [250, 130, 40]]

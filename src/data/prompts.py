@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from src.data.images import open_image
-from src.data.labels import VOID, is_blurred
-from src.data.segmentation import check_segmentation, parse_segmentation
-from src.errors import UserError
+from ..core.errors import UserError
+from .decode.images import open_image
+from .decode.labels import VOID, is_blurred
+from .decode.segmentation import check_segmentation, parse_segmentation
 
 MAX_OBJECT_ID = 255  # masks are written as palette images, in which 0 is the background
 

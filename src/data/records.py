@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
-from src.errors import UserError
+from ..core.errors import UserError
 
 _SAMPLED_VIDEOS = 500
 """Videos that :meth:`DataSet.median_object_side` parses at most."""

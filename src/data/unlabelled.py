@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src.data.images import ImageFile, image_size
-from src.data.parsing import Bounds
-from src.data.records import DataSet, FrameSource, VideoRecord
-from src.data.video import VideoFrame, is_image, read_header
-from src.errors import UserError
+from ..core.errors import UserError
+from .decode.images import ImageFile, image_size
+from .decode.video import VideoFrame, is_image, read_header
+from .formats.parsing import Bounds
+from .records import DataSet, FrameSource, VideoRecord
 
 VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 

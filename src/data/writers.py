@@ -17,12 +17,12 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy.ndimage import label
 
-from src.data.labels import VOID, davis_palette
-from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
-from src.data.sav import KINDS, STEP, VIDEO_SUFFIX
-from src.data.video import VideoWriter
-from src.errors import UserError
-from src.files import inside, write_atomically, write_text
+from ..core.errors import UserError
+from ..core.files import inside, write_atomically, write_text
+from .decode.labels import VOID, davis_palette
+from .decode.video import VideoWriter
+from .formats.sav import KINDS, STEP, VIDEO_SUFFIX
+from .records import RLE, DataSet, ObjectTrack, VideoRecord
 
 
 def write_palette_png(path: Path, ids_HW: np.ndarray) -> None:

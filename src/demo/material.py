@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from src.config import Config
-from src.data.clips import still_in_motion
-from src.data.formats import place_of
-from src.data.images import ImageFile
-from src.data.records import ArrayFrame, FrameSource
-from src.data.video import FrameFiles, VideoFrame, open_footage, read_header
-from src.errors import UserError
-from src.evaluation.forgetting import Domain, kept_domains, target_domain
+from ..config.schema import Config
+from ..core.errors import UserError
+from ..data.clips.dataset import still_in_motion
+from ..data.decode.images import ImageFile
+from ..data.decode.video import FrameFiles, VideoFrame, open_footage, read_header
+from ..data.formats.registry import place_of
+from ..data.records import ArrayFrame, FrameSource
+from ..evaluation.forgetting import Domain, kept_domains, target_domain
 
 SAMPLES = 4
 """Videos or pictures offered of each domain of a run."""
@@ -26,7 +26,7 @@ CLIP_RATE = Fraction(8)
 
 
 class Material:
-    """A picture or video; it is a :class:`~src.data.video.Footage` too.
+    """A picture or video; it is a :class:`~src.data.decode.video.Footage` too.
 
     Args:
         name: what outputs are called after.

@@ -1,4 +1,4 @@
-"""The page of ``tools/demo.py``, in gradio: clicks go to a :class:`~src.demo.session.Session`, and its word is shown.
+"""The page of ``sam2-mope demo``, in gradio: clicks go to a :class:`~src.demo.session.Session`, and its word is shown.
 
 A mistake is told on the page in one line. Nothing is asked of the network: fonts are the browser's own.
 """
@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 
 import gradio as gr
 
-from src.cli import told
-from src.config import Config
-from src.data.video import IMAGE_SUFFIXES
-from src.demo.material import Material, find_samples, open_material
-from src.demo.session import Kind, Models, Session
-from src.errors import UserError
+from ..cli.command import format_error
+from ..config.schema import Config
+from ..core.errors import UserError
+from ..data.decode.video import IMAGE_SUFFIXES
+from .material import Material, find_samples, open_material
+from .session import Kind, Models, Session
 
 HOST = "127.0.0.1"
 MEAN, LARGEST = "mean over layers", "largest share"
@@ -158,7 +158,7 @@ class Page:
             except Exception as error:
                 if self.debug:
                     traceback.print_exc(file=sys.stderr)
-                gr.Warning(html.escape(told(error)), title="")  # an Error would be written over every picture
+                gr.Warning(html.escape(format_error(error)), title="")  # an Error would be written over every picture
                 yield gr.skip()
 
         return call

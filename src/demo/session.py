@@ -9,8 +9,8 @@
         ...
     session.files()                                  # masks and a video, to take away
 
-It knows nothing of any page. The masks are those of ``tools/predict.py``: both go through
-:func:`~src.model.following.follow`.
+It knows nothing of any page. The masks are those of ``sam2-mope predict``: both go through
+:func:`~src.tasks.tracking.track_video.follow`.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from src.config import GATE_MODES, Config
-from src.data.drawing import draw_masks, draw_prompts
-from src.data.prompts import MAX_OBJECT_ID, Prompt, PromptsByFrame
-from src.data.records import RLE
-from src.data.video import VideoWriter
-from src.demo.material import Material
-from src.demo.places import Choices, draw_places, mean_share, watch_places
-from src.errors import UserError
-from src.evaluation.expert_use import choice_names
-from src.evaluation.metrics import region_similarity
-from src.files import write_atomically
-from src.lora.adapter import iter_adapters, list_groups
-from src.lora.domain_gate import Decision
-from src.lora.expert_groups import active_group
-from src.lora.moe_layer import MoELoRALinear
-from src.model.following import PredictionWriter, follow, load_tracker
-from src.model.gating import decide_for_frame, gating_of, install_gate
-from src.model.streaming import Prediction, StreamingTracker
+from ..config.schema import GATE_MODES, Config
+from ..core.console import PROGRAM
+from ..core.errors import UserError
+from ..core.files import write_atomically
+from ..data.decode.video import VideoWriter
+from ..data.drawing import draw_masks, draw_prompts
+from ..data.prompts import MAX_OBJECT_ID, Prompt, PromptsByFrame
+from ..data.records import RLE
+from ..evaluation.expert_use import choice_names
+from ..evaluation.metrics import region_similarity
+from ..gating.domain_gate import Decision
+from ..lora.adapter import iter_adapters, list_groups
+from ..lora.expert_groups import active_group
+from ..lora.moe_layer import MoELoRALinear
+from ..models.sam2.gate_hooks import decide_for_frame, gating_of, install_gate
+from ..models.sam2.streaming import Prediction, StreamingTracker
+from ..tasks.tracking.track_video import PredictionWriter, follow, load_tracker
+from .expert_maps import Choices, draw_places, mean_share, watch_places
+from .material import Material
 
 Kind = Literal["on it", "beside it", "corner of a box"]
 
@@ -80,7 +81,7 @@ class Models:
         if groups and self.gate is None and active_group(model) is None:
             raise UserError(
                 f"{adapter} holds the groups {', '.join(groups)} and no domain gate to choose between them: "
-                "take one out with tools/groups.py extract"
+                f"take one out with {PROGRAM} groups extract"
             )
         self.modes = ["on", "off"] if self.gate is None else [*GATE_MODES, *self.gate.domains]
         adapters = dict(iter_adapters(model))
@@ -311,7 +312,7 @@ class Session:
             choice: one of ``models.choices``, whose share is shown; None for the one of the largest share.
 
         Returns:
-            A picture as of :func:`~src.demo.places.draw_places`, None where nothing was routed; and one line about it.
+            A picture as of :func:`~src.demo.expert_maps.draw_places`, None where nothing was routed; and one line about it.
         """
         material = self._known_frame(frame)
         found = self._found(frame)

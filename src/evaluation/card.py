@@ -12,16 +12,16 @@ from typing import Any
 
 import yaml
 
-from src.config import Config, Prompt, SetConfig, Split
-from src.data.formats import load_split
-from src.errors import UserError
-from src.evaluation.forgetting import describe
-from src.evaluation.tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
-from src.files import write_text
-from src.lora.adapter_io import WEIGHTS_FILE, read_adapter_config
-from src.lora.domain_gate import GATE_FILE, DomainGate
-from src.model.build import image_size_of
-from src.model.checkpoint import ADAPTER_FOLDER
+from ..config.schema import Config, Prompt, SetConfig, Split
+from ..core.errors import UserError
+from ..core.files import write_text
+from ..data.formats.registry import load_split
+from ..gating.domain_gate import GATE_FILE, DomainGate
+from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
+from ..models.checkpoint import ADAPTER_FOLDER
+from ..models.sam2.build import image_size_of
+from .forgetting import describe
+from .tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
 
 CARD_FILE = "README.md"
 
@@ -192,11 +192,11 @@ def _loading(config: Config) -> str:
 With SAM2-MoPE's code and the base's weights at hand, and this folder at `adapter`:
 
 ```python
-from src.config import parse_config
-from src.model.build import build_model
-from src.model.checkpoint import load_trained
-from src.model.gating import install_saved_gate
-from src.model.segmenter import as_video_predictor
+from ..config.schema import parse_config
+from ..models.sam2.build import build_model
+from ..models.checkpoint import load_trained
+from ..models.sam2.gate_hooks import install_saved_gate
+from ..models.sam2.train_forward import as_video_predictor
 
 config = parse_config({{"model": {config.model.model_dump(mode="json")}}}, "model card")
 model = build_model(config.model)

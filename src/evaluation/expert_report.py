@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from src.evaluation.expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
-from src.evaluation.figures import Table, heat_map, heat_maps
-from src.evaluation.tables import aligned
-from src.lora.expert_groups import UNNAMED
+from ..lora.expert_groups import UNNAMED
+from .expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
+from .figures import Table, heat_map, heat_maps
+from .tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,13 +15,13 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from src.config import LoraConfig, Prompt
-from src.errors import UserError
-from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from src.evaluation.intervals import bootstrap, change, intervals
-from src.lora.expert_groups import activated, best_experts, experts_pruned, group_adapters
-from src.lora.moe_layer import MoELoRALinear
-from src.lora.routing import RoutingRecord, TopKGatingNetwork, record_routing
+from ..config.schema import LoraConfig, Prompt
+from ..core.errors import UserError
+from ..lora.expert_groups import activated, best_experts, experts_pruned, group_adapters
+from ..lora.moe_layer import MoELoRALinear
+from ..lora.router import RoutingRecord, TopKGatingNetwork, record_routing
+from .forgetting import Domain, DomainResult, evaluate_domain
+from .intervals import bootstrap, change, intervals
 
 NULL = "null"
 SCORE = "J&F"  # what pruning costs is counted in

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.files import write_atomically
+from ..core.files import write_atomically
 
 if TYPE_CHECKING:  # matplotlib takes seconds to import: it is, when something is drawn
     from matplotlib.axes import Axes

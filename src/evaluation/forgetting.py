@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from src.cli import progress_bar
-from src.config import Config, MotionConfig, Prompt, Protocol, SetConfig, Split
-from src.data.clips import evaluation_video
-from src.data.formats import load_data, load_split
-from src.data.records import RLE, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
-from src.errors import UserError
-from src.evaluation.metrics import ObjectScores, pooled, score_object
-from src.evaluation.predict import AfterFrame, predicting, track
-from src.evaluation.predictions import refuse_overlap, write_masks
-from src.evaluation.protocol import MEANING, first_prompted_frame, one_object_per_pixel, scored_frames
-from src.lora.domain_gate import Decision
-from src.model.build import image_size_of
+from ..config.schema import Config, MotionConfig, Prompt, Protocol, SetConfig, Split
+from ..core.console import progress_bar
+from ..core.distributed import ALL, Shard
+from ..core.errors import UserError
+from ..data.clips.dataset import evaluation_video
+from ..data.formats.registry import load_data, load_split
+from ..data.records import RLE, DataSet, ObjectTrack, VideoRecord
+from ..data.synthetic.worlds import HELD_OUT_SEED, SOURCE, make_videos
+from ..gating.domain_gate import Decision
+from ..models.sam2.build import image_size_of
+from ..tasks.tracking.predict import AfterFrame, predicting, track
+from .metrics import ObjectScores, pooled, score_object
+from .predictions import refuse_overlap, write_masks
+from .protocol import MEANING, first_prompted_frame, one_object_per_pixel, scored_frames
 
 SOURCE_DOMAIN = "source"
 
@@ -89,29 +89,6 @@ class DomainResult:
         return sum(len(video.predicted) - len(video.scores) for video in self.videos)
 
 
-def _own(value: Any) -> Any:
-    return value
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a domain's videos that one of several processes scores; without arguments all of them.
-
-    Attributes:
-        rank, size: which of how many processes this is.
-        collect: makes one list of those of all processes, in the first of them; the others keep what they have.
-        from_first: gives what the first process has.
-    """
-
-    rank: int = 0
-    size: int = 1
-    collect: Callable[[list[Any]], list[Any]] = _own
-    from_first: Callable[[Any], Any] = _own
-
-
-WHOLE = Part()
-
-
 def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     """A split of one of the domains that the run learns.
 
@@ -149,7 +126,7 @@ def evaluate_domain(
     masks: Path | None = None,
     after_frame: AfterFrame | None = None,
     clips: int | None = None,
-    part: Part = WHOLE,
+    shard: Shard = ALL,
 ) -> DomainResult:
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
 
@@ -159,9 +136,9 @@ def evaluate_domain(
         prompt: how objects are prompted.
         label: of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
-        after_frame: as of :func:`~src.evaluation.predict.track`.
+        after_frame: as of :func:`~src.tasks.tracking.predict.track`.
         clips: stop when so many of its videos could be scored; None: all of them.
-        part: which videos this process takes, of several that score the same domain.
+        shard: which videos this process takes, of several that score the same domain.
 
     Returns:
         The scores of all videos; and their results, of which only the first process has all.
@@ -171,7 +148,7 @@ def evaluate_domain(
     """
     exclusive = one_object_per_pixel(domain.protocol)
     own: list[tuple[int, VideoResult]] = []
-    videos, count = domain.numbered(part.rank, part.size), len(range(part.rank, len(domain.data), part.size))
+    videos, count = domain.numbered(shard.rank, shard.size), len(range(shard.rank, len(domain.data), shard.size))
     with predicting(model) as predictor:
         total = min(count, clips or count)
         for number, video in progress_bar(videos, total=total, desc=label or domain.name, leave=False):
@@ -189,14 +166,14 @@ def evaluate_domain(
             own.append((number, VideoResult(video.video_id, predicted, scores, ids)))
             if clips is not None and sum(bool(result.scores) for _, result in own) == clips:
                 break
-    results = [result for _, result in sorted(part.collect(own), key=lambda numbered: numbered[0])]
+    results = [result for _, result in sorted(shard.collect(own), key=lambda numbered: numbered[0])]
     counted = [scores for video in results for scores in video.scores.values()]
-    if not counted and part.rank == 0:
+    if not counted and shard.rank == 0:
         raise UserError(
             f"{domain.name}: no object can be scored: none is on a frame that counts by evaluation.protocol "
             f"{domain.protocol}"
         )
-    return DomainResult(part.from_first(pooled(counted)), results)
+    return DomainResult(shard.broadcast(pooled(counted)), results)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.evaluation.metrics import ObjectScores
+from .metrics import ObjectScores
 
 DRAWS = 2000
 SEED = 0

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from src.data.records import RLE, VideoRecord
-from src.data.writers import frame_names, write_palette_png
-from src.errors import UserError
-from src.files import inside
+from ..core.errors import UserError
+from ..core.files import inside
+from ..data.records import RLE, VideoRecord
+from ..data.writers import frame_names, write_palette_png
 
 MOST_IN_A_PALETTE = 255
 

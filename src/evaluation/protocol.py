@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from src.config import Protocol
-from src.data.records import RLE, ObjectTrack, VideoRecord
+from ..config.schema import Protocol
+from ..data.records import RLE, ObjectTrack, VideoRecord
 
 MEANING: dict[Protocol, str] = {
     "after_prompt": "scores are of the frames after that one",

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from src.data.drawing import draw_masks
-from src.data.records import RLE, VideoRecord
-from src.evaluation.coco_eval import ImageResult, shown_prompts
-from src.evaluation.figures import save_figure
-from src.evaluation.forgetting import GatedResult, VideoResult
-from src.evaluation.metrics import ObjectScores, pooled
-from src.evaluation.tables import (
+from ..core.files import write_text
+from ..data.drawing import draw_masks
+from ..data.records import RLE, VideoRecord
+from ..tasks.tracking.images import ImageResult, shown_prompts
+from .figures import save_figure
+from .forgetting import GatedResult, VideoResult
+from .metrics import ObjectScores, pooled
+from .tables import (
     GATE_TITLE,
     IMAGES_TITLE,
     Comparison,
@@ -30,7 +31,6 @@ from src.evaluation.tables import (
     statistics_table,
     table,
 )
-from src.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

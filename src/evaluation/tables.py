@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from src.evaluation.coco_eval import ImageResult, shown_prompts
-from src.evaluation.forgetting import Domain, DomainResult, GatedResult
-from src.evaluation.intervals import DRAWS, bootstrap, change, intervals
-from src.evaluation.metrics import ObjectScores
+from ..tasks.tracking.images import ImageResult, shown_prompts
+from .forgetting import Domain, DomainResult, GatedResult
+from .intervals import DRAWS, bootstrap, change, intervals
+from .metrics import ObjectScores
 
 Scores = dict[str, float]
 Intervals = dict[str, tuple[float, float]] | None

@@ -47,7 +47,7 @@ class AdapterLayer(LinearStandIn):
     """A Linear layer plus something learned beside it; the base class of every adapter layer.
 
     The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
-    (:func:`src.lora.lora_utils.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
+    (:func:`src.lora.injection.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
     state dict: while it is False the layer is its base layer, bit for bit, and the adapter's branch is not run.
 
     Args:

@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src.config import ADAPTER_METHODS, LoraConfig
-from src.errors import UserError
-from src.files import write_atomically, write_text
-from src.lora.adapter import AdapterLayer, GroupedLinear, iter_adapted, iter_adapters, list_groups
-from src.lora.expert_groups import ExpertGroup, activate, add_group, check_name
-from src.lora.lora_layer import LoRALinear
-from src.lora.lora_utils import apply_method, freeze_base, new_adapter, remove_adapters, replace_module
+from ..config.schema import ADAPTER_METHODS, LoraConfig
+from ..core.console import PROGRAM
+from ..core.errors import UserError
+from ..core.files import write_atomically, write_text
+from .adapter import AdapterLayer, GroupedLinear, iter_adapted, iter_adapters, list_groups
+from .expert_groups import ExpertGroup, activate, add_group, check_name
+from .injection import apply_method, freeze_base, new_adapter, remove_adapters, replace_module
+from .lora_layer import LoRALinear
 
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -337,7 +338,7 @@ def unload_merged(model: nn.Module) -> None:
     """
     if groups := list_groups(model):
         raise UserError(
-            f"the model has expert groups, {', '.join(groups)}: take one out of its folder (tools/groups.py extract)"
+            f"the model has expert groups, {', '.join(groups)}: take one out of its folder ({PROGRAM} groups extract)"
         )
     merge_adapters(model)
     for name, layer in _mergeable(model).items():

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.lora.adapter import AdapterLayer, adapters_disabled
-from src.lora.lora_layer import LoRALinear
-from src.lora.moe_layer import MoELoRALinear
+from .adapter import AdapterLayer, adapters_disabled
+from .lora_layer import LoRALinear
+from .moe_layer import MoELoRALinear
 
 
 def data_driven_init(
@@ -37,7 +37,7 @@ def data_driven_init(
 
     Args:
         model: that the adapters are in.
-        adapters: as :func:`~src.lora.lora_utils.apply_method` or :func:`~src.lora.expert_groups.add_group` returned
+        adapters: as :func:`~src.lora.injection.apply_method` or :func:`~src.lora.expert_groups.add_group` returned
             them.
         run: runs the model on some batches of the new data; all adapters are off and no graph is kept meanwhile.
         samples: tokens kept of each layer, drawn from all that it sees.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.lora.adapter import AdapterLayer, check_rank_and_dropout, match_dtype
+from .adapter import AdapterLayer, check_rank_and_dropout, match_dtype
 
 
 class LoRAAdapter(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from src.lora.adapter import AdapterLayer, check_rank_and_dropout, match_dtype
-from src.lora.routing import Level, TopKGatingNetwork
+from .adapter import AdapterLayer, check_rank_and_dropout, match_dtype
+from .router import Level, TopKGatingNetwork
 
 # From logits (E*, N) to gates and which experts are chosen, (E*, N) both.
 Choice: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -171,7 +171,7 @@ class MoELoRALinear(AdapterLayer):
         num_experts: E.
         rank: R, of each expert.
         top_k: K, experts chosen per token. With K = 1 the chosen gate is always 1 and the task's loss gives the gate
-            no gradient (:class:`~src.lora.routing.TopKGatingNetwork`).
+            no gradient (:class:`~src.lora.router.TopKGatingNetwork`).
         alpha: experts are scaled by alpha / rank.
         dropout: on the experts' input, not on the gate's; 0 ≤ dropout < 1.
         null_expert: whether the gate may also choose an expert that adds nothing.

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from src.config import Config, Prompt, one_line_yaml
-from src.evaluation.expert_report import short_names
-from src.evaluation.figures import heat_map
-from src.evaluation.report import summary_markdown
-from src.evaluation.tables import Comparison, gate_rates
+from ..config.schema import Config, Prompt, one_line_yaml
+from ..evaluation.expert_report import short_names
+from ..evaluation.figures import heat_map
+from ..evaluation.report import summary_markdown
+from ..evaluation.tables import Comparison, gate_rates
 
 BASE = "_base"
 """What the tag of the base's score ends with, beside that of the model in training."""

@@ -16,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
-from src.data.clips import Clip, ClipBatch, draw_unlabelled
-from src.data.records import RLE, DataSet
-from src.data.synthetic import GENERAL_SEED, SOURCE, make_videos
-from src.data.unlabelled import open_unlabelled
-from src.errors import UserError
-from src.lora.adapter import adapters_disabled, iter_adapters
-from src.model.build import evaluating, image_size_of
-from src.model.predictors import image_predictor
-from src.model.segmenter import (
+from ..config.schema import ClipConfig, Config, DistillConfig, LossConfig, Prompt
+from ..core import distributed
+from ..core.device import evaluating
+from ..core.errors import UserError
+from ..data.clips.dataset import Clip, ClipBatch, draw_unlabelled
+from ..data.records import RLE, DataSet
+from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
+from ..data.unlabelled import open_unlabelled
+from ..lora.adapter import adapters_disabled, iter_adapters
+from ..models.sam2.build import image_size_of
+from ..models.sam2.predictors import image_predictor
+from ..models.sam2.train_forward import (
     Features,
     Tracked,
     TrainableSAM2,
@@ -34,7 +36,6 @@ from src.model.segmenter import (
     join_features,
     track_clips,
 )
-from src.train import ranks
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
 CLICKS = 24  # clicks in the search for things on a first frame
@@ -100,11 +101,11 @@ class Distiller:
         kind = int(rng.integers(len(PROMPTS)))  # a batch has prompts of one type
         pool = np.arange(kind, self.config.clips, len(PROMPTS))
         chosen = rng.choice(pool, min(self.config.batch_size, len(pool)), replace=False)
-        own = chosen[ranks.rank() :: ranks.size()]
+        own = chosen[distributed.rank() :: distributed.world_size()]
         with evaluating(self.model):
             lessons = [self._lesson(int(index)) for index in own]
             objects = sum(len(lesson.things) for lesson in lessons)
-            of_all = sum(ranks.gather(objects))
+            of_all = sum(distributed.all_gather_object(objects))
             if not lessons:
                 return {}
             device = next(self.model.parameters()).device

@@ -6,6 +6,7 @@ measured in a process of its own. Nothing is written into the run's folder.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import shutil
 import signal
@@ -18,16 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from src import cli
-from src.config import Config, one_line_yaml, parse_config
-from src.data.records import DataSet
-from src.data.validate import CHECKS_FOLDER
-from src.errors import UserError
-from src.evaluation.forgetting import Domain, evaluate_domain, kept_domains
-from src.model.build import image_size_of
-from src.train import ranks
-from src.train.machine import Machine, peak_memory, resident_memory, this_machine
-from src.train.trainer import Trainer, clip_names
+from ..config.schema import Config, one_line_yaml, parse_config
+from ..core import distributed
+from ..core.console import is_quiet, progress_bar, show_messages
+from ..core.errors import UserError, is_out_of_memory
+from ..core.machine import Machine, peak_memory, resident_memory, this_machine
+from ..data.checks.validate import CHECKS_FOLDER
+from ..data.records import DataSet
+from ..evaluation.forgetting import Domain, evaluate_domain, kept_domains
+from ..models.sam2.build import image_size_of
+from .trainer import Trainer, clip_names
+
+logger = logging.getLogger(__name__)
 
 STEPS = 2
 """Steps of a rehearsal; the first makes what the others find ready, so the last is timed."""
@@ -82,7 +85,7 @@ def dry_run(config: Config, memory: int | None = None) -> bool:
     Raises:
         UserError: what the run itself would raise when it begins.
     """
-    if ranks.launched() > 1:
+    if distributed.launched() > 1:
         raise UserError("--dry-run rehearses a run in one process: leave torchrun out")
     machine = this_machine(config.training.device)
     limit = machine.memory if memory is None else memory
@@ -90,7 +93,7 @@ def dry_run(config: Config, memory: int | None = None) -> bool:
         known = Path(config.output_dir) / CHECKS_FOLDER
         if known.is_dir():
             shutil.copytree(known, Path(scratch) / CHECKS_FOLDER)
-        cli.say(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
+        logger.info(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
         found = rehearse_apart(config, Path(scratch), limit)
         print(_told(found, config, machine, limit))
         if found is not None and found.memory <= limit:
@@ -176,7 +179,7 @@ def rehearse_apart(config: Config, folder: Path, limit: int, quiet: bool = False
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     redirected = config.model_copy(update={"output_dir": str(folder)})
-    process = context.Process(target=_rehearse_and_tell, args=(theirs, redirected, quiet or cli.is_quiet()))
+    process = context.Process(target=_rehearse_and_tell, args=(theirs, redirected, quiet or is_quiet()))
     process.start()
     theirs.close()
     try:
@@ -198,14 +201,14 @@ def rehearse_apart(config: Config, folder: Path, limit: int, quiet: bool = False
 def _rehearse_and_tell(connection: Connection, config: Config, quiet: bool) -> None:
     """What the process does: sends the rehearsal, None where memory ran out, or a message for the user."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    cli.be_quiet(quiet)
+    show_messages(quiet)
     told: Rehearsal | str | None
     try:
         told = rehearse(config)
     except UserError as error:
         told = str(error)
     except (MemoryError, RuntimeError) as error:
-        if not cli.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         told = None
     connection.send(told)
@@ -241,9 +244,9 @@ def _told(found: Rehearsal | None, config: Config, machine: Machine, limit: int)
 def _advice(config: Config, folder: Path, limit: int) -> str:
     """The settings that make a run fit, the ones that save most first; together, where none will do alone."""
     changes = savings(config)
-    cli.say("measuring what would fit")
+    logger.info("measuring what would fit")
     measured, unmeasured = [], []
-    for change in cli.progress_bar(changes, desc="measuring", leave=False):
+    for change in progress_bar(changes, desc="measuring", leave=False):
         found = rehearse_apart(change.applied(config), folder, limit, quiet=True)
         if found is None:
             unmeasured.append(change)

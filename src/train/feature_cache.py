@@ -20,13 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from src.config import Config
-from src.data.clips import Address, ClipBatch, ClipDataset
-from src.data.formats import place_of
-from src.data.validate import state_of_files
-from src.files import remove_leftovers, write_atomically
-from src.model.build import image_size_of
-from src.model.segmenter import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
+from ..config.schema import Config
+from ..core.files import remove_leftovers, write_atomically
+from ..data.checks.validate import state_of_files
+from ..data.clips.dataset import Address, ClipBatch, ClipDataset
+from ..data.formats.registry import place_of
+from ..models.sam2.build import image_size_of
+from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
 CACHE_FOLDER = "feature_cache"
 FORMAT = 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from src.cli import say
+logger = logging.getLogger(__name__)
 
 
 class RunLogger:
@@ -25,7 +26,7 @@ class RunLogger:
 
     def say(self, message: str) -> None:
         """A line, or several, for people: on the screen above the progress bar, and in the file with the time."""
-        say(message)
+        logger.info(message)
         self._file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {message}\n")
         self._file.flush()
 

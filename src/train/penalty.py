@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
-from src.cli import progress_bar
-from src.config import ClipConfig, Config
-from src.data.clips import draw_unlabelled
-from src.data.records import DataSet
-from src.data.unlabelled import open_unlabelled
-from src.model.build import evaluating, image_size_of
-from src.model.segmenter import Tracked, track_clips
-from src.train import ranks
-from src.train.distill import PROMPTS, general_clips, things_on
+from ..config.schema import ClipConfig, Config
+from ..core import distributed
+from ..core.console import progress_bar
+from ..core.device import evaluating
+from ..data.clips.dataset import draw_unlabelled
+from ..data.records import DataSet
+from ..data.unlabelled import open_unlabelled
+from ..models.sam2.build import image_size_of
+from ..models.sam2.train_forward import Tracked, track_clips
+from .distill import PROMPTS, general_clips, things_on
 
 
 class Anchor:
@@ -90,7 +91,7 @@ def fisher_information(
     trainable = _trainable(model)
     information = {name: torch.zeros_like(p) for name, p in trainable.items()}
     with evaluating(model):
-        for index in range(ranks.rank(), clips, ranks.size()):
+        for index in range(distributed.rank(), clips, distributed.world_size()):
             rng = np.random.default_rng((seed, index, 4))
             frames_THWC = draw_unlabelled(data.videos[index % len(data)], clip, size, rng)
             batch = things_on(model, f"general {index}", frames_THWC, objects, rng)
@@ -102,7 +103,7 @@ def fisher_information(
             for name, gradient in zip(trainable, gradients, strict=True):
                 if gradient is not None:
                     information[name] += gradient.square() / clips
-    ranks.add_up(list(information.values()))
+    distributed.all_reduce_(list(information.values()))
     return information
 
 

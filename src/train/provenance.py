@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from src.files import write_text
+from ..core.files import write_text
 
 RUN_FILE = "run.json"
 

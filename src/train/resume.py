@@ -9,10 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from src.config import Config
-from src.data.records import DataSet
-from src.errors import UserError
-from src.model.checkpoint import Checkpoint, differences, read_checkpoint
+from ..config.schema import Config
+from ..core.errors import UserError
+from ..data.records import DataSet
+from ..models.checkpoint import Checkpoint, differences, read_checkpoint
 
 AUTO = "auto"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -62,7 +62,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
 
 
 def contents(train: Iterable[DataSet], valid: Iterable[DataSet]) -> dict[str, dict[str, dict]]:
-    """What is in a run's data sets, as :class:`~src.model.checkpoint.Checkpoint` holds it."""
+    """What is in a run's data sets, as :class:`~src.models.checkpoint.Checkpoint` holds it."""
     return {
         split: {data.name: asdict(data.contents) for data in sets if data.contents is not None}
         for split, sets in (("train", train), ("valid", valid))

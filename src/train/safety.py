@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.data.clips import ClipBatch
-from src.data.preview import sheet_of_clips
-from src.data.writers import write_image
-from src.files import write_atomically
+from ..core.files import write_atomically
+from ..data.clips.dataset import ClipBatch
+from ..data.clips.preview import sheet_of_clips
+from ..data.writers import write_image
 
 QUOTED = 3
 """Layers that a message names."""

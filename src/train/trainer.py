@@ -24,38 +24,42 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
-from src.cli import progress_bar
-from src.config import Config
-from src.data.clips import BatchSampler, ClipBatch, EpochSampler, collate
-from src.data.records import DataSet
-from src.data.validate import CHECKS_FOLDER
-from src.errors import Stopped, UserError
-from src.evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
-from src.files import remove_leftovers, write_text
-from src.lora.adapter import iter_adapters
-from src.lora.adapter_io import base_fingerprint, save_adapter
-from src.lora.domain_gate import DomainGate
-from src.lora.lora_utils import describe_adapters, routed_layers
-from src.lora.routing import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
-from src.model.build import checkpoint_activations, image_size_of, pick_device
-from src.model.checkpoint import (
+from ..config.schema import Config
+from ..core import distributed
+from ..core.console import progress_bar
+from ..core.device import pick_device
+from ..core.errors import Stopped, UserError
+from ..core.files import remove_leftovers, write_text
+from ..core.shutdown import Stops, has_ended, leave_signals_to_the_parent
+from ..data.checks.validate import CHECKS_FOLDER
+from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
+from ..data.records import DataSet
+from ..evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
+from ..gating.domain_gate import DomainGate
+from ..lora.adapter import iter_adapters
+from ..lora.adapter_io import base_fingerprint, save_adapter
+from ..lora.injection import describe_adapters, routed_layers
+from ..lora.router import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
+from ..models.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
     load_weights,
     read_checkpoint,
     trained_weights,
 )
-from src.model.segmenter import Whole, build_loss, build_trainable, seed_draws, segmentation_losses
-from src.train import ranks
-from src.train.board import BASE, Board
-from src.train.data import fit_gate_to, load_training_sets, training_clips
-from src.train.distill import Distiller, general_clips
-from src.train.feature_cache import build_encoder, cached_views
-from src.train.logger import RunLogger, StepLog
-from src.train.optim import bounded_warmup, build_optimizer, build_schedule, restore
-from src.train.penalty import build_anchor
-from src.train.provenance import RUN_FILE, write_start
-from src.train.resume import (
+from ..models.sam2.build import checkpoint_activations, image_size_of
+from ..models.sam2.train_forward import Whole, build_loss, build_trainable, seed_draws, segmentation_losses
+from .adapter_scale import weaken, weakened
+from .adapter_setup import begin, init_from_data
+from .board import BASE, Board
+from .data import fit_gate_to, load_training_sets, training_clips
+from .distill import Distiller, general_clips
+from .feature_cache import build_encoder, cached_views
+from .logger import RunLogger, StepLog
+from .optim import bounded_warmup, build_optimizer, build_schedule, restore
+from .penalty import build_anchor
+from .provenance import RUN_FILE, write_start
+from .resume import (
     AUTO,
     BEST,
     LAST,
@@ -65,7 +69,7 @@ from src.train.resume import (
     find_checkpoint,
     judged_differently,
 )
-from src.train.safety import (
+from .safety import (
     NotFinite,
     bad_gradients,
     bad_weights,
@@ -76,10 +80,7 @@ from src.train.safety import (
     unmoved_loss,
     watching_layers,
 )
-from src.train.start import begin, init_from_data
-from src.train.stopping import Stops, has_ended, leave_signals_to_the_parent
-from src.train.strength import weaken, weakened
-from src.train.watch import SCORES, Masks, Watch, watches_alike
+from .watch import SCORES, Masks, Watch, watches_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -143,7 +144,7 @@ class Piece:
 class Trainer:
     """Trains what ``config.lora.method`` says, validates, and keeps checkpoints, logs and the adapter.
 
-    Several processes (:mod:`src.train.ranks`) each train on their part of every batch, and are one run: it has the
+    Several processes (:mod:`src.core.distributed`) each train on their part of every batch, and are one run: it has the
     losses and weights of one process, up to rounding, and the first process alone writes and speaks.
 
     Args:
@@ -164,10 +165,10 @@ class Trainer:
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
         self.device = pick_device(training.device)
-        if training.batch_size % ranks.size():
+        if training.batch_size % distributed.world_size():
             raise UserError(
-                f"training.batch_size is {training.batch_size}, which {ranks.size()} processes cannot share equally: "
-                f"make it a multiple of {ranks.size()}"
+                f"training.batch_size is {training.batch_size}, which {distributed.world_size()} processes cannot share equally: "
+                f"make it a multiple of {distributed.world_size()}"
             )
         resumed, self.resume, told = _checkpoint_to_resume(resume, self.checkpoints)
         size = image_size_of(config.model)
@@ -177,7 +178,7 @@ class Trainer:
                 "leave it null, or set model.image_size to it"
             )
 
-        with ranks.first_alone():  # which checks the data
+        with distributed.main_process_first():  # which checks the data
             self.train_sets = train_sets = load_training_sets(config)
             self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
             kept = kept_domains(config)  # also so that mistakes in them are told now, not when training is over
@@ -202,7 +203,7 @@ class Trainer:
             init_from_data(self.model, adapters, clips, training.seed)
         self.trains = config.lora.method != "none"
         if self.trains:
-            self.gradients = ranks.Gradients(self.model)
+            self.gradients = distributed.Gradients(self.model)
         self.anchor = build_anchor(self.model, config) if training.penalty.weight else None
         distill = training.distill
         self.distiller = (
@@ -261,28 +262,30 @@ class Trainer:
                 self.progress.best_J = -math.inf
             if judged or not watches_alike(resumed.config, config):  # the base's cannot stand beside what comes now
                 self.progress.base_scores, self.progress.base_masks = {}, {}
-        ranks.check_alike("what the run goes on from", (self.progress.step, self.base_fingerprint, self.data))
+        distributed.assert_consistent(
+            "what the run goes on from", (self.progress.step, self.base_fingerprint, self.data)
+        )
         moved = None
-        if ranks.is_first():
+        if distributed.is_main_process():
             moved = None if resumed else move_earlier_run_aside(self.folder)
             for folder in (self.folder, self.checkpoints, self.folder / ADAPTER_FOLDER, self.folder / CHECKS_FOLDER):
                 remove_leftovers(folder)
             write_text(self.folder / "config.yaml", config.to_yaml())
             write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
-        self.stops = Stops(tells=ranks.is_first())
+        self.stops = Stops(tells=distributed.is_main_process())
         self.loaders: list[BaseProcess] = []
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
-        self.log = ranks.on_first(lambda: RunLogger(self.folder / "logs"))
-        self.steps = ranks.on_first(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
+        self.log = distributed.rank_zero_only(lambda: RunLogger(self.folder / "logs"))
+        self.steps = distributed.rank_zero_only(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
         self.board_folder = self.folder / "logs" / self.progress.run_name
-        self.board = ranks.on_first(lambda: self.open_board([domain.name for domain in kept]))
+        self.board = distributed.rank_zero_only(lambda: self.open_board([domain.name for domain in kept]))
 
         precision = training.amp_dtype if use_amp else "float32"
         self.encoder = build_encoder(self.model, clips, config, self.base_fingerprint, precision, self.log.say)
         self.sampler = EpochSampler(len(clips), training.seed)
         known = self.encoder.is_known if self.encoder else None
         self.loader: DataLoader = DataLoader(
-            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, ranks.rank(), ranks.size(), known),
+            clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, distributed.rank(), distributed.world_size(), known),
             collate_fn=collate, num_workers=training.num_workers,
             persistent_workers=training.num_workers > 0, pin_memory=self.device.type == "cuda",
             worker_init_fn=leave_signals_to_the_parent,
@@ -303,9 +306,11 @@ class Trainer:
                     f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
                     f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
                 )
-        if ranks.size() > 1:
-            share = training.batch_size // ranks.size()
-            self.log.say(f"{ranks.size()} processes, {share} of a batch's {training.batch_size} clips in each")
+        if distributed.world_size() > 1:
+            share = training.batch_size // distributed.world_size()
+            self.log.say(
+                f"{distributed.world_size()} processes, {share} of a batch's {training.batch_size} clips in each"
+            )
         self.log.say(describe_adapters(self.model, adapters))
         if resumed:
             self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -392,8 +397,8 @@ class Trainer:
         if self.progress.best_J <= self.progress.base_J:
             self.log.say(f"warning: {self.no_better_than_the_base()}")
         if self.config.training.domain_gate and (self.folder / ADAPTER_FOLDER).is_dir():
-            with self.stops.interruptible(), ranks.first_alone():
-                if ranks.is_first():
+            with self.stops.interruptible(), distributed.main_process_first():
+                if distributed.is_main_process():
                     self.fit_domain_gate()
         return self.best if self.best.exists() else self.resume
 
@@ -412,7 +417,7 @@ class Trainer:
             weaken(self.model, progress.strength)
             told = ", ".join(f"J {J:.3f} at {share:g}" for share, J in found.items())
             self.log.say(f"strength of the adapters: {told}; {progress.strength:g} is kept")
-            if ranks.is_first():
+            if distributed.is_main_process():
                 weights = trained_weights(self.model, self.config.lora.method)
                 replace(best, weights=weights, progress=asdict(progress)).save(self.best)
         self.progress.best_J, self.progress.strength = progress.best_J, progress.strength
@@ -497,7 +502,7 @@ class Trainer:
         Raises:
             Stopped: a signal came before this was called; one that comes later waits for the next call.
         """
-        asked = ranks.gather((self.stops.number, self.is_save_due()))
+        asked = distributed.all_gather_object((self.stops.number, self.is_save_due()))
         number = next((number for number, _ in asked if number is not None), None)
         if (number is not None or asked[0][1]) and self.progress.step != self.saved_step:
             self.save_last()
@@ -534,7 +539,7 @@ class Trainer:
 
         A gradient that float16 overflowed in is no fault of the batch: its scale has become smaller, training goes on.
         """
-        bad = NotFinite.of_all(ranks.gather(bad))
+        bad = NotFinite.of_all(distributed.all_gather_object(bad))
         progress, training = self.progress, self.config.training
         step = progress.step + 1
         overflow = self.scaler.is_enabled() and bad.of_gradient
@@ -544,9 +549,9 @@ class Trainer:
         stops = not allowed or progress.skipped > training.max_skips
         told = f"{bad.problem} at step {step} on {bad.names}"
         folder = self.folder / f"bad_batch_{step}"
-        dumps: int = ranks.from_first(len(list(self.folder.glob("bad_batch_*"))))
+        dumps: int = distributed.broadcast_object(len(list(self.folder.glob("bad_batch_*"))))
         if bad.batches and (stops or not overflow) and dumps < MOST_DUMPS:
-            if ranks.is_first():
+            if distributed.is_main_process():
                 dump_batches(folder, [self.clips.with_pixels(batch) for batch in bad.batches])
             told += f"; the batch lies in {folder}"
         if stops:
@@ -660,7 +665,7 @@ class Trainer:
             piece = forward(work)
             own = {name: float(value.detach()) for name, value in piece.told.items()}
             bad = not bool(torch.isfinite(piece.loss))
-            losses = ranks.total({**own, _BAD: float(bad)})
+            losses = distributed.all_reduce_sum({**own, _BAD: float(bad)})
             if losses.pop(_BAD):
                 raise piece.explain() if bad else NotFinite("", "", [])
             if piece.of_task and not piece.loss.requires_grad:
@@ -672,7 +677,11 @@ class Trainer:
 
     def labelled_piece(self, batch: ClipBatch | None, place: int, count: int, used: dict[str, Tensor]) -> Piece:
         """A batch of labelled clips, one of ``count`` in its window; adds to ``used`` the shares of experts' use."""
-        parts = [part for part in ranks.gather(None if batch is None else Whole.of(batch)) if part is not None]
+        parts = [
+            part
+            for part in distributed.all_gather_object(None if batch is None else Whole.of(batch))
+            if part is not None
+        ]
         whole = Whole(sum(part.objects for part in parts), torch.stack([part.annotated_T for part in parts]).all(0))
         losses: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
@@ -680,7 +689,7 @@ class Trainer:
             with record_routing(self.model) as routing:
                 losses = self.losses_of(batch, place, whole)
             own = {layer: chosen_E.cpu() for layer, chosen_E in routing.choices().items()}
-        choices = ranks.total(own)
+        choices = distributed.all_reduce_sum(own)
         for layer, chosen_E in choices.items():
             used[layer] = used.get(layer, 0) + chosen_E / chosen_E.sum()
         if batch is None:
@@ -699,7 +708,7 @@ class Trainer:
 
         A frozen image encoder runs apart, or not at all where its features are kept.
         """
-        seed_draws(self.model, ranks.rank(), self.config.training.seed, self.progress.step, place)
+        seed_draws(self.model, distributed.rank(), self.config.training.seed, self.progress.step, place)
         with self.autocast():
             features = self.encoder(batch) if self.encoder is not None else None
             return segmentation_losses(self.model, self.loss, batch, whole, features)
@@ -716,7 +725,7 @@ class Trainer:
     def penalty_piece(self) -> Piece:
         """How far weights have moved from where they began, of which every process has the same share."""
         assert self.anchor is not None
-        share = self.anchor.penalty() / ranks.size()
+        share = self.anchor.penalty() / distributed.world_size()
         explain = partial(NotFinite, f"the penalty is {share.item()}", "training.penalty", [])
         return Piece(self.config.training.penalty.weight * share, {"penalty": share}, explain)
 
@@ -733,9 +742,9 @@ class Trainer:
     def validate(self, label: str) -> dict[str, float]:
         """Score the validation sets, and show what came out; returns the scores."""
         scores, results = self.score(label)
-        if ranks.is_first():
+        if distributed.is_main_process():
             self.show(scores, results)
-        ranks.meet()
+        distributed.barrier()
         return scores
 
     def score(self, label: str) -> tuple[dict[str, float], list[DomainResult]]:
@@ -751,7 +760,7 @@ class Trainer:
             with self.autocast_validation():
                 result = evaluate_domain(
                     self.model, domain, self.config.evaluation.prompt, f"validation ({prefix}{label})",
-                    part=ranks.part(),
+                    shard=distributed.shard(),
                 )  # fmt: skip
             by_set[prefix] = result.scores
             results.append(result)
@@ -796,13 +805,13 @@ class Trainer:
 
     def write_adapter(self) -> None:
         """Write the adapter folder, where there are adapters."""
-        if ranks.is_first() and any(iter_adapters(self.model)):
+        if distributed.is_main_process() and any(iter_adapters(self.model)):
             about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
             save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
 
     def write_metrics(self) -> None:
         """Write ``metrics.json``."""
-        if ranks.is_first():
+        if distributed.is_main_process():
             progress = self.progress
             metrics = {
                 "base_J": progress.base_J, "best_J": progress.best_J, "strength": progress.strength,
@@ -830,7 +839,7 @@ class Trainer:
         self.steps.sync()
         self.board.sync()
         self.save(LAST, keep=PREVIOUS)
-        ranks.meet()
+        distributed.barrier()
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
 
     def save(self, name: str, keep: str | None = None) -> None:
@@ -838,7 +847,7 @@ class Trainer:
 
         It is the same however many processes there are.
         """
-        if not ranks.is_first():
+        if not distributed.is_main_process():
             return
         Checkpoint(
             config=self.config,
@@ -856,7 +865,9 @@ class Trainer:
 def clip_names(window: list[ClipBatch | None]) -> list[str]:
     """The names of a step's clips, those of all processes, in the order of one."""
     own = [() if batch is None else batch.names for batch in window]
-    return [name for parts in zip(*ranks.gather(own), strict=True) for names in parts for name in names]
+    return [
+        name for parts in zip(*distributed.all_gather_object(own), strict=True) for names in parts for name in names
+    ]
 
 
 def _checkpoint_to_resume(

@@ -11,11 +11,11 @@ from typing import get_args
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from src.config import Config, Prompt
-from src.data.records import RLE, VideoRecord
-from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from src.evaluation.metrics import pooled
-from src.evaluation.report import overlay_sheet, shown_frames, true_masks
+from ..config.schema import Config, Prompt
+from ..data.records import RLE, VideoRecord
+from ..evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from ..evaluation.metrics import pooled
+from ..evaluation.report import overlay_sheet, shown_frames, true_masks
 
 SCORES = ("J", "J&F")
 """The scores that are watched, and that stand beside the base's."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import UserError
+from src.core.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distillation_cost.py"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ClipConfig
-from src.errors import UserError
+from src.config.schema import ClipConfig
+from src.core.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ModelConfig
-from src.lora.lora_utils import find_targets
-from src.model.build import build_model
+from src.config.schema import ModelConfig
+from src.lora.injection import find_targets
+from src.models.sam2.build import build_model
 
 SCRIPT = str(Path(__file__).parents[2] / "benchmarks" / "target_modules.py")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.errors import UserError
+from src.core.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

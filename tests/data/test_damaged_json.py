@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from src.core.errors import UserError
+from src.data.formats.sav import open_sav
+from src.data.formats.ytvis import open_ytvis
 from src.data.records import DataSet
-from src.data.sav import open_sav
-from src.data.synthetic import SOURCE, make_videos
+from src.data.synthetic.worlds import SOURCE, make_videos
 from src.data.writers import write_sav, write_tracked_coco, write_ytvis
-from src.data.ytvis import open_ytvis
-from src.errors import UserError
 
 ODD: list[Any] = [
     None,

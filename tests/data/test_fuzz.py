@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from src.data.coco import open_coco
-from src.data.images import read_image
-from src.data.validate import check, data_set
-from src.errors import UserError
+from src.core.errors import UserError
+from src.data.checks.validate import check, data_set
+from src.data.decode.images import read_image
+from src.data.formats.coco import open_coco
 
 ROOT = Path(__file__).parents[2]
 SIZE = 24
@@ -216,10 +216,10 @@ class TestImages:
 READ_ALL = """
 import resource, sys
 from pathlib import Path
-from src.data.coco import open_coco
-from src.data.images import read_image
-from src.data.validate import check, data_set
-from src.errors import UserError
+from src.data.formats.coco import open_coco
+from src.data.decode.images import read_image
+from src.data.checks.validate import check, data_set
+from src.core.errors import UserError
 
 def read_set(path):
     source = open_coco(path.parent, path)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.core.errors import UserError
 from src.data.prompts import Prompt, check_prompts, parse_prompts
 from src.data.records import RLE
-from src.errors import UserError
 
 
 def save_mask(path: Path, numbers: np.ndarray, palette: bool) -> Path:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import DomainConfig, MotionConfig
-from src.data.formats import open_source, recognise
-from src.data.labels import davis_palette
+from src.config.schema import DomainConfig, MotionConfig
+from src.core.errors import UserError
+from src.data.checks.validate import check, data_set
+from src.data.decode.labels import davis_palette
+from src.data.formats.registry import open_source, recognise
 from src.data.records import DataSet, VideoRecord
-from src.data.synthetic import CELLS, SOURCE, make_videos
-from src.data.validate import check, data_set
+from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import (
     write_coco,
     write_davis,
@@ -24,7 +25,6 @@ from src.data.writers import (
     write_tracked_coco,
     write_ytvis,
 )
-from src.errors import UserError
 from src.evaluation.forgetting import Domain
 
 FRAMES, SIDE = 6, 32

@@ -11,19 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config import Config, LoraConfig, load_config
+from src.config.schema import Config, LoraConfig, load_config
+from src.core.errors import UserError
+from src.data.decode.video import VideoWriter, open_footage
 from src.data.prompts import Prompt
 from src.data.records import ArrayFrame
-from src.data.video import VideoWriter, open_footage
 from src.demo.material import Material, find_samples, open_material
 from src.demo.session import Models, Session
-from src.errors import UserError
+from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
-from src.lora.lora_utils import apply_method
-from src.model.build import build_model
-from src.model.following import load_tracker, write_prediction
-from src.model.gate_fitting import fit_gate
+from src.lora.injection import apply_method
+from src.models.sam2.build import build_model
+from src.tasks.tracking.track_video import load_tracker, write_prediction
 from tests.footage import moving_block
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.config import ModelConfig
-from src.model.build import build_model
+from src.config.schema import ModelConfig
+from src.models.sam2.build import build_model
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
-from src.data.clips import ClipDataset, collate
-from src.data.formats import open_source
+from src.config.schema import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
+from src.data.checks.validate import check, data_set
+from src.data.clips.dataset import ClipDataset, collate
+from src.data.formats.registry import open_source
 from src.data.records import DataSet
-from src.data.synthetic import CELLS, SOURCE, make_videos
-from src.data.validate import check, data_set
+from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
 from src.evaluation.forgetting import Domain, evaluate_domain
-from src.model.build import build_model
+from src.models.sam2.build import build_model
 
 FRAMES, SIDE = 6, 64
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import LoraConfig, MotionConfig
+from src.config.schema import LoraConfig, MotionConfig
+from src.core.errors import UserError
 from src.data.records import DataSet, ObjectTrack
-from src.data.synthetic import SOURCE, make_videos
-from src.errors import UserError
+from src.data.synthetic.worlds import SOURCE, make_videos
 from src.evaluation.expert_report import as_json, heat_maps_of, summary
 from src.evaluation.expert_use import (
     NULL,
@@ -31,7 +31,7 @@ from src.evaluation.expert_use import (
 )
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
 from src.lora.expert_groups import add_group, group_adapters
-from src.lora.routing import record_routing
+from src.lora.router import record_routing
 
 QUERY = "memory_attention.layers.0.self_attn.q_proj"
 KEY = "memory_attention.layers.0.cross_attn_image.k_proj"

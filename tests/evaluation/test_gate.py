@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import LoraConfig, ModelConfig, MotionConfig
+from src.config.schema import LoraConfig, ModelConfig, MotionConfig
 from src.data.records import DataSet
-from src.data.synthetic import CELLS, HELD_OUT_SEED, SOURCE, make_videos
+from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos
 from src.evaluation.forgetting import Domain, evaluate_domain, with_gate
+from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapters
-from src.lora.lora_utils import apply_method
-from src.model.build import build_model
-from src.model.gate_fitting import fit_gate
-from src.model.gating import decide_for_frame, gated
+from src.lora.injection import apply_method
+from src.models.sam2.build import build_model
+from src.models.sam2.gate_hooks import decide_for_frame, gated
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/sam2_nano.safetensors"
 

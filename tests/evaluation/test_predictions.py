@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import MotionConfig
-from src.data.davis import open_davis
+from src.config.schema import MotionConfig
+from src.core.errors import UserError
+from src.data.formats.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic import CELLS, SOURCE, make_video, make_videos
+from src.data.synthetic.worlds import CELLS, SOURCE, make_video, make_videos
 from src.data.writers import write_palette_png
-from src.errors import UserError
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
 from src.evaluation.predictions import object_folders, refuse_overlap, write_masks
 from tests.evaluation import reference

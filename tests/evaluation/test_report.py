@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import MotionConfig
+from src.config.schema import MotionConfig
 from src.data.records import RLE
-from src.data.synthetic import CELLS, make_videos
-from src.evaluation.coco_eval import ImageObject, ImageResult, Segmented
+from src.data.synthetic.worlds import CELLS, make_videos
 from src.evaluation.forgetting import Domain, DomainResult, VideoResult
 from src.evaluation.metrics import ObjectScores, pooled
 from src.evaluation.report import (
@@ -23,6 +22,7 @@ from src.evaluation.report import (
     write_report,
 )
 from src.evaluation.tables import Comparison, image_table, intervals_table, statistics_table, table
+from src.tasks.tracking.images import ImageObject, ImageResult, Segmented
 
 ABOUT = {"about": "nano at 64 px", "prompt": "mask"}
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from src.config import LoraConfig
+from src.config.schema import LoraConfig
 from src.lora.adapter_io import WEIGHTS_FILE
-from src.lora.lora_utils import apply_method
-from src.model import build_sam2_moe
+from src.lora.injection import apply_method
+from src.models.sam2.predictors import build_sam2_moe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

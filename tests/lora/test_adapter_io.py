@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src.config import LoraConfig
-from src.errors import UserError
+from src.config.schema import LoraConfig
+from src.core.errors import UserError
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import (
     CONFIG_FILE,
@@ -26,7 +26,7 @@ from src.lora.adapter_io import (
     write_adapter,
 )
 from src.lora.expert_groups import activate, activated, active_group, add_group
-from src.lora.lora_utils import apply_method
+from src.lora.injection import apply_method
 
 EXTRA = {"model_name": "sam2_nano", "image_size": 128}
 

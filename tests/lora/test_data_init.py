@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from src.config import LoraConfig
+from src.config.schema import LoraConfig
 from src.lora.data_init import data_driven_init
 from src.lora.expert_groups import activate, add_group
-from src.lora.lora_utils import apply_method
+from src.lora.injection import apply_method
 
 CENTRES = torch.eye(3, 8) * 20
 

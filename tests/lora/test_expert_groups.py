@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from src.config import LoraConfig
-from src.errors import UserError
+from src.config.schema import LoraConfig
+from src.core.errors import UserError
 from src.lora.adapter import GroupedLinear, adapters_disabled, iter_adapters, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict, merge_adapters
 from src.lora.expert_groups import (
@@ -26,9 +26,9 @@ from src.lora.expert_groups import (
     pruned,
     remove_group,
 )
-from src.lora.lora_utils import apply_method, count_parameters, describe_adapters, find_targets, remove_adapters
+from src.lora.injection import apply_method, count_parameters, describe_adapters, find_targets, remove_adapters
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.routing import load_balancing_loss, record_routing
+from src.lora.router import load_balancing_loss, record_routing
 
 
 def config(method="mope", targets=("0", "2"), **options):

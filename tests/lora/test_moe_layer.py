@@ -7,7 +7,7 @@ from torch import nn
 
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.routing import load_balancing_loss, record_routing, router_z_loss
+from src.lora.router import load_balancing_loss, record_routing, router_z_loss
 
 
 def trained_layer(num_experts=5, top_k=2, dtype=torch.float64, **options):

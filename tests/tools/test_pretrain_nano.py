@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config import ModelConfig
-from src.model.build import build_model
+from src.config.schema import ModelConfig
+from src.models.sam2.build import build_model
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "checkpoints" / "sam2_nano.safetensors"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from src.config import load_config
-from src.data.formats import recognise
-from src.data.layout import find_splits, look_at
-from src.errors import UserError
+from src.config.schema import load_config
+from src.core.errors import UserError
+from src.data.formats.registry import recognise
+from src.data.summary import find_splits, look_at
 from tools import run_howtos
 from tools.run_howtos import Command, commands_of, in_shell, run_page, shortened
 
@@ -61,7 +61,7 @@ class TestShortened:
         settings = "".join(f" --set {setting}" for setting in run_howtos.QUICK)
         assert short.endswith(before + settings + after)
 
-    @pytest.mark.parametrize("text", ["python train.py --init data", "ls", "python tools/groups.py list a"])
+    @pytest.mark.parametrize("text", ["python train.py --init data", "ls", "python -m src groups list a"])
     def test_other_commands_stay(self, text):
         assert shortened(bash(text)).text == text
 
@@ -79,7 +79,7 @@ class TestRunning:
         assert (tmp_path / "work" / "train.py").exists(), "a copy of the project"
 
     def test_python_runs_beside_the_project(self, tmp_path):
-        page = page_of(tmp_path, "```python", "import src.errors", "open('here', 'w').close()", "```")
+        page = page_of(tmp_path, "```python", "import src.core.errors", "open('here', 'w').close()", "```")
         run_page(page, tmp_path / "work", None, quick=False)
         assert (tmp_path / "work" / "here").exists()
 

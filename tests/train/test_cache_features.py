@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import src.data.clips
+import src.data.clips.dataset
 import src.train.feature_cache
-from src.cli import progress_bar
-from src.config import Config
+from src.config.schema import Config
+from src.core.console import progress_bar
 from src.train.feature_cache import CACHE_FOLDER
 from src.train.trainer import Trainer
 from tests.train.steps import read_steps
@@ -64,13 +64,13 @@ def encoded(monkeypatch) -> list[int]:
 def read(monkeypatch) -> list[str]:
     """The videos whose frames were read to make a training clip."""
     videos: list[str] = []
-    original = src.data.clips._read_pictures
+    original = src.data.clips.dataset._read_pictures
 
     def counted(video, path_T, size):
         videos.append(video.video_id)
         return original(video, path_T, size)
 
-    monkeypatch.setattr(src.data.clips, "_read_pictures", counted)
+    monkeypatch.setattr(src.data.clips.dataset, "_read_pictures", counted)
     return videos
 
 

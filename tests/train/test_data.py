@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.data.preview import contact_sheet
-from src.errors import UserError
+from src.core.errors import UserError
+from src.data.clips.preview import contact_sheet
 from src.train.data import load_training_sets, preview, training_clips
 from src.train.trainer import Trainer
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
-from src.data.clips import Clip, ClipBatch, draw_unlabelled
-from src.data.synthetic import SOURCE, make_videos, write_coco
+from src.config.schema import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.core.errors import UserError
+from src.data.clips.dataset import Clip, ClipBatch, draw_unlabelled
+from src.data.synthetic.worlds import SOURCE, make_videos, write_coco
 from src.data.unlabelled import open_unlabelled
-from src.errors import UserError
 from src.lora.adapter import iter_adapters
-from src.lora.lora_utils import apply_method
-from src.model.segmenter import Tracked, build_trainable, encode_frames, track_clips
+from src.lora.injection import apply_method
+from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips
 from src.train.distill import Distiller, difference, find_things, general_clips
 
 SIZE, FRAMES = 64, 3

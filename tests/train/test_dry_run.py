@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.errors import UserError
+from src.core.errors import UserError
 from src.train.dry_run import Rehearsal, dry_run, rehearse_apart, savings
 
 

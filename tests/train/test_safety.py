@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import src.train.trainer
-from src.data.clips import ClipBatch
-from src.errors import UserError
-from src.lora.lora_utils import routed_layers
+from src.core.errors import UserError
+from src.data.clips.dataset import ClipBatch
+from src.lora.injection import routed_layers
 from src.train.safety import dead_experts, missing_sets, unmoved_loss
 from src.train.trainer import Trainer
 

@@ -16,14 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from tqdm import tqdm
 
-from src.config import Config, load_config
-from src.data.clips import ClipBatch
-from src.errors import UserError
+from src.config.schema import Config, load_config
+from src.core.device import pick_device
+from src.core.errors import UserError
+from src.data.clips.dataset import ClipBatch
+from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import read_adapter_config
-from src.lora.domain_gate import DomainGate
-from src.lora.lora_utils import routed_layers
-from src.model.build import build_model, pick_device
+from src.lora.injection import routed_layers
+from src.models.sam2.build import build_model
 from src.train.trainer import Trainer
 
 # the same loss for the same batch, whatever was drawn before

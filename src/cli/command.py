@@ -1,0 +1,115 @@
+"""What every command line of the project shares: the error manners and the ``--set`` option."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ..core.console import PROGRAM, show_messages
+from ..core.errors import Stopped, UserError, is_out_of_memory
+
+
+def parser(description: str, example: str) -> argparse.ArgumentParser:
+    """An argument parser whose help ends with an example."""
+    arguments = argparse.ArgumentParser(
+        description=description,
+        epilog=f"example:\n  {example.replace('sam2-mope', PROGRAM)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("--quiet", action="store_true", help="say nothing but results and errors")
+    arguments.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return arguments
+
+
+def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--config`` and ``--set``, which every command that reads the YAML takes."""
+    add_config_argument(arguments, required=True)
+    add_override_argument(arguments)
+
+
+def add_config_argument(arguments: argparse._ActionsContainer, required: bool = False) -> None:
+    """Add ``--config``, on its own for a command that can do without, or a group of options of which it takes one."""
+    arguments.add_argument(
+        "--config", required=required, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
+    )
+
+
+def add_override_argument(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--set``, on its own for commands that choose the YAML themselves."""
+    arguments.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set any value of the YAML, such as training.learning_rate=5e-4 (may be repeated)",
+    )
+
+
+def add_skip_bad(arguments: argparse.ArgumentParser) -> None:
+    """Add ``--skip-bad``, short for ``--set dataset.skip_bad=true``, for commands that read data sets."""
+    arguments.add_argument(
+        "--skip-bad",
+        dest="overrides",
+        action="append_const",
+        const="dataset.skip_bad=true",
+        help="leave damaged entries of the data out, listed in the run's skipped.json, instead of stopping",
+    )
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    arguments: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+) -> None:
+    """Parse the command line (``argv``; None: the process's own), call ``main`` and exit.
+
+    Exit status: what ``main`` returns, 0 for None; 2 for a :class:`UserError`, 1 for any other error, and for a signal
+    128 + its number: 130 for Ctrl-C, 143 for SIGTERM. Errors are told in one line, after a traceback with ``--debug``.
+    """
+    namespace = arguments.parse_args(argv)
+    show_messages(namespace.quiet)
+    try:
+        status = main(namespace)
+        sys.stdout.flush()
+    except Stopped as stop:
+        if _reports(stop):
+            print(stop, file=sys.stderr)
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output wants no more of it, such as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if namespace.debug:
+            traceback.print_exc()
+        if _reports(error):
+            print(f"error: {format_error(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+    sys.exit(status or 0)
+
+
+def _reports(error: BaseException) -> bool:
+    """Return whether this process shows an error: of several that do the same work, one is enough."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from ..core import distributed
+
+    return distributed.should_report(error)
+
+
+def format_error(error: Exception) -> str:
+    """An error in one line, with what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return f"memory ran out ({kind}); {PROGRAM} dry-run --config YAML says which settings make a run fit"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{kind}: {text} ({Path(place.filename).name}, line {place.lineno}); --debug shows the traceback"

@@ -1,0 +1,86 @@
+"""Segment and follow what is pointed at, in an image, a folder of frames or a video file, frame by frame.
+
+Written into the output folder, NAME being the input's:
+
+  Annotations/NAME/00000.png   palette images as in DAVIS: 0 is background, n is object n; where objects overlap, the
+                               one with the higher mask logit is shown; frames of a folder keep their names
+  NAME.json                    COCO: every object's whole mask as RLE, with box, area, track_id (the object) and score
+                               (the model's probability that the object is to be seen on the frame)
+  NAME.mp4 or Overlays/NAME/   the frames with the masks drawn on them
+
+Prompts are [OBJECT[@FRAME]:]VALUES, object 1 on frame 0 unless it says so. An object is followed from its first prompt
+onwards; later prompts for it correct what was followed. Frames are read one at a time, so memory does not grow with the
+length of the video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from ..config.schema import load_config
+from ..data.decode.video import VideoFile, open_footage
+from ..data.prompts import parse_prompts
+from ..tasks.tracking.track_video import Overlay, load_tracker, write_prediction
+from . import command
+
+logger = logging.getLogger(__name__)
+
+
+def frame_rate(text: str) -> Fraction:
+    """Frames per second as written on the command line: ``25``, ``29.97``, ``30000/1001``."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of frames per second")
+    return rate
+
+
+def main(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.config, arguments.overrides)
+    prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
+    footage = open_footage(arguments.input)
+    output = Path(arguments.output)
+    overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
+    if arguments.fps is not None:
+        footage = replace(footage, rate=arguments.fps)
+    tracker = load_tracker(config, arguments.checkpoint, arguments.gate)
+    count, found = write_prediction(tracker, footage, prompts, output, overlay)
+    for object_id, frames in sorted(found.items()):
+        print(f"object {object_id}: found on {frames} of {count} frames")
+    logger.info(f"written to {output}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    example = "sam2-mope predict --config src/configs/mope.yaml --input clip.mp4 --box 2@10:40,30,200,180"
+    parser = command.parser(__doc__.rpartition("\n\n")[0], example)
+    command.add_config_arguments(parser)
+    parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder of frames, or a video file")
+    parser.add_argument(
+        "--output", default="experiments/predictions", metavar="FOLDER", help="default: experiments/predictions"
+    )
+    parser.add_argument(
+        "--checkpoint", "--adapter", metavar="PATH", help="a run's checkpoint or an adapter folder (default: the base)"
+    )
+    parser.add_argument(
+        "--gate", default="auto", metavar="MODE",
+        help="whether adapters are on: auto (the adapter folder's domain gate decides, if it has one), on, off, or the "
+        "name of one of its domains",
+    )  # fmt: skip
+    parser.add_argument("--box", action="append", default=[], metavar="[N[@T]:]X0,Y0,X1,Y1", help="in pixels")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="[N[@T]:]X,Y[,LABEL]", help="label 1: on it (default), 0: not"
+    )
+    parser.add_argument(
+        "--mask", action="append", default=[], metavar="[N[@T]:]FILE", help="an image; each palette index is an object"
+    )
+    parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
+    parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")
+    parser.add_argument("--fps", type=frame_rate, help="of the overlay video (default: the input's, or 24)")
+    return parser

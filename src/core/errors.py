@@ -1,0 +1,36 @@
+"""The one kind of error that a user can mend, and the stop that a user asked for."""
+
+from __future__ import annotations
+
+import signal
+
+
+class UserError(Exception):
+    """Something the user can put right: a config value, a file, an argument.
+
+    The message is what the user reads, without a traceback: it names the key, file or annotation and says what to
+    do. Every command turns it into exit status 2 (:func:`src.cli.command.run`).
+    """
+
+
+class Stopped(Exception):
+    """A signal asked to stop, and work was put in order first. Every command exits with 128 + the signal's number.
+
+    Args:
+        number: of the signal.
+        where: what was reached and saved, and later how to go on.
+    """
+
+    def __init__(self, number: int, where: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}")
+        self.number, self.where = number, where
+
+    @property
+    def status(self) -> int:
+        return 128 + self.number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, of the machine or of its GPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -1,0 +1,138 @@
+"""Writing files whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it, and put it in place; an earlier file stays whole.
+
+    Args:
+        path: the file to be written.
+        write: called with the temporary file's path.
+        keep: where an earlier file is moved to, over what is there; None: it is replaced. At every moment one of the
+            two is there and whole.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to; nothing is left of the temporary file.
+    """
+    temporary = _beside(path)
+    try:
+        with _telling_what_the_system_says(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            _sync_file(temporary)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # it is not there
+            temporary.unlink()
+
+
+def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, sync its files, and put it in place.
+
+    Args:
+        path: the folder to be written; it does not exist.
+        write: called with the temporary folder's path.
+
+    Raises:
+        UserError: as :func:`write_atomically`; nothing is left of the temporary folder.
+    """
+    temporary = _beside(path)
+    try:
+        with _telling_what_the_system_says(path):
+            temporary.mkdir(parents=True)
+            write(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
+            temporary.rename(path)
+            _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with :func:`write_atomically`."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Where a file goes whose name comes from data.
+
+    Raises:
+        UserError: that would be outside the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"'{name}' would be written outside {folder}; rename the video")
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders that processes killed while writing have left."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def _telling_what_the_system_says(path: Path) -> Iterator[None]:
+    """Turn a full disk, and whatever else the system refuses, into a UserError; other errors stay as they are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _reason_of_system(error)
+        if reason is None:
+            raise
+        raise UserError(f"{path}: cannot be written: {reason}") from None
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming outlast a power cut."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason_of_system(error: BaseException | None) -> str | None:
+    """Why the operating system refused, of an error that came of it; None if it did not.
+
+    torch and safetensors raise errors of their own where writing fails: torch's has the system's behind it, the other
+    says it in its text.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            return os.strerror(int(number[1]))
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,388 @@
+"""COCO annotations → records: every image with its annotations becomes a video of one frame.
+
+Reads COCO as it ships (images elsewhere) and as labelling tools export it (Roboflow's ``_annotations.coco.json`` beside
+the images, CVAT, Label Studio). :func:`open_coco` indexes a file in one pass over its JSON; an image's header and its
+annotations are looked at when the image is asked for. Everything that was left out, mended or is damaged is a
+:class:`~src.data.records.Finding`. Masks are kept run-length encoded and decoded on demand; pixels are read on demand.
+
+Format: https://cocodataset.org/#format-data
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import reprlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from pycocotools import mask as coco_mask
+
+from ...core.errors import UserError
+from ..decode.images import ImageFile, image_size
+from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
+from ..records import RLE, Finding, FrameSource, ObjectTrack, VideoRecord
+from .packed import PackedList
+from .parsing import (
+    Bounds,
+    Log,
+    as_id,
+    category_names,
+    choose_videos,
+    declared_size,
+    leaves_folder,
+    read_json,
+    shown,
+    sides,
+)
+
+
+class _Image(NamedTuple):
+    """An entry of ``images``; ``size`` is its (height, width), None where the file does not say."""
+
+    key: int | str
+    file_name: str
+    size: tuple[int, int] | None
+    backslashes: bool
+
+
+class _Annotation(NamedTuple):
+    """What is kept of an entry of ``annotations``; ``segmentation`` is None where it holds nothing."""
+
+    key: int | str | None
+    position: int
+    category: int | str | None
+    segmentation: Any
+    crowd: bool
+    boxed: bool
+
+    @property
+    def place(self) -> str:
+        return f"annotations[{self.position}]" if self.key is None else f"annotation {shown(self.key)}"
+
+
+_AnnotationFields = tuple[Any, ...]
+"""An :class:`_Annotation` as it is packed, which takes less room."""
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A COCO file, indexed; see :class:`src.data.records.Source`. The entries lie packed in one block of memory.
+
+    Attributes:
+        folder: what the images' file names are relative to.
+        entries: per image its video id, the image's entry and the fields of its annotations.
+        categories: id → name.
+        crowds_only: nothing but crowds is annotated, which then stand for objects.
+        max_ann_per_img: objects kept per image, the largest by mask area.
+        bounds: where the images may lie.
+    """
+
+    name: str
+    files: list[Path]
+    findings: list[Finding]
+    folder: Path
+    entries: PackedList
+    categories: dict[int | str, str]
+    crowds_only: bool
+    max_ann_per_img: int
+    bounds: Bounds
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+        video_id, image_fields, annotation_fields = self.entries[index]
+        image, annotations = _Image(*image_fields), [_Annotation(*fields) for fields in annotation_fields]
+        log = Log(str(self.files[0]))
+        return self._record(video_id, image, annotations, log), log.findings
+
+    def _record(self, video_id: str, image: _Image, annotations: list[_Annotation], log: Log) -> VideoRecord | None:
+        place = f"image {shown(image.key)} ({shown(image.file_name, 160)})"
+        if image.backslashes:
+            log.repaired(place, "file names with a Windows separator", "read with a slash")
+        drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
+        if drawn:
+            frame = _open_frame(self.folder, image, log, self.bounds)
+            if frame is None:
+                return None
+            source, height, width = frame
+            objects = self._objects(drawn, image, height, width, log)
+            if objects:
+                frames: list[FrameSource] = [source]
+                return VideoRecord(video_id, height, width, frames, objects)
+        log.repaired(place, "images without usable annotations")
+        return None
+
+    def _counts(self, annotation: _Annotation, image: _Image, log: Log) -> bool:
+        """Whether an annotation stands for an object."""
+        place = f"{annotation.place} ({shown(image.file_name, 160)})"
+        if annotation.segmentation is None:
+            log.repaired(place, "annotations without a segmentation")
+            return False
+        if annotation.crowd and not self.crowds_only:
+            log.repaired(place, "crowd annotations")
+            return False
+        if annotation.crowd:
+            log.note(place, "crowd annotations", "used as objects, as there are no others")
+        if not annotation.boxed:
+            log.note(place, "annotations without a box", "none is needed")
+        return True
+
+    def _objects(
+        self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: Log
+    ) -> list[ObjectTrack]:
+        """The objects of one image, at most ``max_ann_per_img``, numbered from 1 in the file's order."""
+        found: list[tuple[int, RLE, _Annotation]] = []
+        for annotation in annotations:
+            place = f"{annotation.place} ({shown(image.file_name, 160)})"
+            problem = check_segmentation(annotation.segmentation, height, width)
+            if problem is not None:
+                log.error(place, problem)
+                continue
+            if isinstance(annotation.segmentation, list) and reaches_outside(annotation.segmentation, height, width):
+                log.repaired(place, "polygons that reach out of the image", "clipped")
+            mask = parse_segmentation(annotation.segmentation, height, width)
+            # From the mask: the JSON's area is missing or that of the box in the exports of several tools.
+            area = int(coco_mask.area(mask.rle))
+            if area == 0:
+                log.repaired(place, "annotations that cover no pixel")
+                continue
+            if annotation.category not in self.categories:
+                log.repaired(place, "annotations of an unknown category", "kept without one")
+            found.append((area, mask, annotation))
+        largest = sorted(range(len(found)), key=lambda index: -found[index][0])
+        for index in largest[self.max_ann_per_img :]:
+            log.repaired(
+                f"{found[index][2].place} ({shown(image.file_name, 160)})",
+                f"annotations beyond the {self.max_ann_per_img} largest of their image",
+            )
+        kept = [found[index] for index in sorted(largest[: self.max_ann_per_img])]
+        return [
+            ObjectTrack(number, [mask], self._category(annotation), annotation.key)
+            for number, (_, mask, annotation) in enumerate(kept, start=1)
+        ]
+
+    def _category(self, annotation: _Annotation) -> str | None:
+        return None if annotation.category is None else self.categories.get(annotation.category)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Without Python's cycle collector, which would walk the millions of lists again and again as they come."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_collector_paused()
+def open_coco(
+    img_folder: str | Path,
+    ann_file: str | Path,
+    name: str = "coco",
+    max_ann_per_img: int = 200,
+    videos: list[str] | None = None,
+    follow_links: bool = False,
+) -> CocoSource:
+    """Index a COCO file: every image, with or without annotations, is a video of one frame, in the file's order.
+
+    Args:
+        img_folder: what the file's ``file_name`` entries are relative to.
+        ann_file: the COCO JSON.
+        name: of the data set.
+        max_ann_per_img: objects kept per image, the largest by mask area.
+        videos: only these images, by their ``file_name`` or its stem; None: all.
+        follow_links: whether links may lead out of the folder.
+
+    Object ids are 1, 2, … in the file's order. Crowds are left out, unless the file has nothing else.
+
+    Raises:
+        UserError: the file or the folder as a whole cannot be read, or there is no image of a wanted name.
+    """
+    folder, path = Path(img_folder), Path(ann_file)
+    log = Log(str(path))
+    content = _read_coco(path, log)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such image folder")
+    images = _index_images(content["images"], log)
+    categories = category_names(content.get("categories"))
+    _note_odd_ids(content["images"], content["annotations"], log)
+    crowds_only = _holds_only_crowds(content["annotations"])
+    grouped = _group_by_image(content["annotations"], images, log)
+    entries = _pack(_chosen(list(images.values()), videos, path), grouped)
+    bounds = Bounds.of(follow_links, folder)
+    return CocoSource(name, [path], log.findings, folder, entries, categories, crowds_only, max_ann_per_img, bounds)
+
+
+def _read_coco(path: Path, log: Log) -> dict[str, Any]:
+    """The COCO object of a file: a dict whose ``images`` and ``annotations`` are lists."""
+    content = read_json(path, log)
+    missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
+    if missing:
+        keys = ", ".join(repr(shown(key)) for key in list(content)[:8]) or "none"
+        raise UserError(f"{path}: not a COCO file: no list {' and '.join(map(repr, missing))} (its keys: {keys})")
+    return content
+
+
+def _index_images(entries: list[Any], log: Log) -> dict[int | str, _Image]:
+    """``images`` by id, in the file's order; an id that two files share is left out."""
+    images: dict[int | str, _Image] = {}
+    shared: set[int | str] = set()
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            log.error(f"images[{position}]", "is not an object")
+            continue
+        key = as_id(entry.get("id", entry.get("image_id")))
+        if key is None:
+            log.error(f"images[{position}]", "has no id")
+            continue
+        place = f"image {shown(key)}"
+        file_name = entry.get("file_name")
+        if not isinstance(file_name, str) or not file_name:
+            log.error(place, "has no file_name")
+            continue
+        # Annotation tools on Windows write its separators.
+        image = _Image(key, file_name.replace("\\", "/"), declared_size(entry), "\\" in file_name)
+        if leaves_folder(image.file_name):
+            log.error(place, f"file_name {shown(file_name)!r} is absolute or leaves the image folder")
+        elif key not in images:
+            images[key] = image
+        elif images[key].file_name == image.file_name:
+            log.repaired(place, "images listed more than once", "read once")
+        else:
+            names = f"{shown(images[key].file_name)} and {shown(image.file_name)}"
+            log.error(place, f"two files have this id: {names}", "give each its own")
+            shared.add(key)
+    return {key: image for key, image in images.items() if key not in shared}
+
+
+def _holds_only_crowds(annotations: list[Any]) -> bool:
+    """CVAT flags every mask that was painted as a crowd. A file of nothing but crowds means objects."""
+    drawn = (entry for entry in annotations if isinstance(entry, dict) and not is_empty(entry.get("segmentation")))
+    crowds = [_is_crowd(entry) for entry in drawn]
+    return bool(crowds) and all(crowds)
+
+
+def _group_by_image(
+    entries: list[Any], images: Iterable[int | str], log: Log
+) -> dict[int | str, list[_AnnotationFields]]:
+    """The annotations of each image, in the file's order."""
+    known = set(images)
+    grouped: dict[int | str, list[_AnnotationFields]] = defaultdict(list)
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            log.error(f"annotations[{position}]", "is not an object")
+            continue
+        key, image = as_id(entry.get("id")), as_id(entry.get("image_id"))
+        segmentation, category = entry.get("segmentation"), as_id(entry.get("category_id"))
+        fields = (
+            key,
+            position,
+            category,
+            None if is_empty(segmentation) else segmentation,
+            _is_crowd(entry),
+            bool(entry.get("bbox")),
+        )
+        if image is None or image not in known:
+            log.repaired(_Annotation(*fields).place, "annotations of unknown images")
+        else:
+            grouped[image].append(fields)
+    return grouped
+
+
+def _note_odd_ids(images: list[Any], annotations: list[Any], log: Log) -> None:
+    """Ids that are text, and annotations that share one: harmless here, not in every program."""
+    entries = [entry for entry in annotations if isinstance(entry, dict)]
+    ids = [entry.get("id") for entry in images if isinstance(entry, dict)]
+    ids += [entry.get(key) for key in ("id", "image_id") for entry in entries]
+    text = next((value for value in ids if isinstance(value, str)), None)
+    if text is not None:
+        log.note("", "ids that are text", "compared as numbers where they are some")
+    own = [key for entry in entries if (key := as_id(entry.get("id"))) is not None]
+    if len(set(own)) < len(own):
+        log.note("", "annotations that share an id", "objects are numbered anew in every image")
+
+
+def _chosen(images: list[_Image], videos: list[str] | None, path: Path) -> list[_Image]:
+    """The images of the wanted names, each the ``file_name`` or its stem."""
+    if videos is None:
+        return images
+    wanted = set(videos)
+    stems = [PurePosixPath(image.file_name).stem for image in images]
+    names = [stem if stem in wanted else image.file_name for image, stem in zip(images, stems, strict=True)]
+    return [images[index] for index in choose_videos(names, videos, path)]
+
+
+def _pack(images: list[_Image], grouped: dict[int | str, list[_AnnotationFields]]) -> PackedList:
+    def entries() -> Iterator[tuple]:
+        counts: dict[str, int] = {}
+        for image in images:
+            stem = PurePosixPath(image.file_name).stem
+            yield _unique(stem, counts), tuple(image), grouped.get(image.key, [])
+
+    try:
+        return PackedList(entries())
+    except RecursionError:
+        for annotations in grouped.values():
+            annotations[:] = [_without_depth(fields) for fields in annotations]
+        return PackedList(entries())
+
+
+def _without_depth(fields: _AnnotationFields) -> _AnnotationFields:
+    """The annotation; if it is nested deeper than can be copied, with a damaged segmentation that is not."""
+    try:
+        pickle.dumps(fields)
+    except RecursionError:
+        annotation = _Annotation(*fields)
+        return tuple(annotation._replace(segmentation=[[reprlib.repr(annotation.segmentation)]]))
+    return fields
+
+
+def _open_frame(folder: Path, image: _Image, log: Log, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
+    """The image's file, turned as the annotator saw it, with height and width; None, and a finding, if it is damaged.
+
+    Tools differ in whether they heed EXIF orientation. The size in the JSON tells which pixels the annotations were
+    drawn on; where it cannot (a square image, a half turn, no size) they are taken to be upright.
+    """
+    path = folder / image.file_name
+    try:
+        bounds.check(path)
+        stored, oriented = image_size(path)
+    except UserError as error:
+        log.refused(path, error)
+        return None
+    if image.size in (None, oriented):
+        return ImageFile(path), *oriented
+    if image.size == stored:
+        log.findings.append(
+            Finding("repaired", str(path), "", "images annotated as stored", "read without EXIF rotation")
+        )
+        return ImageFile(path, orient=False), *stored
+    assert image.size is not None
+    problem = f"the image is {sides(oriented)} pixels, the JSON says {shown(sides(image.size))}"
+    log.findings.append(
+        Finding("error", str(path), "", problem, "correct the JSON's size, or put the right image there")
+    )
+    return None
+
+
+def _is_crowd(annotation: dict[str, Any]) -> bool:
+    return as_id(annotation.get("iscrowd")) not in (None, 0)
+
+
+def _unique(stem: str, counts: dict[str, int]) -> str:
+    """``stem``, or ``stem_2``, ``stem_3``, … if that is taken; ``counts`` holds the names taken so far."""
+    name = stem
+    while name in counts:
+        counts[stem] += 1
+        name = f"{stem}_{counts[stem]}"
+    counts[name] = 1
+    return name

@@ -1,0 +1,250 @@
+"""What the parsers of all formats share: reading JSON and ids, opening frames, choosing videos, making objects."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UserError
+from ..decode.images import ImageFile, image_size, refuse_placeholder
+from ..records import Finding, ObjectTrack, Segmentation
+
+FIX = "fix or delete it"
+
+MAX_JSON_BYTES = 8 * 2**30
+"""Larger annotation files are refused before they are read; the largest in use take a quarter of it."""
+
+
+@dataclass
+class Log:
+    """What a parser meets in one file or folder."""
+
+    file: str
+    findings: list[Finding] = field(default_factory=list)
+
+    def error(self, entry: str, problem: str, action: str = FIX) -> None:
+        self.findings.append(Finding("error", self.file, entry, problem, action))
+
+    def repaired(self, entry: str, problem: str, action: str = "left out") -> None:
+        self.findings.append(Finding("repaired", self.file, entry, problem, action))
+
+    def note(self, entry: str, problem: str, action: str) -> None:
+        self.findings.append(Finding("note", self.file, entry, problem, action))
+
+    def refused(self, path: Path, error: UserError) -> None:
+        """A file that could not be read."""
+        self.findings.append(Finding("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
+
+
+def read_json(path: Path, log: Log) -> dict[str, Any]:
+    """The object of a JSON file; a byte order mark is a note.
+
+    Raises:
+        UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
+            something else.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: {size} bytes are over the limit of {MAX_JSON_BYTES} for JSON; split the data set")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such annotation file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    refuse_placeholder(path, raw[:64])
+    if raw.startswith(b"\xef\xbb\xbf"):
+        log.note("", "a byte order mark before the JSON", "skipped")
+    try:
+        content = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}")
+    return content
+
+
+def as_id(value: Any) -> int | str | None:
+    """An id as it is compared: 7, 7.0 and "7" are one; other text stays as it is; None for what cannot be an id."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) else value
+    return value if isinstance(value, int) else None
+
+
+def declared_size(entry: Mapping[str, Any], prefix: str = "") -> tuple[int, int] | None:
+    """The (height, width) that an entry gives; None where it gives none that could be."""
+    height, width = as_id(entry.get(f"{prefix}height")), as_id(entry.get(f"{prefix}width"))
+    if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+        return height, width
+    return None
+
+
+def leaves_folder(file_name: str) -> bool:
+    """Whether a relative path, with slashes, would lead out of the folder it is relative to."""
+    absolute = file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name) is not None
+    return absolute or posixpath.normpath(file_name).split("/")[0] == ".."
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the images, masks and videos of a data set must lie in, once links are followed; ``()``: wherever they like.
+
+    A folder that the config names may be a link itself. Below it, a link that leads out may be the user's own, or have
+    come with data from others and point at what is none of theirs: only the user can tell, with
+    ``dataset.follow_links``.
+    """
+
+    folders: tuple[Path, ...] = ()
+
+    @classmethod
+    def of(cls, follow_links: bool, *folders: Path) -> Bounds:
+        """The folders of a data set, or none where links may lead anywhere."""
+        return cls() if follow_links else cls(tuple(folder.resolve() for folder in folders))
+
+    def check(self, path: Path) -> None:
+        """Raise UserError if a link leads a path out of all of the folders."""
+        if not self.folders:
+            return
+        try:
+            real = Path(os.path.realpath(path)) if os.path.islink(path) else _resolved(path.parent.absolute())
+        except ValueError:  # no file can be called so, as whoever reads it will say
+            return
+        if not any(real.is_relative_to(folder) for folder in self.folders):
+            raise UserError(
+                f"{path}: a link leads to it from the data set's folder to {real}; put the file itself there, or set "
+                "dataset.follow_links=true if the link is yours"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _resolved(folder: Path) -> Path:
+    return Path(os.path.realpath(folder))
+
+
+def folder_of_both(images: Path, masks: Path) -> Path:
+    """The innermost folder that holds two others, by their names."""
+    return Path(os.path.commonpath([images.absolute(), masks.absolute()]))
+
+
+def category_names(entries: Any) -> dict[int | str, str]:
+    """COCO's ``categories``: id → name."""
+    names: dict[int | str, str] = {}
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), (str, int, float)):
+            key = as_id(entry.get("id"))
+            if key is not None:
+                names[key] = str(entry["name"])
+    return names
+
+
+def choose_videos(names: Sequence[str], wanted: list[str] | None, place: str | Path) -> list[int]:
+    """Which videos of a data set, in its order, are among the wanted ones (None: all).
+
+    Raises:
+        UserError: there is none of a wanted name; names that are near are told.
+    """
+    if wanted is None:
+        return list(range(len(names)))
+    known, chosen = set(names), set(wanted)
+    unknown = [name for name in dict.fromkeys(wanted) if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.5) or list(names[:3])
+        more = f", nor {len(unknown) - 1} more of the names wanted" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{place}: there is no video '{unknown[0]}'{more}; it holds {len(names)}, such as {', '.join(near)}"
+        )
+    return [index for index, name in enumerate(names) if name in chosen]
+
+
+def sides(size: tuple[int, int]) -> str:
+    """(height, width) as people write it: ``640×480``."""
+    return f"{size[1]}×{size[0]}"
+
+
+def shown(value: object, length: int = 60) -> str:
+    """A value from a file as a message quotes it: cut to ``length`` characters."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def open_frames(
+    paths: Sequence[Path], labelled: tuple[int, int] | None, log: Log, bounds: Bounds
+) -> tuple[list[ImageFile | None], tuple[int, int] | None]:
+    """The frames of a video by their headers: a source for each, None where it is damaged; and their (height, width).
+
+    Tools differ in whether they heed EXIF orientation. ``labelled``, the size that the labels were drawn at, tells;
+    where it cannot (a square frame, a half turn, None) they are taken to be upright. Frames must have the size of the
+    first.
+    """
+    frames: list[ImageFile | None] = []
+    size: tuple[int, int] | None = None
+    orient = True
+    for path in paths:
+        try:
+            bounds.check(path)
+            stored, oriented = image_size(path)
+        except UserError as error:
+            log.refused(path, error)
+            frames.append(None)
+            continue
+        if size is None:
+            orient = labelled != stored or stored == oriented
+            if not orient:
+                log.repaired("", "frames labelled as stored", "read without their EXIF rotation")
+            size = oriented if orient else stored
+        if (oriented if orient else stored) == size:
+            frames.append(ImageFile(path, orient))
+        else:
+            found = sides(oriented if orient else stored)
+            log.findings.append(
+                Finding("error", str(path), "", f"the frame is {found} pixels, those before it {sides(size)}", FIX)
+            )
+            frames.append(None)
+    return frames, size
+
+
+Track = Sequence[Segmentation | None]
+
+
+def make_objects(
+    tracks: Mapping[int | str, Track],
+    limit: int,
+    log: Log,
+    categories: Mapping[int | str, str | None] | None = None,
+    keep_ids: bool = True,
+) -> list[ObjectTrack]:
+    """The objects of a video from their ids in the file: those that are seen at all, at most ``limit``, numbered.
+
+    The ids are the objects' numbers if all of them are positive integers and ``keep_ids``; else objects are numbered in
+    their order, from 1. More than ``limit`` objects are cut to those with the largest area on any frame.
+    """
+    categories = categories or {}
+    areas = {key: max((s.area() for s in track if s is not None), default=0) for key, track in tracks.items()}
+    for key in [key for key, area in areas.items() if area == 0]:
+        log.repaired(f"object {key}", "objects that are never seen")
+        del areas[key]
+    largest = sorted(areas, key=lambda key: -areas[key])
+    for key in largest[limit:]:
+        log.repaired(f"object {key}", f"objects beyond the {limit} largest of their video")
+        del areas[key]
+    own = keep_ids and all(isinstance(key, int) and key > 0 for key in tracks)
+    return [
+        ObjectTrack(
+            object_id=key if own and isinstance(key, int) else number,
+            segmentations=tracks[key],
+            category=categories.get(key),
+            original_id=None if own else key,
+        )
+        for number, key in enumerate(tracks, start=1)
+        if key in areas
+    ]

@@ -1,0 +1,219 @@
+"""SA-V's training files → records: a video with a JSON of masklets, one for objects drawn by people, one by machine.
+
+Every fourth frame is annotated: the masks of annotated frame k lie on frame 4 k of the video. Objects may overlap; an
+empty mask means that the object is away. Where there are both files, people's (``_manual.json``) is read alone, the
+other (``_auto.json``) where there is none.
+
+Format: https://github.com/facebookresearch/sam2/tree/main/sav_dataset#sa-v-train
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import UserError
+from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
+from ..decode.video import VideoFrame, natural, read_header
+from ..records import RLE, Finding, VideoRecord
+from .parsing import Bounds, Log, as_id, choose_videos, declared_size, make_objects, read_json, sides
+
+STEP = 4
+"""Frames of the 24 a second from one annotated frame to the next; the JSON does not say."""
+
+KINDS = ("_manual.json", "_auto.json")
+"""Endings of the files, the one to be preferred first."""
+
+VIDEO_SUFFIX = ".mp4"
+
+
+@dataclass(frozen=True)
+class VideoFiles:
+    """One video and its masklets."""
+
+    name: str
+    video: Path
+    masklets: Path
+
+
+@dataclass
+class SavSource:
+    """Videos with masklets; see :class:`src.data.records.Source`."""
+
+    name: str
+    files: list[Path]
+    videos: list[VideoFiles]
+    max_ann_per_img: int
+    bounds: Bounds
+    findings: list[Finding] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+        files = self.videos[index]
+        log = Log(str(files.masklets))
+        if not files.video.is_file():
+            log.findings.append(_misfit(files, f"there is no video for {files.masklets}"))
+            return None, log.findings
+        try:
+            content = read_json(files.masklets, log)
+        except UserError as error:
+            log.refused(files.masklets, error)
+            return None, log.findings
+        try:
+            self.bounds.check(files.video)
+            header = read_header(files.video)
+        except UserError as error:
+            log.refused(files.video, error)
+            return None, log.findings
+        return self._record(files, content, header.count, header.size, log), log.findings
+
+    def _record(
+        self, files: VideoFiles, content: dict[str, Any], count: int, size: tuple[int, int], log: Log
+    ) -> VideoRecord | None:
+        declared = declared_size(content, "video_")
+        if declared not in (None, size):
+            log.findings.append(
+                _misfit(files, f"the video is {sides(size)} pixels, {files.masklets} says {sides(declared)}")
+            )
+            return None
+        labelled = _annotated_frames(content, log)
+        if labelled is None:
+            return None
+        last = (len(labelled) - 1) * STEP
+        if last >= count:
+            problem = (
+                f"the video has {count} frames, {len(labelled)} annotated ones in {files.masklets} go up to {last}"
+            )
+            log.findings.append(_misfit(files, problem))
+            return None
+        tracks, annotated = _tracks(content, labelled, count, size, log)
+        objects = make_objects(tracks, self.max_ann_per_img, log)
+        if not objects:
+            log.repaired("", "videos without an object")
+            return None
+        frames = [VideoFrame(files.video, t) for t in range(count)]
+        return VideoRecord(files.name, *size, frames, objects, frozenset(annotated))
+
+
+def open_sav(
+    img_folder: str | Path,
+    ann_folder: str | Path | None = None,
+    name: str = "sav",
+    max_ann_per_img: int = 200,
+    videos: list[str] | None = None,
+    follow_links: bool = False,
+) -> SavSource:
+    """List the videos that have masklets, reading none yet.
+
+    Args:
+        img_folder: the folder of videos, or one of folders of them (``sav_000``, ``sav_001``, …).
+        ann_folder: the folder of JSON files, laid out alike, or one such file; None: they are beside the videos.
+        name: of the data set.
+        max_ann_per_img: objects kept per video, the largest by mask area.
+        videos: names of videos, such as ``sav_000001``; None: all. Of videos in several folders that share a name,
+            each is called by its path, ``sav_000/sav_000001``.
+        follow_links: whether links to videos may lead out of the folder.
+
+    Raises:
+        UserError: a folder is missing, there are no masklets, or not of a wanted name.
+    """
+    folder = Path(img_folder)
+    place = folder if ann_folder is None else Path(ann_folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of videos")
+    if not place.exists():
+        raise UserError(f"{place}: no such folder of masklets")
+    masklets = [place] if place.is_file() else list(_masklet_files(place))
+    root = place.parent if place.is_file() else place
+    found = [
+        VideoFiles(name, folder / f"{below.as_posix()}{VIDEO_SUFFIX}", path)
+        for name, below, path in _named(_preferred(masklets, root))
+    ]
+    if not found:
+        raise UserError(f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}")
+    chosen = choose_videos([video.name for video in found], videos, place)
+    log = Log(str(folder))
+    if videos is None:
+        known = {video.video for video in found}
+        for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
+            if path not in known:
+                log.repaired(path.name, "videos without masklets")
+    bounds = Bounds.of(follow_links, folder)
+    return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
+
+
+def _masklet_files(folder: Path) -> Iterator[Path]:
+    for at, folders, files in os.walk(folder):
+        folders.sort(key=natural)
+        yield from (Path(at) / file for file in sorted(files, key=natural) if file.endswith(KINDS))
+
+
+def _preferred(masklets: list[Path], root: Path) -> dict[Path, Path]:
+    """Video's path below the root, without extension → its file of masklets."""
+    found: dict[Path, Path] = {}
+    for path in masklets:
+        kind = next((kind for kind in KINDS if path.name.endswith(kind)), path.suffix)
+        video = path.with_name(path.name.removesuffix(kind)).relative_to(root)
+        if video not in found or kind == KINDS[0]:
+            found[video] = path
+    return found
+
+
+def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
+    """What each video is called, by its path where others have its name; with its path and its file of masklets."""
+    counts = Counter(video.name for video in found)
+    for video, path in found.items():
+        yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
+
+
+def _misfit(files: VideoFiles, problem: str) -> Finding:
+    """A video that is not the one its JSON is of: a finding in the video's file, since that is what has to change."""
+    return Finding("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
+
+
+def _annotated_frames(content: dict[str, Any], log: Log) -> list[Any] | None:
+    """The lists of masks, one an annotated frame; None, and a finding, if there are none."""
+    labelled = content.get("masklet")
+    if not isinstance(labelled, list) or not labelled:
+        log.error("", "no masklets: 'masklet' must be a list of lists of masks, one an annotated frame")
+        return None
+    return labelled
+
+
+def _tracks(
+    content: dict[str, Any], labelled: list[Any], count: int, size: tuple[int, int], log: Log
+) -> tuple[dict[int | str, list[RLE | None]], set[int]]:
+    """Masklet's id → its area on every frame; and the frames that are annotated, all of whose masks are sound."""
+    width = max((len(masks) for masks in labelled if isinstance(masks, list)), default=0)
+    keys = _masklet_ids(content, width)
+    tracks: dict[int | str, list[RLE | None]] = {key: [None] * count for key in keys}
+    annotated = set()
+    for k, masks in enumerate(labelled):
+        if not isinstance(masks, list) or len(masks) != width:
+            log.error(f"annotated frame {k}", f"not a list of {width} masks, one an object")
+            continue
+        problems = [None if is_empty(mask) else check_segmentation(mask, *size) for mask in masks]
+        for number, problem in enumerate(problems):
+            if problem is not None:
+                log.error(f"annotated frame {k}, object {number}", problem)
+        if any(problems):
+            continue
+        annotated.add(k * STEP)
+        for key, mask in zip(keys, masks, strict=True):
+            if not is_empty(mask) and (area := parse_segmentation(mask, *size)).area():
+                tracks[key][k * STEP] = area
+    return tracks, annotated
+
+
+def _masklet_ids(content: dict[str, Any], count: int) -> list[int | str]:
+    """The ids of the masklets; their places where the file gives none that tell them apart."""
+    ids = content.get("masklet_id")
+    keys = [as_id(value) for value in ids] if isinstance(ids, list) else []
+    found = [key for key in keys if key is not None]
+    return found if len(set(found)) == len(keys) == count else list(range(count))

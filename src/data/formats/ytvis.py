@@ -1,0 +1,354 @@
+"""YouTube-VIS JSON → records, and the COCO-like JSON of tracked objects that labelling tools and predictors write.
+
+Two flavours, told apart by the file. In YouTube-VIS' own, ``videos`` list their ``file_names`` and an annotation is an
+object with a segmentation per frame, null where it is absent. In the other, ``images`` have a ``video_id`` and a
+``frame_id``, and an annotation is an object on one image, the same object having the same ``track_id``
+(``instance_id``). A file's frames count as annotated: one without annotations is one without objects. Only a frame on
+which an annotation is damaged does not.
+
+Format: https://youtube-vos.org/dataset/vis/#data-format
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from ...core.errors import UserError
+from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
+from ..decode.video import natural
+from ..records import RLE, Finding, VideoRecord
+from .parsing import (
+    Bounds,
+    Log,
+    as_id,
+    category_names,
+    choose_videos,
+    declared_size,
+    leaves_folder,
+    make_objects,
+    open_frames,
+    read_json,
+    shown,
+    sides,
+)
+
+TRACK_KEYS = ("track_id", "instance_id")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One object's segmentation on one frame, as the file has it; ``place`` names it in messages."""
+
+    frame: int
+    segmentation: Any
+    place: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An entry of ``images``; frames of a video are in the order of ``order``."""
+
+    video: int | str
+    order: tuple[int, list[tuple[int, str]]]
+    file: str
+    entry: dict[str, Any]
+
+
+@dataclass
+class Video:
+    """One video as the file lists it: its frames, and its objects' pieces by their ids.
+
+    Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
+    ``damaged``: frames with annotations that are of no object by the file.
+    """
+
+    name: str
+    file_names: list[str]
+    size: tuple[int, int] | None
+    log: Log
+    ids_are_numbers: bool = True
+    pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
+    categories: dict[int | str, str | None] = field(default_factory=dict)
+    damaged: set[int] = field(default_factory=set)
+
+
+@dataclass
+class YtvisSource:
+    """The videos of one JSON file; see :class:`src.data.records.Source`."""
+
+    name: str
+    files: list[Path]
+    img_folder: Path
+    videos: list[Video]
+    max_ann_per_img: int
+    bounds: Bounds
+    findings: list[Finding]
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+        video = self.videos[index]
+        log = Log(video.log.file, list(video.log.findings))
+        return self._record(video, log), log.findings
+
+    def _record(self, video: Video, log: Log) -> VideoRecord | None:
+        sources, size = open_frames([self.img_folder / name for name in video.file_names], video.size, log, self.bounds)
+        if size is None:
+            return None
+        place = f"video {video.name}"
+        if video.size not in (None, size):
+            log.error(place, f"its frames are {sides(size)} pixels, the JSON says {sides(video.size)}")
+            return None
+        kept = [t for t, source in enumerate(sources) if source is not None]
+        damaged = video.damaged | _damaged_frames(video, size, log)
+        tracks = {key: _masks(pieces, damaged, size) for key, pieces in video.pieces.items()}
+        placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
+        objects = make_objects(placed, self.max_ann_per_img, log, video.categories, video.ids_are_numbers)
+        if not objects:
+            log.repaired(place, "videos without an object")
+            return None
+        frames = [source for source in sources if source is not None]
+        annotated = None if damaged.isdisjoint(kept) else frozenset(i for i, t in enumerate(kept) if t not in damaged)
+        return VideoRecord(video.name, *size, frames, objects, annotated)
+
+
+def open_ytvis(
+    img_folder: str | Path,
+    ann_file: str | Path,
+    name: str = "ytvis",
+    max_ann_per_img: int = 200,
+    videos: list[str] | None = None,
+    follow_links: bool = False,
+) -> YtvisSource:
+    """List the videos of a JSON file of tracked objects.
+
+    Args:
+        img_folder: what the file names are relative to.
+        ann_file: the JSON.
+        name: of the data set.
+        max_ann_per_img: objects kept per video, the largest by mask area.
+        videos: names of videos; None: all. A video is called as in the file, else as the folder of its frames.
+        follow_links: whether links may lead out of the folder.
+
+    Raises:
+        UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
+    """
+    path, folder = Path(ann_file), Path(img_folder)
+    log = Log(str(path))
+    content = read_json(path, log)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such image folder")
+    if not isinstance(content.get("annotations"), list):
+        raise UserError(f"{path}: not a file of tracked objects: no list 'annotations'")
+    if not all(isinstance(content.get(key, []), list) for key in ("videos", "images")):
+        raise UserError(f"{path}: not a file of tracked objects: 'videos' or 'images' is not a list")
+    if any(isinstance(entry, dict) and "file_names" in entry for entry in content.get("videos", [])):
+        found = _with_unique_names(_videos_with_tracks(content, log))
+    elif "images" in content:
+        found = _with_unique_names(_videos_of_images(content, log))
+    else:
+        raise UserError(f"{path}: not a file of tracked objects: neither 'videos' with 'file_names' nor 'images'")
+    if not found:
+        raise UserError(f"{path}: no video with frames" + "".join(f"\n  {finding}" for finding in log.findings[:5]))
+    chosen = choose_videos([video.name for video in found], videos, path)
+    bounds = Bounds.of(follow_links, folder)
+    return YtvisSource(name, [path], folder, [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
+
+
+def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:
+    """YouTube-VIS' own flavour."""
+    videos: dict[int | str | None, Video] = {}
+    for place, entry in _entries(content["videos"], "video", log):
+        key, files = as_id(entry.get("id")), entry.get("file_names")
+        if key is None or key in videos:
+            log.error(place, "has no id" if key is None else "two videos have this id")
+        elif not isinstance(files, list) or not files or not all(_stays_inside(file) for file in files):
+            log.error(place, "file_names must be a list of paths within the image folder")
+        else:
+            files = [_slashes(file) for file in files]
+            videos[key] = Video(_name(entry.get("name"), files, key), files, declared_size(entry), Log(log.file), False)
+    categories = category_names(content.get("categories"))
+    for place, entry in _objects(content["annotations"], "segmentations", log):
+        video = videos.get(_id(entry, "video_id"))
+        pieces = entry["segmentations"]
+        if video is None:
+            log.repaired(place, "annotations of unknown videos")
+        elif not isinstance(pieces, list) or len(pieces) != len(video.file_names):
+            found = f"{len(pieces)} segmentations" if isinstance(pieces, list) else "no list of segmentations"
+            video.log.error(place, f"has {found}, its video has {len(video.file_names)} frames")
+        else:
+            key = _unused(_id(entry, "id"), video.pieces)
+            video.categories[key] = _category(entry, categories)
+            video.pieces[key] = [
+                Piece(t, piece, f"{place}, frame {t}") for t, piece in enumerate(pieces) if not is_empty(piece)
+            ]
+    return list(videos.values())
+
+
+def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
+    """The flavour of one annotation per object and image."""
+    videos, frames = _images_by_video(content, log)
+    categories = category_names(content.get("categories"))
+    for place, entry in _objects(content["annotations"], "segmentation", log):
+        video, t = frames.get(_id(entry, "image_id"), (None, 0))
+        key = next((key for key in map(partial(_id, entry), TRACK_KEYS) if key is not None), None)
+        if video is None:
+            log.repaired(place, "annotations of unknown images")
+        elif key is None:
+            video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which tells an object from frame to frame")
+            video.damaged.add(t)
+        else:
+            video.categories.setdefault(key, _category(entry, categories))
+            video.pieces.setdefault(key, []).append(Piece(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
+    for video in videos:
+        video.pieces = dict(sorted(video.pieces.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+        labelled = {piece.frame for pieces in video.pieces.values() for piece in pieces}
+        if 2 * len(labelled) < len(video.file_names):
+            video.log.note(
+                f"video {video.name}",
+                "videos of which over half the frames have no annotation",
+                "these frames are taken to show no object; leave frames that nobody labelled out of the file",
+            )
+    return videos
+
+
+def _images_by_video(
+    content: dict[str, Any], log: Log
+) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
+    """The videos with their frames in order, and an image's id → its video and frame number.
+
+    An id that two files share is left out, as nothing tells which of them its annotations are for.
+    """
+    images: dict[int | str, Image] = {}
+    shared: set[int | str] = set()
+    for place, entry in _entries(content["images"], "image", log):
+        key = as_id(entry.get("id"))
+        if key is None or not _stays_inside(entry.get("file_name")):
+            log.error(place, "has no id" if key is None else "file_name must be a path within the image folder")
+            continue
+        file = _slashes(entry["file_name"])
+        number = as_id(entry.get("frame_id", entry.get("frame_index")))
+        order = (number if isinstance(number, int) else 0, natural(file))
+        video = as_id(entry.get("video_id"))
+        image = Image(PurePosixPath(file).parent.as_posix() if video is None else video, order, file, entry)
+        if key not in images:
+            images[key] = image
+        elif (images[key].video, images[key].file) == (image.video, file):
+            log.repaired(place, "images listed more than once", "read once")
+        else:
+            log.error(
+                place, f"two files have this id: {shown(images[key].file)} and {shown(file)}", "give each its own"
+            )
+            shared.add(key)
+    listed: dict[int | str, list[tuple[int | str, Image]]] = defaultdict(list)
+    for key, image in images.items():
+        if key not in shared:
+            listed[image.video].append((key, image))
+    names = {_id(entry, "id"): entry.get("name") for _, entry in _entries(content.get("videos") or [], "video", log)}
+    videos: list[Video] = []
+    frames: dict[int | str | None, tuple[Video, int]] = {}
+    for video_key, placed in listed.items():
+        placed.sort(key=lambda item: item[1].order)
+        files = [image.file for _, image in placed]
+        size = declared_size(placed[0][1].entry)
+        videos.append(Video(_name(names.get(video_key), files, video_key), files, size, Log(log.file)))
+        frames.update({key: (videos[-1], t) for t, (key, _) in enumerate(placed)})
+    return videos, frames
+
+
+def _entries(entries: Any, kind: str, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in a list, each with what messages call it."""
+    for position, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            yield f"{kind} {shown(entry.get('id', f'at [{position}]'))}", entry
+        else:
+            log.error(f"{kind} at [{position}]", "is not an object")
+
+
+def _objects(entries: Any, key: str, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The annotations that have a segmentation and are no crowds, unless the file has nothing but crowds."""
+    listed = list(_entries(entries, "annotation", log))
+    crowds_only = all(_is_crowd(entry) for _, entry in listed)
+    for place, entry in listed:
+        if is_empty(entry.get(key)):
+            log.repaired(place, f"annotations without {key}")
+        elif _is_crowd(entry) and not crowds_only:
+            log.repaired(place, "crowd annotations")
+        else:
+            yield place, entry
+
+
+def _is_crowd(entry: dict[str, Any]) -> bool:
+    return as_id(entry.get("iscrowd")) not in (None, 0)
+
+
+def _id(entry: dict[str, Any], key: str) -> int | str | None:
+    """An id of an entry; tools put some of them among its ``attributes``."""
+    attributes = entry.get("attributes")
+    return as_id(entry[key] if key in entry else attributes.get(key) if isinstance(attributes, dict) else None)
+
+
+def _category(entry: dict[str, Any], names: dict[int | str, str]) -> str | None:
+    key = _id(entry, "category_id")
+    return None if key is None else names.get(key)
+
+
+def _unused(key: int | str | None, taken: Container[int | str]) -> int | str:
+    """An id, or the next free number where there is none or another object has it."""
+    return key if key is not None and key not in taken else next(n for n in count(1) if n not in taken)
+
+
+def _stays_inside(file: Any) -> bool:
+    return isinstance(file, str) and bool(file) and not leaves_folder(_slashes(file))
+
+
+def _slashes(file: str) -> str:
+    # labelling tools on Windows write its separators
+    return file.replace("\\", "/")
+
+
+def _name(given: Any, files: list[str], key: int | str) -> str:
+    """What a video is called: as the file says, else as the folder that all its frames are in, else by its id."""
+    if given and isinstance(given, (str, int)):
+        return str(given)
+    folders = {PurePosixPath(file).parent.as_posix() for file in files}
+    return folders.pop() if len(folders) == 1 and folders != {"."} else str(key)
+
+
+def _with_unique_names(videos: list[Video]) -> list[Video]:
+    """The same videos; of those that share a name, the second is called name_2, and so on."""
+    taken: Counter[str] = Counter()
+    for video in videos:
+        taken[video.name] += 1
+        if taken[video.name] > 1:
+            video.name += f"_{taken[video.name]}"
+    return videos
+
+
+def _damaged_frames(video: Video, size: tuple[int, int], log: Log) -> set[int]:
+    """The frames on which a segmentation is damaged, so that its object is neither seen nor known to be away."""
+    damaged = set()
+    for piece in (piece for pieces in video.pieces.values() for piece in pieces):
+        problem = check_segmentation(piece.segmentation, *size)
+        if problem is not None:
+            log.error(piece.place, problem)
+            damaged.add(piece.frame)
+    return damaged
+
+
+def _masks(pieces: list[Piece], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
+    """Frame that is not damaged → an object's mask where it is seen; of several on one frame their union."""
+    masks: dict[int, list[RLE]] = defaultdict(list)
+    for piece in pieces:
+        if piece.frame not in damaged and (mask := parse_segmentation(piece.segmentation, *size)).area():
+            masks[piece.frame].append(mask)
+    return {t: RLE(coco_mask.merge([mask.rle for mask in found])) for t, found in masks.items()}

@@ -1,0 +1,187 @@
+"""Which splits a folder holds, and what they are like: for whoever has data and no config yet.
+
+``find_splits(folder)`` knows folders called after splits (``train``, ``valid``, ``train2017``, ``sav_val``, below the
+folder itself or its folder of images), DAVIS' ``ImageSets``, and a folder that is one data set as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..config.schema import DomainConfig, Format, Split
+from ..core.console import progress_bar
+from ..core.errors import UserError
+from .decode.video import natural
+from .formats.davis import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
+from .formats.registry import open_source, recognise
+from .records import Finding, VideoRecord, object_sides
+
+SAMPLED = 300
+"""Videos or images of a split that are parsed to see what it is like, evenly spread over it."""
+
+_NO_LIMIT = 10**9
+"""Objects a video may have while it is looked at."""
+
+_SPLIT_FOLDER = re.compile(
+    r"(?:.*[_-])?(?:(?P<train>train|training)|(?P<valid>valid|val|validation|dev)|(?P<test>test|testing))(?:\d{4})?",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a data set shows.
+
+    Attributes:
+        place: where it lies.
+        kind: its format.
+        count: usable videos and images in it, reckoned from those that were parsed.
+        names: what ``videos`` in a config calls those that were parsed and can be used.
+        frames_N, annotated_N, objects_N: how many frames, annotated frames and objects each of these has.
+        sides_M: the area's square root of their objects on their frames, as a share of the frame's.
+        longest_sides_N: the longer side of each one's frames, in pixels.
+        errors: what was damaged.
+    """
+
+    place: DomainConfig
+    kind: Format
+    count: int
+    names: list[str]
+    frames_N: np.ndarray
+    annotated_N: np.ndarray
+    objects_N: np.ndarray
+    sides_M: np.ndarray
+    longest_sides_N: np.ndarray
+    errors: list[Finding] = field(default_factory=list)
+
+    @property
+    def stills(self) -> bool:
+        """Whether most are single images."""
+        return bool(np.median(self.frames_N) == 1)
+
+
+def find_splits(folder: Path) -> dict[Split, DomainConfig]:
+    """Where the splits in a folder lie; ``train`` alone where it is one data set as a whole.
+
+    Raises:
+        UserError: there is no such folder, or nothing in it is a data set.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of data")
+    for parent in (folder, *_inside(folder, FRAME_FOLDERS)):
+        if found := _split_folders(parent, strict=parent != folder):
+            return {split: _place_of_split(path, folder) for split, path in found.items()}
+    whole = _place_of_split(folder, folder)
+    lists = _davis_lists(folder)
+    if lists and recognise(whole)[0] == "davis":
+        return {split: whole.model_copy(update={"videos": str(path)}) for split, path in lists.items()}
+    return {"train": whole}
+
+
+def look_at(place: DomainConfig, sampled: int | None = SAMPLED) -> Look:
+    """Parse some videos or images of a data set, evenly spread, or with None all of them; decodes no pixels.
+
+    Raises:
+        UserError: it cannot be read, or nothing in what was parsed is usable.
+    """
+    source = open_source(place, _NO_LIMIT, follow_links=True)
+    kind, _ = recognise(place)
+    parsed = len(source) if sampled is None else min(len(source), sampled)
+    met = list(source.findings)
+    records: list[VideoRecord] = []
+    for i in progress_bar(range(parsed), desc=f"looking at {place.img_folder}", leave=False):
+        record, findings = source.read(i * len(source) // parsed)
+        met += findings
+        if record is not None:
+            records.append(record)
+    if not records:
+        first = next((finding for finding in met if finding.severity == "error"), met[0] if met else None)
+        why = first or "it lists no images or videos"
+        raise UserError(f"{source.files[0] if source.files else place.img_folder}: nothing in it is usable: {why}")
+    return Look(
+        place=place,
+        kind=kind,
+        count=round(len(source) * len(records) / parsed),
+        names=[_name_of(record, kind, place) for record in records],
+        frames_N=np.array([len(record) for record in records]),
+        annotated_N=np.array([len(r) if r.annotated is None else len(r.annotated) for r in records]),
+        objects_N=np.array([len(record.objects) for record in records]),
+        sides_M=np.concatenate([object_sides(record) for record in records]),
+        longest_sides_N=np.array([max(record.height, record.width) for record in records]),
+        errors=[finding for finding in met if finding.severity == "error"],
+    )
+
+
+def _name_of(record: VideoRecord, kind: Format, place: DomainConfig) -> str:
+    """What a config's ``videos`` calls it: in COCO an image's file name, since stems may repeat."""
+    path = getattr(record.frames[0], "path", None)
+    if kind == "coco" and path is not None:
+        return Path(path).relative_to(place.img_folder).as_posix()
+    return record.video_id
+
+
+def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
+    """The folders in one that are called after splits; with ``strict`` none if it has others too, such as videos."""
+    found: dict[Split, Path] = {}
+    folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    matches = {path: _SPLIT_FOLDER.fullmatch(path.name) for path in folders}
+    if strict and not all(matches.values()):
+        return {}
+    for path, match in matches.items():
+        if match is not None:
+            split: Split = "train" if match["train"] else "valid" if match["valid"] else "test"
+            found.setdefault(split, path)
+    return found
+
+
+def _place_of_split(folder: Path, root: Path) -> DomainConfig:
+    """The images and annotations of a split: the first of the usual places whose images are there.
+
+    Raises:
+        UserError: of the first place, where none will do.
+    """
+    refusal: UserError | None = None
+    for place in _candidates(folder, root):
+        try:
+            kind, annotations = recognise(place)
+            named = place.model_copy(update={"ann_file": None if annotations is None else str(annotations)})
+            look_at(named if kind in ("coco", "ytvis") else place, sampled=3)
+        except UserError as error:
+            refusal = refusal or error
+        else:
+            return named if kind in ("coco", "ytvis") else place
+    assert refusal is not None
+    raise refusal
+
+
+def _candidates(folder: Path, root: Path) -> Iterator[DomainConfig]:
+    """Where a split's images and annotations may lie, the likeliest first."""
+    images = [folder, *_inside(folder, FRAME_FOLDERS)]
+    files = [path for place in (folder, root, root / "annotations") for path in sorted(place.glob("*.json"))]
+    anywhere = [path for path in files if path.parent == folder or folder.name.lower() in path.stem.lower()]
+    masks = [path for name in MASK_FOLDERS if (path := root / name / folder.name).is_dir()]
+    for file in (None, *masks, *dict.fromkeys(anywhere)):
+        for place in images:
+            yield DomainConfig(name="data", img_folder=str(place), ann_file=None if file is None else str(file))
+
+
+def _inside(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_dir()]
+
+
+def _davis_lists(folder: Path) -> dict[Split, Path]:
+    """DAVIS' lists of videos, of the latest year that there is."""
+    root = folder.parent if folder.name.startswith(FRAMES) else folder
+    for year in sorted(
+        filter(Path.is_dir, root.glob("ImageSets/*")), key=lambda path: natural(path.name), reverse=True
+    ):
+        names: dict[Split, str] = {"train": "train.txt", "valid": "val.txt"}
+        found = {split: year / name for split, name in names.items() if (year / name).is_file()}
+        if "train" in found:
+            return found
+    return {}

@@ -1,0 +1,182 @@
+"""Which experts act where: what gates chose, laid back onto the picture whose tokens they routed.
+
+    with watch_places(model) as places:
+        prediction, bank = tracker.step(frame, bank, prompts)
+        chosen = places.take()                      # layer → what it chose on this frame
+    share_hw = chosen[layer].share()[..., expert]
+
+A layer has places where its tokens are those of a feature map: all of memory attention but the keys and values that it
+makes of memories, and the image encoder, whose windows are put together again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
+
+from ..data.drawing import COLOURS
+from ..evaluation.expert_use import choice_names
+from ..lora.moe_layer import MoELoRALinear
+from ..lora.router import GateCall, RoutingRecord, record_routing
+
+MEMORY_STRIDE = 16  # pixels of a side of the tokens of memory attention
+STRIDES = (4, 8, 16, 32)  # of the encoder's feature maps
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one layer's gate chose on a frame, in C calls, one an object in memory attention.
+
+    Attributes:
+        names: of the E* choices: the experts' numbers, and ``null``.
+        chosen_ChwK: uint8, K choices at each place.
+        weights_ChwK: float16, their weights, which sum to 1.
+    """
+
+    names: list[str]
+    chosen_ChwK: np.ndarray
+    weights_ChwK: np.ndarray
+
+    def share(self) -> np.ndarray:
+        """Each choice's weight at each place, (h, w, E*), the mean over calls."""
+        share_ChwE = np.zeros((*self.chosen_ChwK.shape[:3], len(self.names)), np.float32)
+        np.put_along_axis(share_ChwE, self.chosen_ChwK.astype(np.int64), self.weights_ChwK.astype(np.float32), axis=-1)
+        return share_ChwE.mean(axis=0)
+
+
+class Places:
+    """What :func:`watch_places` hands out."""
+
+    def __init__(self, routing: RoutingRecord, layers: Mapping[str, MoELoRALinear], image_size: int) -> None:
+        self._routing, self._layers, self._image_size = routing, layers, image_size
+        self._shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
+
+    def note_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """A layer is about to route an input of this shape, (…, D)."""
+        self._shapes[name].append(shape[:-1])
+
+    def take(self) -> dict[str, Choices]:
+        """What was chosen since the last time, by the layer's name without its group's, in the model's order.
+
+        Layers that did not run, or whose tokens are no places, are left out.
+        """
+        found = {}
+        for name, layer in self._layers.items():
+            calls = zip(self._shapes[name], self._routing.calls[name], strict=True)
+            laid = [on_grid for shape, call in calls if (on_grid := _laid_out(shape, call, self._image_size))]
+            if laid:
+                chosen, weights = (np.concatenate(parts) for parts in zip(*laid, strict=True))
+                found[name.partition(".groups.")[0]] = Choices(choice_names(layer.gate), chosen, weights)
+            self._shapes[name].clear()
+        self._routing.clear()
+        return found
+
+
+@contextmanager
+def watch_places(model: SAM2Base) -> Iterator[Places]:
+    """Record where each gate of a model chooses what, while the block runs."""
+    with record_routing(model) as routing, ExitStack() as stack:
+        layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELoRALinear)}
+        places = Places(routing, layers, model.image_size)
+        for name, layer in layers.items():
+
+            def note(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if module.enabled:
+                    places.note_shape(name, tuple(inputs[0].shape))
+
+            stack.callback(layer.register_forward_pre_hook(note).remove)
+        yield places
+
+
+def mean_share(layers: Mapping[str, Choices]) -> np.ndarray:
+    """The plain mean of the layers' shares, (h, w, E*) of the finest; all have the same number of choices."""
+    shares = [choices.share() for choices in layers.values()]
+    side = max(len(share) for share in shares)
+    return np.mean([np.kron(share, np.ones((side // len(share), side // len(share), 1))) for share in shares], axis=0)
+
+
+def draw_places(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[str], choice: str | None) -> np.ndarray:
+    """A frame with a heat map of one choice's share laid over it, or coloured by the choice of the largest share.
+
+    Args:
+        frame_HWC: RGB, uint8.
+        share_hwE: as :func:`mean_share` gives it.
+        names: of the E* choices.
+        choice: one of them; None for the largest.
+
+    Returns:
+        RGB uint8, with a scale or a legend beside the picture.
+    """
+    height, width = frame_HWC.shape[:2]
+    figure = Figure(figsize=(7.2, max(2.4, min(9.0, 6.0 * height / width))), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    grey_HW = frame_HWC.mean(axis=-1)
+    axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    if choice is None:
+        _draw_largest(axes, share_hwE, names, (0, width, height, 0))
+    else:
+        image = axes.imshow(
+            share_hwE[..., names.index(choice)], cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=(0, width, height, 0)
+        )
+        figure.colorbar(image, ax=axes, label=f"share of expert {choice}", shrink=0.9)
+    axes.set_axis_off()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _draw_largest(
+    axes: Axes, share_hwE: np.ndarray, names: list[str], extent: tuple[float, float, float, float]
+) -> None:
+    largest_hw = share_hwE.argmax(axis=-1)
+    colours = ListedColormap(_distinct(len(names)))
+    axes.imshow(largest_hw, cmap=colours, vmin=-0.5, vmax=len(names) - 0.5, alpha=0.55, extent=extent)
+    for number in np.unique(largest_hw).tolist():
+        part = (largest_hw == number).mean()
+        axes.scatter([], [], marker="s", color=colours(number), label=f"{names[number]}  {part:.0%}")
+    axes.legend(title="expert, part of the picture", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+def _laid_out(shape: tuple[int, ...], call: GateCall, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """A call's choices and weights as (B, h, w, K), None where its tokens are no places."""
+    side = image_size // MEMORY_STRIDE
+    if len(shape) == 2 and shape[1] == side * side:
+        windows, kept, shape = 1, side, (shape[0], side, side)
+    elif len(shape) == 3:
+        # the encoder's windows are of one image; where they do not fit, padding lies below and to the right
+        windows = math.isqrt(shape[0])
+        kept = max((image_size // s for s in STRIDES if image_size // s <= windows * shape[1]), default=0)
+    else:
+        return None
+    chosen_NK = call.chosen_NK()
+    weights_NK = call.logits_NE.gather(1, chosen_NK).softmax(dim=1)
+    return (
+        _on_grid(chosen_NK.to(torch.uint8), shape, windows)[:, :kept, :kept],
+        _on_grid(weights_NK.half(), shape, windows)[:, :kept, :kept],
+    )
+
+
+def _on_grid(values_NK: Tensor, shape: tuple[int, ...], windows: int) -> np.ndarray:
+    """Values of tokens, or of elements of the batch, as (B, h, w, K); ``windows`` lie side by side in an image."""
+    batch, height, width = shape
+    if len(values_NK) == batch:  # one decision for all tokens of an element
+        values_NK = values_NK.repeat_interleave(height * width, dim=0)
+    values = values_NK.reshape(-1, windows, windows, height, width, values_NK.shape[-1])
+    return values.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2).cpu().numpy()
+
+
+def _distinct(count: int) -> np.ndarray:
+    """So many colours, (count, 3) in 0–1: those of the masks first, then darker ones."""
+    rounds = math.ceil(count / len(COLOURS))
+    return np.concatenate([COLOURS / 255 * 0.65**n for n in range(rounds)])[:count]

@@ -1,0 +1,233 @@
+"""Put adapters into a model: find the layers, wrap them, choose what trains, count, and describe."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeGuard
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..config.schema import ADAPTER_METHODS, LoraConfig
+from ..core.errors import UserError
+from .adapter import AdapterLayer, iter_adapted, iter_adapters, list_groups
+from .lora_layer import LoRALinear
+from .moe_layer import MoELoRALinear
+from .router import watch_memory
+
+DECODER = "sam_mask_decoder"  # of a SAM2Base
+
+
+def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Linear]:
+    """The Linear layers that ``target_modules`` selects, by dotted name, in the model's order.
+
+    An entry is ``all``, a dotted suffix (``q_proj``, ``self_attn.q_proj``), or a glob, in which ``*`` may span dots,
+    over the full dotted name or a dotted suffix of it (``memory_attention.*.q_proj``). Of the layers that an entry
+    matches, the Linear ones are taken. Of an adapted layer the base layer is taken; inside adapters nothing else is.
+
+    Raises:
+        UserError: entries that match nothing, or only layers that are not Linear; all of them, with near names.
+    """
+    candidates = _candidates(model)
+    linears = {name: module for name, module in candidates.items() if _is_adaptable(module)}
+    chosen: set[str] = set()
+    mistakes = []
+    for entry in target_modules:
+        matched = [name for name in candidates if _matches(name, entry)]
+        hits = [name for name in matched if name in linears]
+        chosen.update(hits)
+        if not hits:
+            others = sorted({type(candidates[name]).__name__ for name in matched})
+            what = f"matches no Linear layer, only {', '.join(others)}" if others else "matches no layer"
+            mistakes.append(f"  '{entry}' {what}; {_near_names(entry, list(linears))}")
+    if mistakes:
+        raise UserError("lora.target_modules: nothing to adapt for\n" + "\n".join(mistakes))
+    return {name: linear for name, linear in linears.items() if name in chosen}
+
+
+def new_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
+    """Adapters around the layers that the config's target_modules select, by dotted name, not yet put in their place.
+
+    Adapter parameters are float32, on the device of the layer they wrap; base weights keep their dtype and device.
+
+    Raises:
+        UserError: target_modules does not fit the model (:func:`find_targets`), or router.level is ``video`` and they
+            select layers outside memory attention; the model is unchanged.
+    """
+    targets = find_targets(model, config.target_modules)
+    gate_features = None
+    if config.method == "mope" and config.router.level == "video":
+        outside = [name for name in targets if not name.startswith("memory_attention.")]
+        if outside:
+            raise UserError(
+                "lora.router.level is video, which is decided on what memory attention is given, but "
+                f"lora.target_modules selects layers outside of it: {', '.join(outside[:3])}"
+            )
+        gate_features = model.get_parameter("maskmem_tpos_enc").shape[-1]
+        watch_memory(model.get_submodule("memory_attention"))
+    return {name: new_adapter(linear, config, gate_features).train(linear.training) for name, linear in targets.items()}
+
+
+def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | None = None) -> AdapterLayer:
+    """The adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``.
+
+    ``gate_features`` are those of what gates decide on, where it is not the layer's input (router.level ``video``).
+    """
+    if config.method == "lora":
+        return LoRALinear(base_layer, config.rank, config.alpha, config.dropout)
+    if config.method == "mope":
+        return MoELoRALinear(
+            base_layer,
+            num_experts=config.experts,
+            rank=config.rank,
+            top_k=config.top_k,
+            alpha=config.alpha,
+            dropout=config.dropout,
+            null_expert=config.router.null_expert,
+            jitter=config.router.jitter,
+            gate_bias=config.router.bias,
+            level=config.router.level,
+            noise=config.router.noise,
+            balance_bias=config.router.bias_rate > 0,
+            gate_features=gate_features,
+        )
+    raise ValueError(f"method '{config.method}' has no adapters")
+
+
+def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
+    """Wrap the target layers in place and return the adapters by dotted name; other methods change nothing.
+
+    Raises:
+        UserError: the config does not fit the model (:func:`new_adapters`); the model is unchanged.
+        ValueError: the model has adapters already.
+    """
+    if config.method not in ADAPTER_METHODS:
+        return {}
+    if any(iter_adapted(model)):
+        raise ValueError("the model has adapters already; adapters are injected once")
+    adapters = new_adapters(model, config)
+    for name, adapter in adapters.items():
+        replace_module(model, name, adapter)
+    return adapters
+
+
+def remove_adapters(model: nn.Module) -> None:
+    """Put every base layer back in place of its adapter, or of all groups of them."""
+    for name, adapted in list(iter_adapted(model)):
+        replace_module(model, name, adapted.base_layer)
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set the submodule at a dotted name."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def freeze_base(model: nn.Module) -> None:
+    """Train the adapters' parameters and nothing else."""
+    model.requires_grad_(False)
+    for _, adapter in iter_adapters(model):
+        for parameter in adapter.adapter_parameters():
+            parameter.requires_grad_(True)
+
+
+def apply_method(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
+    """Make the model ready to train by ``config.method``, in place, and return its adapters by dotted name.
+
+    ``mope`` and ``lora`` inject adapters and freeze the rest; ``full`` trains every parameter, ``decoder`` those of the
+    mask decoder, ``none`` no parameter. Raises what :func:`inject_adapters` raises.
+    """
+    adapters = inject_adapters(model, config)
+    freeze_base(model)
+    if config.method == "full":
+        model.requires_grad_(True)
+    elif config.method == "decoder":
+        model.get_submodule(DECODER).requires_grad_(True)
+    return adapters
+
+
+def routed_layers(model: nn.Module) -> dict[str, MoELoRALinear]:
+    """The layers with a gate, by dotted name."""
+    return {name: adapter for name, adapter in iter_adapters(model) if isinstance(adapter, MoELoRALinear)}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Numbers of parameters (single numbers, not tensors)."""
+
+    total: int
+    trainable: int
+    adapter: int
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count all parameters, those that train, and those of adapters."""
+    parameters = list(model.parameters())
+    return ParameterCount(
+        total=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        adapter=sum(p.numel() for _, adapter in iter_adapters(model) for p in adapter.adapter_parameters()),
+    )
+
+
+def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> str:
+    """A table for people: adapted layers by name (numbers as ``*``) and group, then what trains of the whole."""
+    layers: Counter[tuple[str, str]] = Counter()
+    parameters: Counter[tuple[str, str]] = Counter()
+    for name, adapter in adapters.items():
+        group = (_starred(name), f"{adapter.in_features}→{adapter.out_features}")
+        layers[group] += 1
+        parameters[group] += sum(p.numel() for p in adapter.adapter_parameters())
+    width = max((len(pattern) for pattern, _ in layers), default=0)
+    lines = [
+        f"{pattern:<{width}}  ×{count:<3} {shape:>10}  {parameters[pattern, shape]:>10,}"
+        for (pattern, shape), count in layers.items()
+    ]
+    kinds = Counter(adapter.extra_repr() for adapter in adapters.values())
+    lines += [f"{count} adapted layers: {settings}" for settings, count in kinds.items()] or ["no adapters"]
+    lines += [f"expert groups: {', '.join(groups)}"] if (groups := list_groups(model)) else []
+    count = count_parameters(model)
+    share = count.trainable / max(count.total, 1)
+    lines.append(f"{count.trainable:,} of {count.total:,} parameters train ({share:.2%})")
+    return "\n".join(lines)
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module but the root, as if the model had no adapters."""
+    base_layers = {name: adapted.base_layer for name, adapted in iter_adapted(model)}
+    inside = tuple(f"{name}." for name in base_layers)
+    return {
+        name: base_layers.get(name, module)
+        for name, module in model.named_modules()
+        if name and not name.startswith(inside)
+    }
+
+
+def _is_adaptable(module: nn.Module) -> TypeGuard[nn.Linear]:
+    # nn.MultiheadAttention reads its out_proj's weight and never calls it, so an adapter there would do nothing.
+    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _matches(name: str, entry: str) -> bool:
+    return entry == "all" or fnmatchcase(name, entry) or fnmatchcase(name, f"*.{entry}")
+
+
+def _near_names(entry: str, names: list[str]) -> str:
+    """Entries that would work and look like this one: suffixes of Linear names, layer numbers as ``*``."""
+    known: dict[str, None] = {}
+    for name in names:
+        parts = _starred(name).split(".")
+        suffixes = [".".join(parts[i:]) for i in range(len(parts)) if parts[i] != "*"]
+        known.update(dict.fromkeys([*suffixes, *([f"{parts[0]}.*.{parts[-1]}"] if len(parts) > 2 else [])]))
+    near = difflib.get_close_matches(entry, list(known), n=3, cutoff=0.5)
+    if near:
+        return f"near names: {', '.join(near)}"
+    last = sorted({part for name in names if not (part := name.rpartition(".")[2]).isdigit()})
+    return f"Linear layers here: {', '.join(last[:12])}{', …' if len(last) > 12 else ''}"
+
+
+def _starred(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))

@@ -1,0 +1,177 @@
+"""Checkpoints of a run: everything needed to go on exactly, in one file of plain tensors, numbers and text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.schema import Config, LoraConfig, Method, parse_config
+from ..core.errors import UserError
+from ..core.files import write_atomically
+from ..core.torch_files import read_pt, save_pt
+from ..lora.adapter import AdapterLayer
+from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
+from ..lora.expert_groups import add_group
+from ..lora.injection import DECODER, apply_method
+
+ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of ``best.pt``, ``last.pt``, ``previous.pt`` or ``epoch_*.pt``.
+
+    Attributes:
+        config: the run's config.
+        base_fingerprint: of the base weights that training started from.
+        weights: what was trained: the adapters, or with method full the whole model.
+        optimizer, schedule, scaler: their state dicts.
+        progress: where the run is (plain numbers, text and lists).
+        data: what is in each training and validation set, as ``{"train": {name: …}, "valid": {name: …}}``; empty in
+            files of earlier versions.
+        groups: the config of each expert group, the one that trains last; empty without groups.
+    """
+
+    config: Config
+    base_fingerprint: str
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+    groups: dict[str, LoraConfig] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path, keep: Path | None = None) -> None:
+        """Write the file whole or not at all; an earlier one is moved to ``keep``, if that is given."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "config": self.config.model_dump(mode="json"),
+            "groups": {name: group.model_dump(mode="json") for name, group in self.groups.items()},
+        }
+        write_atomically(path, partial(save_pt, content), keep)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, or not a checkpoint of a run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such checkpoint" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
+    content = read_pt(path)
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
+        raise UserError(f"{path}: not a checkpoint of a training run{hint}")
+    content = {"groups": {}, "data": {}, **content}  # which files of earlier versions lack
+    missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
+    if missing:
+        raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
+    fields = {name: content[name] for name in Checkpoint.__dataclass_fields__}
+    fields["config"] = parse_config(content["config"], f"{path} (config)")
+    fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
+    return Checkpoint(**fields)
+
+
+def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]:
+    """What a run changes: the adapters' weights, or those of all the model or its mask decoder; with none nothing."""
+    if method == "full":
+        return model.state_dict()
+    if method == "decoder":
+        return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{DECODER}.")}
+    return adapter_state_dict(model)
+
+
+def put_adapters_in(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraConfig]) -> dict[str, AdapterLayer]:
+    """Make a base model what a run trains, weights aside; returns the adapters that train, by dotted name.
+
+    Args:
+        model: without adapters.
+        lora: what the run trains.
+        groups: where it trains an expert group, all groups, that one last.
+
+    Raises:
+        UserError: as :func:`~src.lora.injection.apply_method` and :func:`~src.lora.expert_groups.add_group`.
+    """
+    if not groups:
+        return apply_method(model, lora)
+    return [add_group(model, name, config) for name, config in groups.items()][-1]
+
+
+def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> Configs:
+    """Turn a base model into the adapted one of a run.
+
+    Args:
+        model: with its base weights and without adapters.
+        path: a checkpoint file of a run, or an adapter folder.
+        lora: what the adapters are expected to be; None takes what the file says.
+
+    Returns:
+        The adapters' config, or with expert groups that of each.
+
+    Raises:
+        UserError: the file is missing or damaged, or belongs to another base or other adapters.
+    """
+    if Path(path).is_dir():
+        if not (Path(path) / WEIGHTS_FILE).exists():
+            raise UserError(f"{path}: not an adapter folder, which holds {WEIGHTS_FILE}")
+        return load_adapter(model, path).lora
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, path, base_fingerprint(model), lora or checkpoint.config.lora)
+    put_adapters_in(model, checkpoint.config.lora, checkpoint.groups)
+    load_weights(model, checkpoint, path)
+    return checkpoint.groups or checkpoint.config.lora
+
+
+def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora: LoraConfig) -> None:
+    """Refuse a checkpoint of another base or of other adapters, naming both values."""
+    if checkpoint.base_fingerprint != fingerprint:
+        raise UserError(
+            f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
+            f"but model.checkpoint's weights are {fingerprint[:12]}"
+        )
+    found = differences(checkpoint.config.lora.model_dump(), lora.model_dump(), "lora")
+    if found:
+        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}")
+
+
+def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
+    """Where nested mappings (and lists of them) differ: dotted key → a text with both values."""
+    if isinstance(theirs, list) and isinstance(ours, list) and all(isinstance(x, dict) for x in [*theirs, *ours]):
+        theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return {} if theirs == ours else {place: f"{place} is {_told(theirs)} there and {_told(ours)} here"}
+    found: dict[str, str] = {}
+    for key in [*ours, *(key for key in theirs if key not in ours)]:
+        found |= differences(theirs.get(key, _ABSENT), ours.get(key, _ABSENT), f"{place}.{key}" if place else str(key))
+    return found
+
+
+_ABSENT = "absent"
+
+
+def _told(value: Any) -> str:
+    return "set" if isinstance(value, dict) else str(value)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Copy a checkpoint's weights into a model prepared by ``apply_method``; every key is accounted for."""
+    expected = trained_weights(model, checkpoint.config.lora.method)
+    differing = sorted(expected.keys() ^ checkpoint.weights.keys()) or [
+        name for name, tensor in expected.items() if checkpoint.weights[name].shape != tensor.shape
+    ]
+    if differing:
+        raise UserError(f"{path}: its weights do not fit the model: {', '.join(differing[:5])}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(checkpoint.weights[name])

@@ -1,0 +1,204 @@
+"""SAM 2's builders and predictors with adapters in place: whoever uses SAM 2 keeps their code.
+
+The models and predictors are stock classes of the ``sam2`` package, built by its own builders, but for parts that give
+the same numbers in less time (:mod:`src.models.sam2.cpu_kernels`). With untrained adapters, or with adapters switched off
+(:func:`src.lora.adapter.adapters_disabled`), their masks are stock SAM 2's bit for bit.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import sam2
+import torch
+from hydra.errors import MissingConfigException
+from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
+from sam2.build_sam import build_sam2, build_sam2_video_predictor
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+
+from ...config.schema import LoraConfig, load_config
+from ...core.device import pick_device
+from ...core.errors import UserError
+from ...lora.adapter import iter_adapters, list_groups
+from ...lora.adapter_io import adapter_state_dict, base_state_dict
+from ...lora.expert_groups import active_group
+from ...lora.injection import apply_method, freeze_base
+from ..checkpoint import load_trained
+from .build import MODEL_ZOO, config_overrides, load_base
+from .cpu_kernels import make_lean
+from .gate_hooks import gate_image_predictor, install_saved_gate
+
+Mode = Literal["eval", "train"]
+Model = TypeVar("Model", bound=SAM2Base)
+
+
+def build_sam2_moe(
+    config_file: str | Path,
+    ckpt_path: str | Path | None = None,
+    device: str | torch.device = "auto",
+    mode: Mode = "eval",
+    *,
+    adapter: str | Path | None = None,
+    lora: LoraConfig | None = None,
+    gate: str = "auto",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+) -> SAM2Base:
+    """``sam2.build_sam.build_sam2`` with adapters in place, for :func:`image_predictor` or for training.
+
+    Base weights load strictly, and a line on the screen says how many adapter keys are new beside them.
+
+    Args:
+        config_file: a run's YAML, which says which model, base weights, image size and adapters; or the name of a
+            config of the ``sam2`` package, such as ``configs/sam2.1/sam2.1_hiera_b+.yaml``, then with the default
+            adapters (10 experts of rank 4, 2 per token, in memory attention; :class:`~src.config.schema.LoraConfig`).
+        ckpt_path: base weights, an official ``.pt`` or safetensors; None takes the YAML's ``model.checkpoint``, and
+            without one random weights (with a YAML those that its run began with).
+        device: ``auto`` is CUDA where there is one, else the CPU.
+        mode: ``train`` leaves the model in training mode, ``eval`` in evaluation mode; in both exactly the adapters ask
+            for gradients (with ``lora.method: full`` all weights).
+        adapter: an adapter folder or a run's checkpoint to load; it says itself what its adapters are. None: untrained
+            adapters.
+        lora: which adapters, in place of the YAML's or the default ones; not together with ``adapter``. None with a
+            SAM 2 config that has adapters in it (:class:`~src.models.sam2.moe_attention.MoERoPEAttention`) keeps those.
+        gate: whether adapters are on: ``auto``, the domain gate in the adapter folder decides for each video or image
+            (:mod:`src.models.sam2.gate_hooks`; without one they are on); ``on``; ``off``; or the name of one of its domains.
+        hydra_overrides_extra: as for stock SAM 2, such as ``["model.image_size=512"]``.
+        apply_postprocessing: as for stock SAM 2.
+
+    Raises:
+        UserError: there is no such config, or weights or adapters are missing, damaged or of another model.
+        ValueError: another mode, adapters named twice, or injected where the config has some already.
+    """
+    return _build(
+        build_sam2, config_file, ckpt_path, device, mode, adapter, lora, gate, hydra_overrides_extra,
+        apply_postprocessing=apply_postprocessing,
+    )  # fmt: skip
+
+
+def build_sam2_video_predictor_moe(
+    config_file: str | Path,
+    ckpt_path: str | Path | None = None,
+    device: str | torch.device = "auto",
+    mode: Mode = "eval",
+    *,
+    adapter: str | Path | None = None,
+    lora: LoraConfig | None = None,
+    gate: str = "auto",
+    hydra_overrides_extra: Sequence[str] = (),
+    apply_postprocessing: bool = True,
+    vos_optimized: bool = False,
+) -> SAM2VideoPredictor:
+    """``sam2.build_sam.build_sam2_video_predictor`` with adapters in place; see :func:`build_sam2_moe`.
+
+    ``apply_postprocessing`` asks for hole filling too, as in stock SAM 2, which leaves it out with a warning where its
+    CUDA extension is not installed. ``vos_optimized`` gives a ``SAM2VideoPredictorVOS``, compiled with its adapters
+    when it first runs; a compiled model's routing cannot be recorded.
+    """
+    return _build(
+        build_sam2_video_predictor, config_file, ckpt_path, device, mode, adapter, lora, gate, hydra_overrides_extra,
+        apply_postprocessing=apply_postprocessing, vos_optimized=vos_optimized,
+    )  # fmt: skip
+
+
+def image_predictor(model: SAM2Base, **options: Any) -> SAM2ImagePredictor:
+    """A stock SAM2ImagePredictor that works at the model's image size, whatever it is, and follows its domain gate.
+
+    Args:
+        model: with or without adapters.
+        options: further arguments of SAM2ImagePredictor.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # how SAM 2 resizes
+        return _at_image_size(SAM2ImagePredictor(model, **options))
+
+
+def automatic_mask_generator(model: SAM2Base, **options: Any) -> SAM2AutomaticMaskGenerator:
+    """A stock SAM2AutomaticMaskGenerator that works at the model's image size; ``options`` are its own arguments."""
+    generator = SAM2AutomaticMaskGenerator(model, **options)
+    _at_image_size(generator.predictor)
+    return generator
+
+
+def _at_image_size(predictor: SAM2ImagePredictor) -> SAM2ImagePredictor:
+    """Set the sides of the three feature maps, which SAM 2 writes down for 1024 px: image side / 4, / 8 and / 16."""
+    side = predictor.model.image_size
+    predictor._bb_feat_sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]
+    gate_image_predictor(predictor)
+    return predictor
+
+
+def _build(
+    build: Callable[..., Model],
+    config_file: str | Path,
+    ckpt_path: str | Path | None,
+    device: str | torch.device,
+    mode: Mode,
+    adapter: str | Path | None,
+    lora: LoraConfig | None,
+    gate: str,
+    hydra_overrides_extra: Sequence[str],
+    **options: Any,
+) -> Model:
+    """Build a stock model on the CPU, load its base, put adapters in, and move it to the device."""
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode must be 'eval' or 'train', not {mode!r}")
+    if adapter is not None and lora is not None:
+        raise ValueError("give adapter or lora, not both: an adapter file says itself what its adapters are")
+    name, overrides, seed = str(config_file), list(hydra_overrides_extra), None
+    if Path(config_file).is_file():
+        config = load_config(config_file)
+        name = MODEL_ZOO[config.model.name].config
+        overrides = [*config_overrides(config.model), *overrides]
+        ckpt_path, seed = ckpt_path or config.model.checkpoint, config.training.seed
+        lora = lora or config.lora
+    # The CPU's generator only, and put back afterwards: a run without a checkpoint began from this seed's weights.
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        try:
+            model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
+        except MissingConfigException:
+            raise UserError(f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}") from None
+    make_lean(model)
+    if ckpt_path is not None:
+        load_base(model, ckpt_path, name)
+    _put_adapters(model, adapter, lora)
+    install_saved_gate(model, adapter, gate)
+    print(_what_was_loaded(model, ckpt_path, adapter))
+    return model.to(pick_device(str(device))).train(mode == "train")
+
+
+def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig | None) -> None:
+    """Adapters as a file says, or untrained ones as ``lora`` says; with neither, those in the model or default ones."""
+    in_config = any(iter_adapters(model))
+    if adapter is not None:
+        load_trained(model, adapter)
+    elif lora is not None or not in_config:
+        apply_method(model, lora or LoraConfig())
+    if in_config:
+        freeze_base(model)
+
+
+def _what_was_loaded(model: SAM2Base, ckpt_path: str | Path | None, adapter: str | Path | None) -> str:
+    """One line that accounts for every key of the model."""
+    keys, adapter_keys = len(base_state_dict(model)), len(adapter_state_dict(model))
+    base = (
+        f"loaded {ckpt_path}: {keys} base keys" if ckpt_path is not None else f"no checkpoint: {keys} random base keys"
+    )
+    if adapter is None:
+        return f"{base}; {adapter_keys} adapter keys are new"
+    groups = list_groups(model)
+    active = f", expert groups {', '.join(groups)} (active: {active_group(model) or 'none'})" if groups else ""
+    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
+
+
+def _stock_configs() -> str:
+    folder = Path(sam2.__path__[0])
+    files = [*folder.glob("configs/sam2/*.yaml"), *folder.glob("configs/sam2.1/*.yaml")]
+    return ", ".join(sorted(path.relative_to(folder).as_posix() for path in files))

@@ -1,0 +1,419 @@
+"""The one place that touches SAM 2's training package: its training forward, its loss, its batch, its predictor class.
+
+Prompt sampling, correction clicks, memory bank, multi-mask, IoU and occlusion losses are Meta's recipe
+(``training.model.sam2.SAM2Train``, ``training.loss_fns.MultiStepMultiMasksAndIous``). Frames that nobody annotated,
+which that recipe does not know, are tracked through: they are not prompted, and there is no loss on them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import training.model.sam2
+from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
+from tensordict import tensorclass
+from torch import Tensor
+from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
+from training.model.sam2 import SAM2Train
+from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
+
+from ...config.schema import LossConfig, ModelConfig, Prompt, PromptConfig
+from ...data.clips.dataset import ClipBatch
+from ...data.decode.masks import bounding_box, centre_point
+from ...lora.adapter import iter_adapters
+from .build import PIXEL_MEAN, PIXEL_STD, build_model
+from .cpu_kernels import make_dropout_lean
+from .gate_hooks import gate_video_methods
+
+Features: TypeAlias = list[Tensor]
+"""What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
+
+PIXELS_AT_ONCE = 256**2
+"""Of frames that a CPU encodes together: what is made of more of them falls out of its caches."""
+
+LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
+
+
+@tensorclass
+class Datapoint(BatchedVideoDatapoint):
+    """What SAM 2's training forward takes, and ``annotated_TO``, which stays on the CPU.
+
+    That is as in :class:`ClipBatch`; but of a batch that several processes share, False too where another process'
+    objects are not annotated.
+    """
+
+    annotated_TO: Tensor
+
+
+class TrainableSAM2(SAM2Train):
+    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already.
+
+    The frame tracked last is not put into memory, where no other frame would look for it.
+    """
+
+    num_init_cond_frames_for_train: int
+    num_frames_to_correct_for_train: int
+
+    def forward(self, input: Datapoint, features: Features | None = None) -> list[dict[str, Any]]:
+        """As SAM2Train, clip by clip in a row; ``features``: :func:`encode_frames` of all clips' frames, if known."""
+        if features is None:
+            return super().forward(input)
+        return self.forward_tracking(self.prepare_prompt_inputs(self.with_positions(features), input), input)
+
+    def with_positions(self, features: Features) -> dict[str, Any]:
+        """What ``forward_image`` says of frames whose features are known."""
+        positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
+        return {"backbone_fpn": features, "vision_pos_enc": positions}
+
+    def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
+        """As SAM2Train, on one frame of a clip; ``output_dict`` holds those tracked before it."""
+        before = sum(len(output_dict[kind]) for kind in ("cond_frame_outputs", "non_cond_frame_outputs"))
+        step["run_mem_encoder"] = before + 1 < num_frames
+        return super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
+
+    def prepare_prompt_inputs(
+        self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
+    ) -> dict[str, Any]:
+        """Draw prompts as SAM2Train does, among the frames that are annotated for every object of the batch.
+
+        One of these stays without a first prompt, if there is more than one, so that memory attention gets a gradient.
+        """
+        if input.annotated_TO.all():
+            return super().prepare_prompt_inputs(backbone_out, input, start_frame_idx)
+        frames = input.annotated_TO.all(dim=1).nonzero().flatten().tolist()
+        limits = self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train
+        most = max(1, len(frames) - 1)
+        self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train = (min(n, most) for n in limits)
+        # to SAM2Train, the annotated frames are the clip; of a single frame it would click on every object
+        annotated = SimpleNamespace(masks=input.masks[frames], num_frames=max(2, len(frames)))
+        out = super().prepare_prompt_inputs(backbone_out, annotated, start_frame_idx)
+        self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train = limits
+
+        for name in ("gt_masks_per_frame", "mask_inputs_per_frame", "point_inputs_per_frame"):
+            out[name] = {frames[t]: value for t, value in out[name].items()}
+        for name in ("init_cond_frames", "frames_to_add_correction_pt"):
+            out[name] = [frames[t] for t in out[name]]
+        out["num_frames"] = input.num_frames
+        out["frames_not_in_init_cond"] = [t for t in range(input.num_frames) if t not in out["init_cond_frames"]]
+        return out
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What a part of a batch must know of all of it: its objects, and which frames are annotated for all of them.
+
+    ``annotated_T``: bool, on the CPU.
+    """
+
+    objects: int
+    annotated_T: Tensor
+
+    @classmethod
+    def of(cls, batch: ClipBatch) -> Whole:
+        """Of a batch that is in one part."""
+        return cls(len(batch.video_of_object), batch.annotated_TO.all(dim=1))
+
+
+class AnnotatedLoss(MultiStepMultiMasksAndIous):
+    """SAM 2's loss over annotated frames: summed over them, averaged over all objects of the batch."""
+
+    def forward(
+        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor, objects: int | None = None
+    ) -> dict[str, Tensor]:
+        """As the base class, without what it does where there are several processes.
+
+        Args:
+            outs_batch, targets_batch: what the model says, and the true masks.
+            annotated_TO: bool; other pairs of frame and object have no loss.
+            objects: that the sum is divided by; None: O.
+        """
+        losses: dict[str, Any] = defaultdict(int)
+        for outs, targets, annotated_O in zip(outs_batch, targets_batch, annotated_TO, strict=True):
+            known = annotated_O.nonzero().flatten().to(targets.device)
+            if len(known):
+                whole = len(known) == len(annotated_O)
+                chosen = outs if whole else {name: [step[known] for step in outs[name]] for name in LOSS_INPUTS}
+                for name, value in self._forward(chosen, targets[known], objects or len(annotated_O)).items():
+                    losses[name] += value
+        return losses
+
+
+def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> TrainableSAM2:
+    """Build a model of the zoo for training, with a share of mask, box and point prompts.
+
+    Args:
+        config: which model and weights.
+        prompts: shares of prompt types and correction clicks.
+        frames: frames per clip; up to two of them are prompted, as in the official recipe, but never all: memory
+            attention, which prompted frames skip, would get no gradient.
+    """
+    clicked = prompts.box + prompts.point
+    prompted_frames = max(1, min(2, frames - 1))
+    model = build_model(
+        config,
+        f"{__name__}.{TrainableSAM2.__qualname__}",
+        prob_to_use_pt_input_for_train=clicked,
+        prob_to_use_box_input_for_train=prompts.box / clicked if clicked else 0.0,
+        num_frames_to_correct_for_train=prompted_frames,
+        rand_frames_to_correct_for_train=True,
+        num_init_cond_frames_for_train=prompted_frames,
+        rand_init_cond_frames_for_train=True,
+        add_all_frames_to_correct_as_cond=True,
+        num_correction_pt_per_frame=prompts.correction_clicks,
+        prob_to_sample_from_gt_for_train=0.1,
+    )
+    make_dropout_lean(model)
+    return model
+
+
+def build_loss(config: LossConfig, enable_segmentation: bool = True) -> AnnotatedLoss:
+    """SAM 2's loss with the run's weights; without segmentation, mask and dice losses have weight 0."""
+    return AnnotatedLoss(
+        weight_dict={
+            "loss_mask": config.mask if enable_segmentation else 0.0,
+            "loss_dice": config.dice if enable_segmentation else 0.0,
+            "loss_iou": config.iou,
+            "loss_class": config.occlusion,
+        },
+        supervise_all_iou=True,
+        iou_use_l1_loss=True,
+        pred_obj_scores=True,
+        focal_gamma_obj_score=0.0,
+        focal_alpha_obj_score=-1.0,
+    )
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out; or no channels."""
+    mean = torch.tensor(PIXEL_MEAN[: frames.shape[-1]], device=frames.device)
+    std = torch.tensor(PIXEL_STD[: frames.shape[-1]], device=frames.device)
+    return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
+
+
+def to_datapoint(batch: ClipBatch, device: torch.device, whole: Whole | None = None) -> Datapoint:
+    """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
+
+    Args:
+        batch: clips.
+        device: where the model is.
+        whole: what the batch is a part of; None: it is all there is.
+    """
+    images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
+    masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
+    frames, objects = masks_TOHW.shape[:2]
+    height, width = images_TB3HW.shape[-2:]
+    video_O = batch.video_of_object.to(device)
+    frame_TO = torch.arange(frames, device=device)[:, None].expand(frames, objects)
+    object_TO = torch.arange(objects, device=device).expand(frames, objects)
+    return Datapoint(
+        img_batch=images_TB3HW,
+        obj_to_frame_idx=torch.stack([frame_TO, video_O.expand(frames, objects)], dim=-1).int(),
+        masks=masks_TOHW,
+        metadata=BatchedVideoMetaData(
+            unique_objects_identifier=torch.stack([video_O.expand(frames, objects), object_TO, frame_TO], dim=-1),
+            frame_orig_size=torch.tensor([height, width], device=device).expand(frames, objects, 2),
+        ),
+        dict_key="clips",
+        annotated_TO=batch.annotated_TO if whole is None else batch.annotated_TO & whole.annotated_T[:, None],
+        batch_size=[frames],
+    )
+
+
+def seed_draws(model: SAM2Train, rank: int, *address: int) -> None:
+    """Let all that a training forward draws begin from an address, such as a run's seed, a step and a batch in it.
+
+    Which kind of prompt a batch gets, and on which frames, is the same in all processes that share the batch; dropout
+    and noise differ between them. What is drawn for an object comes from its clip's seed (:func:`segmentation_losses`).
+
+    Args:
+        model: that will draw.
+        rank: which of the processes this is.
+        address: whole numbers, at least 0.
+    """
+    model.rng = np.random.default_rng((*address, 0))
+    torch.manual_seed(int(np.random.default_rng((*address, 1, rank)).integers(2**63)))
+
+
+@contextmanager
+def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
+    """Inside, SAM2Train draws clicks and boxes object by object, each object's from its clip's seed.
+
+    So they do not depend on which other clips are in the batch. The global generator is left as it was.
+    """
+    clip_O = batch.video_of_object.tolist()
+    streams = [np.random.default_rng((batch.seeds[clip], o - clip_O.index(clip))) for o, clip in enumerate(clip_O)]
+
+    def one_by_one(draw: Callable[..., tuple[Tensor, Tensor]], masks_O1HW: Tensor, **others: Any) -> tuple:
+        drawn = []
+        with torch.random.fork_rng([masks_O1HW.device] if masks_O1HW.is_cuda else []):
+            for o, stream in enumerate(streams):
+                torch.manual_seed(int(stream.integers(2**63)))
+                own = {name: value[o : o + 1] if isinstance(value, Tensor) else value for name, value in others.items()}
+                drawn.append(draw(masks_O1HW[o : o + 1], **own))
+        return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
+
+    def next_points(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
+        return one_by_one(point, gt_masks, pred_masks=pred_masks, method=method)
+
+    place = training.model.sam2
+    box, point = place.sample_box_points, place.get_next_point
+    place.sample_box_points, place.get_next_point = partial(one_by_one, box), next_points
+    try:
+        yield
+    finally:
+        place.sample_box_points, place.get_next_point = box, point
+
+
+def has_frozen_encoder(model: SAM2Base) -> bool:
+    """Whether training leaves image features as they are: nothing that makes them trains or is adapted."""
+    parts = [model.image_encoder]
+    if model.use_high_res_features_in_sam:
+        parts += [model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1]
+    trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
+    return not trains and not any(iter_adapters(model.image_encoder))
+
+
+@torch.no_grad()
+def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
+    """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
+    frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
+    together = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
+    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in frames.split(together)]
+    return join_features(parts, frames.device)
+
+
+def join_features(clips: list[Features], device: torch.device) -> Features:
+    """Features of several clips as those of all their frames in a row, on the device."""
+    return [torch.cat([level.to(device) for level in levels]) for levels in zip(*clips, strict=True)]
+
+
+def segmentation_losses(
+    model: SAM2Train,
+    loss: AnnotatedLoss,
+    batch: ClipBatch,
+    whole: Whole | None = None,
+    features: Features | None = None,
+) -> dict[str, Tensor]:
+    """Run SAM 2's training forward and loss on a batch.
+
+    Args:
+        model: in training mode.
+        loss: of :func:`build_loss`.
+        batch: clips, which need no pixels where features are given. What is drawn for their objects comes from their
+            seeds, all else from ``model.rng`` and torch.
+        whole: what the batch is a part of; None: it is all there is.
+        features: :func:`encode_frames` of the clips one after another, which a :class:`TrainableSAM2` takes; None: the
+            model encodes their frames.
+
+    Returns:
+        Scalars: ``total`` (weighted, with graph) and ``mask``, ``dice``, ``iou``, ``occlusion`` (unweighted, detached),
+        all averaged over objects and summed over annotated frames; of a part, its share: the parts' add up to the
+        whole batch's.
+    """
+    whole = Whole.of(batch) if whole is None else whole
+    datapoint = to_datapoint(batch, next(model.parameters()).device, whole)
+    known = () if features is None else (features,)
+    with _drawn_by_object(batch):
+        outputs = model(datapoint, *known)
+    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, whole.objects)
+    names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
+    parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
+    return {"total": losses[CORE_LOSS_KEY], **parts}
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a model says of the frames of a batch that tell something.
+
+    ``logits_TOhw``: masks, at low resolution; ``scores_TO``: object scores, as logits; ``features_TNOC``, where asked
+    for: what memory attention made of the tracked frames.
+    """
+
+    logits_TOhw: Tensor
+    scores_TO: Tensor
+    features_TNOC: Tensor | None = None
+
+
+def track_clips(
+    model: TrainableSAM2, batch: ClipBatch, prompt: Prompt, keep_tracked: bool = False, features: Features | None = None
+) -> Tracked:
+    """Prompt every object on the first frame of its clip and track it, without anything drawn at random.
+
+    Args:
+        model: in the mode it is to run in; evaluation mode has no dropout.
+        batch: clips of T frames, which need no pixels where features are given; of their masks only those of the first
+            frame are used.
+        prompt: the mask itself, its tight box, or one click, at the mask's innermost pixel.
+        keep_tracked: whether to keep what memory attention made of the tracked frames.
+        features: :func:`encode_frames` of the clips one after another; None: the model encodes their frames.
+
+    Returns:
+        All T frames, or with a mask prompt T − 1: there the first frame's mask is only passed through.
+    """
+    datapoint = to_datapoint(batch, next(model.parameters()).device)
+    first_O1HW = datapoint.masks[0][:, None]
+    frames = len(datapoint.masks)
+    backbone = model.forward_image(datapoint.flat_img_batch) if features is None else model.with_positions(features)
+    backbone |= {
+        "gt_masks_per_frame": {},
+        "num_frames": frames,
+        "use_pt_input": prompt != "mask",
+        "init_cond_frames": [0],
+        "frames_not_in_init_cond": list(range(1, frames)),
+        "mask_inputs_per_frame": {0: first_O1HW} if prompt == "mask" else {},
+        "point_inputs_per_frame": {} if prompt == "mask" else {0: _clicks(first_O1HW, prompt)},
+        "frames_to_add_correction_pt": [],
+    }
+    kept: list[Tensor] = []
+    keep = model.memory_attention.register_forward_hook
+    hook = keep(lambda _, __, output: kept.append(output)) if keep_tracked else None
+    try:
+        outputs = model.forward_tracking(backbone, datapoint)
+    finally:
+        if hook is not None:
+            hook.remove()
+    told = outputs[1:] if prompt == "mask" else outputs
+    return Tracked(
+        torch.stack([output["pred_masks"][:, 0] for output in told]),
+        torch.stack([output["multistep_object_score_logits"][-1][:, 0] for output in told]),
+        torch.stack(kept) if kept else None,
+    )
+
+
+def _clicks(masks_O1HW: Tensor, prompt: Prompt) -> dict[str, Tensor]:
+    """A box (its two corners, labelled 2 and 3) or a click (labelled 1) on each mask, as SAM 2 takes them."""
+    points, labels = [], [2, 3] if prompt == "box" else [1]
+    for mask_HW in masks_O1HW[:, 0].cpu().numpy():
+        points.append(np.reshape(bounding_box(mask_HW) if prompt == "box" else centre_point(mask_HW), (-1, 2)))
+    device = masks_O1HW.device
+    return {
+        "point_coords": torch.tensor(np.stack(points), dtype=torch.float32, device=device),
+        "point_labels": torch.tensor(labels, dtype=torch.int32, device=device).repeat(len(points), 1),
+    }
+
+
+def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
+    """The same modules and weights as a stock SAM2VideoPredictor, in eval mode; nothing is copied.
+
+    Submodules are shared, so later changes of weights or adapters show in both, and a domain gate installed on the
+    model decides for the predictor too. ``eval()`` reaches the shared submodules: call ``model.train()`` before
+    training on.
+    """
+    predictor = copy.copy(model)
+    predictor.__class__ = SAM2VideoPredictor
+    predictor.fill_hole_area = 0
+    predictor.non_overlap_masks = False
+    predictor.clear_non_cond_mem_around_input = False
+    predictor.add_all_frames_to_correct_as_cond = False
+    gate_video_methods(predictor)
+    return predictor.eval()

@@ -1,0 +1,202 @@
+"""Adapters of an adapter folder in Hugging Face ``transformers``' Sam2VideoModel and Sam2Model.
+
+    model = Sam2VideoModel.from_pretrained(exported)             # of sam2-mope export --format transformers
+    add_adapter_to_transformers(model, exported + "/adapter")    # LoRA, MoPE, expert groups; the domain gate decides
+
+The layers are this project's own, so :func:`~src.lora.adapter.adapters_disabled`,
+:func:`~src.lora.expert_groups.activate` and :func:`~src.lora.router.record_routing` work on such a model too.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...config.schema import GATE_MODES, LoraConfig
+from ...core.console import PROGRAM
+from ...core.errors import UserError
+from ...gating.domain_gate import DomainGate
+from ...lora.adapter import AdapterLayer, iter_adapted, list_groups, set_adapters_enabled
+from ...lora.adapter_io import (
+    AdapterConfig,
+    check_base,
+    fingerprint,
+    groups_of,
+    key_mistakes,
+    read_adapter,
+)
+from ...lora.expert_groups import UNNAMED, ExpertGroup, activate, attach
+from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
+from ...lora.router import watch_memory
+from .gate_hooks import DECISION, Gating, gate_for
+from .transformers_format import FINGERPRINT, load_transformers, sam2_state_dict, transformers_name
+
+if TYPE_CHECKING:
+    from transformers import Sam2Model, Sam2VideoModel
+
+_MEMORY = ("memory_attention.", "memory_encoder.", "obj_ptr_")  # the parts of SAM 2 that Sam2Model lacks
+
+
+def add_adapter_to_transformers(
+    model: Sam2VideoModel | Sam2Model, folder: str | Path, gate: str = "auto"
+) -> AdapterConfig:
+    """Put the adapters of a folder into a transformers model with the base they were trained on, and freeze the base.
+
+    Of expert groups a single one is active, of several none, until the gate or
+    :func:`~src.lora.expert_groups.activate` says so. A Sam2Model has no memory, so adapters there are left out, which a
+    line on the screen says.
+
+    Args:
+        model: with its base weights in float32, without adapters. A Sam2Model holds a part of the base only, so it must
+            come from a folder that ``sam2-mope export`` wrote, whose config says which base it is.
+        folder: as written by :func:`~src.lora.adapter_io.save_adapter`.
+        gate: whether adapters are on: ``auto``, the domain gate in the folder decides for each inference session on the
+            frame that is prompted first (without one they are on); ``on``; ``off``; or the name of one of its domains.
+            A Sam2Model asks no gate: with one in the folder, say ``off`` or the domain's name there.
+
+    Returns:
+        What the folder's JSON file says.
+
+    Raises:
+        UserError: a file is missing or damaged, the base is another, the model lacks what is adapted, or the gate's
+            mode cannot be had; the model is unchanged.
+        ValueError: it is another kind of model, or has adapters already.
+    """
+    transformers = load_transformers()
+    if not isinstance(model, (transformers.Sam2VideoModel, transformers.Sam2Model)):
+        raise ValueError(f"a Sam2VideoModel or a Sam2Model is needed, not a {type(model).__name__}")
+    if any(iter_adapted(model)):
+        raise ValueError("the model has adapters already; they are added once")
+    images_only = isinstance(model, transformers.Sam2Model)
+    file = read_adapter(folder)
+    base = _claimed_base(model) if images_only else fingerprint(sam2_state_dict(model.state_dict()))
+    check_base(folder, file.config, base)
+    adapters = {
+        name: _new_adapters(model, group, folder, images_only) for name, group in groups_of(file, UNNAMED).items()
+    }
+    domain_gate = gate_for(folder, base, gate)
+    try:
+        _put_in(model, adapters, grouped=not isinstance(file.config.lora, LoraConfig))
+        if domain_gate is not None:
+            (_switch_by_hand if images_only else _install_gate)(model, domain_gate, gate)
+    except UserError:
+        remove_adapters(model)
+        raise
+    freeze_base(model)
+    return file.config
+
+
+def _claimed_base(model: nn.Module) -> str:
+    """The base's fingerprint as the config has it."""
+    claimed = getattr(model.config, FINGERPRINT, None)
+    if claimed is None:
+        raise UserError(
+            "a Sam2Model holds a part of SAM 2 only, so whether the adapters fit its base cannot be measured, and its "
+            f"config has no {FINGERPRINT}: load it from a folder that {PROGRAM} export --format transformers wrote"
+        )
+    return str(claimed)
+
+
+def _new_adapters(
+    model: nn.Module, group: ExpertGroup, folder: str | Path, images_only: bool
+) -> dict[str, AdapterLayer]:
+    """Trained adapters by transformers' names of their layers, not yet put in their place.
+
+    Raises:
+        UserError: the model lacks the layers, or the weights are not those of such adapters.
+    """
+    config, modules, adapters = group.config, dict(model.named_modules()), {}
+    in_memory = [layer for layer in group.layers() if layer.startswith(_MEMORY)] if images_only else []
+    if images_only and config.method == "mope" and config.router.level == "frame":
+        raise UserError(
+            f"{folder}: router.level frame decides for each object, but a Sam2Model is given several objects as one "
+            "element of the batch; take Sam2VideoModel"
+        )
+    if len(in_memory) == len(group.layers()):
+        raise UserError(
+            f"{folder}: all of these adapters lie in SAM 2's memory, which a Sam2Model lacks: it computes what "
+            "the base does; take Sam2VideoModel"
+        )
+    if in_memory:
+        print(f"{folder}: {len(in_memory)} of {len(group.layers())} adapted layers lie in SAM 2's memory, which a")
+        print("Sam2Model lacks; they are left out")
+    gate_features = None
+    if config.router.level == "video":
+        gate_features = model.get_parameter("memory_temporal_positional_encoding").shape[-1]
+    weights: dict[str, dict[str, Tensor]] = {}
+    for (layer, key), tensor in group.of_layers().items():
+        weights.setdefault(layer, {})[key] = tensor
+    for layer in [layer for layer in group.layers() if layer not in in_memory]:
+        name = transformers_name(layer)
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear):
+            raise UserError(f"{folder}: adapts {layer}, but the model has no Linear layer {name}")
+        adapters[name] = new_adapter(linear, config, gate_features).train(linear.training)
+        expected = adapters[name].adapter_state()
+        if mistakes := key_mistakes(expected, weights[layer]):
+            raise UserError(f"{folder}: {layer}: {'; '.join(mistakes)}")
+        for key, tensor in expected.items():
+            tensor.copy_(weights[layer][key])
+    return adapters
+
+
+def _put_in(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grouped: bool) -> None:
+    """Put adapters, by group and layer, into their places."""
+    if hasattr(model, "memory_attention"):
+        watch_memory(model.get_submodule("memory_attention"))
+    if not grouped:
+        for layer, adapter in adapters[UNNAMED].items():
+            replace_module(model, layer, adapter)
+        return
+    for group, of_layers in adapters.items():
+        attach(model, group, of_layers)
+    activate(model, next(iter(adapters)) if len(adapters) == 1 else None)
+
+
+def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
+    """Adapters off, or a domain's on, as the mode says; the gate is not asked."""
+    if mode == "auto" or (mode == "on" and len(gate.domains) > 1):
+        raise UserError(
+            f"gate '{mode}': a Sam2Model asks no domain gate; say off, or which domain its images are of: "
+            f"{', '.join(gate.domains)}"
+        )
+    if mode not in GATE_MODES:
+        gate.check_name(mode)
+    if mode == "off":
+        set_adapters_enabled(model, False)
+    elif list_groups(model):
+        activate(model, next(iter(gate.domains)) if mode == "on" else mode)
+
+
+def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
+    """Let the gate decide for every inference session; ``model.domain_gate`` is what :class:`Gating` is elsewhere."""
+    model.domain_gate = Gating(model, gate, mode, functools.partial(_feature_maps, model))
+    model.forward = functools.partial(_run_gated, model)
+
+
+def _feature_maps(model: Sam2VideoModel, images_B3SS: Tensor) -> list[Tensor]:
+    """The encoder's three feature maps, each (B, C, h, w)."""
+    sizes = model.backbone_feature_sizes
+    maps_NBC = model.get_image_features(images_B3SS).fpn_hidden_states
+    return [x.permute(1, 2, 0).unflatten(2, tuple(size)) for x, size in zip(maps_NBC, sizes, strict=True)]
+
+
+def _run_gated(
+    model: Sam2VideoModel,
+    inference_session: Any,
+    frame_idx: int | None = None,
+    frame: Tensor | None = None,
+    **options: Any,
+) -> Any:
+    """``Sam2VideoModel.forward``, through which all of a session goes, with the adapters that the decision turns on."""
+    gating: Gating = model.domain_gate
+    if not hasattr(inference_session, DECISION) and inference_session.get_obj_num():
+        image = inference_session.get_frame(frame_idx) if frame is None else frame
+        image_13SS = image.reshape(1, *image.shape[-3:]).to(inference_session.inference_device)
+        setattr(inference_session, DECISION, gating.decide(model, image_13SS)[0])
+    decided = getattr(inference_session, DECISION, None)  # a session without objects has none
+    with gating.active(None if decided is None else decided.domain):
+        return type(model).forward(model, inference_session, frame_idx, frame, **options)

@@ -1,0 +1,233 @@
+"""Follow what is pointed at through an image, a folder of frames or a video, and write down what is found.
+
+``follow`` gives the objects frame by frame, :class:`PredictionWriter` writes them as they come: masks as palette PNGs,
+all of them as COCO JSON, and the frames with the masks drawn on them. Neither keeps frames, so memory does not grow
+with the length of the video.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ...config.schema import Config
+from ...core.console import progress_bar
+from ...core.device import pick_device
+from ...core.errors import UserError
+from ...core.files import write_atomically
+from ...data.decode.video import Footage, VideoWriter
+from ...data.drawing import draw_masks
+from ...data.prompts import PromptsByFrame, check_prompts
+from ...data.records import RLE
+from ...data.writers import write_palette_png
+from ...gating.domain_gate import Decision
+from ...models.checkpoint import load_trained
+from ...models.sam2.build import build_model
+from ...models.sam2.gate_hooks import install_saved_gate
+from ...models.sam2.streaming import Prediction, StreamingTracker
+
+logger = logging.getLogger(__name__)
+
+Overlay = Literal["video", "images", "none"]
+
+
+def follow(
+    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame
+) -> Iterator[tuple[np.ndarray, Prediction]]:
+    """Every frame, RGB uint8 (H, W, 3), with the objects found on it.
+
+    Raises:
+        UserError: a prompt lies outside the frames or after the last one.
+    """
+    last = max(prompts)
+    if footage.count is not None and last >= footage.count:
+        raise _beyond_the_end(last, footage.count)
+    bank, decided = tracker.start(footage.count), False
+    for t, frame in enumerate(footage):
+        if t == 0:
+            check_prompts(prompts, *frame.shape[:2])
+        new = [p for p in prompts.get(t, []) if p.object_id not in bank.objects]
+        known = [p for p in prompts.get(t, []) if p.object_id in bank.objects]
+        seen = tracker.encode(frame, bank) if known else frame
+        prediction, bank = tracker.step(seen, bank, new)
+        if known:
+            prediction, bank = tracker.correct(seen, bank, known)
+        if not decided and bank.decision is not None:
+            decided = True
+            if bank.decision.distances:  # none where somebody named what to do
+                logger.info(gate_line(bank.decision))
+        yield frame, prediction
+    if last > bank.frame:
+        raise _beyond_the_end(last, bank.frame + 1)
+
+
+def write_prediction(
+    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame, output: Path, overlay: Overlay
+) -> tuple[int, dict[int, int]]:
+    """Follow, and write everything as it comes.
+
+    Returns:
+        The number of frames, and object id → the number of frames it was found on.
+    """
+    with PredictionWriter(output, footage, overlay) as writer:
+        found = follow(tracker, footage, prompts)
+        for frame, prediction in progress_bar(found, total=footage.count, desc=footage.name, unit="frame"):
+            writer.add(frame, prediction)
+    return writer.frames, writer.found
+
+
+class PredictionWriter:
+    """Writes the objects of a video frame by frame: ``Annotations/NAME/``, ``NAME.json`` and an overlay.
+
+    The JSON and an overlay video appear when the block ends well.
+
+    Args:
+        output: the folder to write into.
+        footage: the video; NAME is its name, and its frames give the masks their names.
+        overlay: ``video`` for ``NAME.mp4``, ``images`` for JPEGs in ``Overlays/NAME/``, or ``none``.
+
+    Attributes:
+        found: object id → the number of frames it was found on.
+    """
+
+    def __init__(self, output: Path, footage: Footage, overlay: Overlay) -> None:
+        self.output, self.footage, self.overlay = output, footage, overlay
+        self.found: dict[int, int] = {}
+        self._coco = CocoWriter(output / f"{footage.name}.json", footage)
+        self._video = VideoWriter(output / f"{footage.name}.mp4", footage.rate) if overlay == "video" else None
+
+    @property
+    def frames(self) -> int:
+        """How many were written."""
+        return self._coco.images
+
+    def __enter__(self) -> PredictionWriter:
+        with ExitStack() as stack:
+            stack.enter_context(self._coco)
+            if self._video is not None:
+                stack.enter_context(self._video)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def add(self, frame_HWC: np.ndarray, prediction: Prediction) -> None:
+        """Write what was found on the next frame, RGB uint8 (H, W, 3). Raises UserError where that is impossible."""
+        name, size = self.footage.name, frame_HWC.shape[:2]
+        stem = Path(self.footage.frame_file(prediction.frame)).stem
+        write_palette_png(self.output / "Annotations" / name / f"{stem}.png", label_frame(prediction, size))
+        self._coco.add(prediction, size)
+        for object_id, mask in prediction.masks.items():
+            self.found[object_id] = self.found.get(object_id, 0) + bool(mask.any())
+        if self._video is not None:
+            self._video.write(draw_masks(frame_HWC, prediction.masks))
+        elif self.overlay == "images":
+            write_picture(self.output / "Overlays" / name / f"{stem}.jpg", draw_masks(frame_HWC, prediction.masks))
+
+
+def gate_line(decision: Decision) -> str:
+    """What the domain gate measured on the frame prompted first, and what came of it, in a line."""
+    distances = ", ".join(f"{name} {distance:.2f}" for name, distance in decision.distances.items())
+    chosen = "no domain it knows, adapters off" if decision.domain is None else f"{decision.domain}, adapters on"
+    return f"domain gate: {chosen} (distance to {distances}; inside is up to 1)"
+
+
+def label_frame(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
+    """Object numbers, uint8, (H, W); where objects overlap, the one with the highest logit."""
+    if not prediction.logits:
+        return np.zeros(size, dtype=np.uint8)
+    ids = np.array(list(prediction.logits), dtype=np.uint8)
+    highest, winner = torch.stack(list(prediction.logits.values())).max(dim=0)
+    return np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
+
+
+def write_picture(path: Path, picture_HWC: np.ndarray) -> None:
+    """Write a JPEG whole or not at all."""
+    image = Image.fromarray(picture_HWC)
+    write_atomically(path, lambda temporary: image.save(temporary, format="JPEG", quality=92))
+
+
+class CocoWriter:
+    """Writes COCO JSON object by object, keeping none of it in memory; the file appears when the block ends well.
+
+    Images are numbered from 1 in the video's order. Objects that are not seen on a frame have no annotation there.
+    """
+
+    def __init__(self, path: Path, footage: Footage) -> None:
+        self.path, self.footage = path, footage
+        self.annotations = self.images = 0
+        self.size = (0, 0)
+
+    def __enter__(self) -> CocoWriter:
+        self._lines = tempfile.TemporaryFile("w+", encoding="ascii")
+        return self
+
+    def add(self, prediction: Prediction, size: tuple[int, int]) -> None:
+        """Add a frame's objects; ``size`` is its (H, W)."""
+        self.images, self.size = prediction.frame + 1, size
+        for object_id, mask in prediction.masks.items():
+            if not mask.any():
+                continue
+            self.annotations += 1
+            rle = RLE.encode(mask).rle
+            annotation = {
+                "id": self.annotations,
+                "image_id": prediction.frame + 1,
+                "category_id": 1,
+                "track_id": object_id,
+                "score": round(prediction.scores[object_id], 4),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "area": int(coco_mask.area(rle)),
+                "iscrowd": 0,
+                "segmentation": {"size": list(size), "counts": rle["counts"].decode("ascii")},
+            }
+            self._lines.write(("" if self.annotations == 1 else ",\n") + json.dumps(annotation))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lines:
+            if kind is None:
+                write_atomically(self.path, self._write)
+
+    def _write(self, path: Path) -> None:
+        height, width = self.size
+        with open(path, "w", encoding="utf-8") as file:
+            file.write('{"categories": [{"id": 1, "name": "object"}],\n"images": [\n')
+            for index in range(self.images):
+                image = {"id": index + 1, "file_name": self.footage.frame_file(index), "height": height, "width": width}
+                file.write((",\n" if index else "") + json.dumps(image))
+            file.write('\n],\n"annotations": [\n')
+            self._lines.seek(0)
+            shutil.copyfileobj(self._lines, file)
+            file.write("\n]}\n")
+
+
+def _beyond_the_end(frame: int, count: int) -> UserError:
+    frames = "there is 1 frame, number 0" if count == 1 else f"there are {count} frames, 0 to {count - 1}"
+    return UserError(f"a prompt is for frame {frame}, but {frames}")
+
+
+def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> StreamingTracker:
+    """The run's base model, with the adapters (and domain gate) of a checkpoint or adapter folder if there is one."""
+    torch.manual_seed(config.training.seed)
+    model = build_model(config.model)
+    if checkpoint is not None:
+        load_trained(model, checkpoint)
+    install_saved_gate(model, checkpoint, gate)
+    return StreamingTracker(model.to(pick_device(config.training.device)), keep_corrections=True)

@@ -1,0 +1,126 @@
+"""How a run begins: from the base, from an earlier run's weights, or with a further group of experts in an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from training.model.sam2 import SAM2Train
+
+from ..config.schema import Config, LoraConfig
+from ..core.device import evaluating
+from ..core.errors import UserError
+from ..data.clips.dataset import ClipBatch, ClipDataset
+from ..gating.domain_gate import DomainGate
+from ..lora.adapter import AdapterLayer
+from ..lora.adapter_io import load_adapter
+from ..lora.data_init import data_driven_init
+from ..lora.expert_groups import UNNAMED, add_group, name_adapters
+from ..lora.injection import apply_method
+from ..models.checkpoint import Checkpoint, check_fits, load_weights, put_adapters_in, read_checkpoint
+from ..models.sam2.train_forward import track_clips
+
+INIT_CLIPS = 16  # of the new domain, that new adapters look at before they begin
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What :func:`begin` made of a base model.
+
+    Attributes:
+        adapters: those that train, by the dotted names of the layers that they adapt.
+        groups: the config of each expert group, the one that trains last; empty without groups.
+    """
+
+    adapters: dict[str, AdapterLayer]
+    groups: dict[str, LoraConfig]
+
+
+def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoint | None = None) -> Beginning:
+    """Put what a run trains into a base model, with the weights that the run begins with.
+
+    Args:
+        model: with its base weights.
+        config: the run.
+        fingerprint: of the base.
+        resumed: the checkpoint that the run is to go on from, of which groups are taken and weights are not.
+
+    Raises:
+        UserError: ``training.extend``, ``training.start_from`` or the target modules do not fit.
+    """
+    training = config.training
+    _refuse_inside(config, "extend", training.extend)
+    _refuse_inside(config, "start_from", training.start_from)
+    if resumed is not None:
+        groups = resumed.groups
+        adapters = put_adapters_in(model, config.lora, groups)
+    elif training.extend is not None:
+        groups = _earlier_groups(model, training.extend, fingerprint)
+        name = config.dataset.name
+        adapters = add_group(model, name, config.lora)
+        groups[name] = config.lora
+    else:
+        groups, adapters = {}, apply_method(model, config.lora)
+    if training.start_from is not None:
+        _load_start(model, training.start_from, config.lora, fingerprint)
+    return Beginning(adapters, groups)
+
+
+def _refuse_inside(config: Config, key: str, path: str | None) -> None:
+    """Raise UserError where what a run begins with lies where the run moves earlier results away."""
+    if path is not None and Path(path).resolve().is_relative_to(Path(config.output_dir).resolve()):
+        raise UserError(
+            f"training.{key}: {path} lies in output_dir, {config.output_dir}, from which a new run moves earlier "
+            "results away: set another output_dir"
+        )
+
+
+def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str, LoraConfig]:
+    """Load an adapter folder's groups; adapters without a group become one, called after the domain they know.
+
+    Nothing is drawn from torch's generator: what is learned next does not depend on what was learned before.
+    """
+    with torch.random.fork_rng(devices=[]):
+        found = load_adapter(model, folder)
+    config, size = found.lora, found.extra.get("image_size", model.image_size)
+    if size != model.image_size:
+        raise UserError(
+            f"training.extend: {folder} was learned at model.image_size {size}, this run has {model.image_size}: "
+            "groups beside each other, and their domain gate, need the same"
+        )
+    if not isinstance(config, LoraConfig):
+        return dict(config)
+    gate = DomainGate.beside(folder, fingerprint)
+    known = [UNNAMED] if gate is None else list(gate.domains)
+    if len(known) > 1:
+        raise UserError(
+            f"{folder}: these adapters learned {', '.join(known)} together, so they are no group of one domain; "
+            "train one domain at a time to extend"
+        )
+    name_adapters(model, known[0])
+    return {known[0]: config}
+
+
+def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str) -> None:
+    if Path(path).is_dir():
+        load_adapter(model, path)
+        return
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, path, fingerprint, lora)
+    load_weights(model, checkpoint, path)
+
+
+def init_from_data(model: SAM2Train, adapters: dict[str, AdapterLayer], clips: ClipDataset, seed: int) -> None:
+    """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`)."""
+
+    def run() -> None:
+        for index in range(min(INIT_CLIPS, len(clips))):
+            clip = clips[(0, index)]
+            if isinstance(clip, UserError):
+                raise clip
+            track_clips(model, ClipBatch.collate([clip]), "mask")
+
+    with evaluating(model):
+        data_driven_init(model, adapters, run, seed=seed)

@@ -1,0 +1,332 @@
+"""A first config for a folder of data on this machine: sensible values, with the reason for each beside it.
+
+``write_suggestion(folder, output)`` looks at the data and the machine, takes the shipped YAML of the base that suits
+them, and changes what they call for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from ..config.schema import TAKEN_NAMES, Config, DomainConfig, ModelName, Prompt, Split, load_config, one_line_yaml
+from ..core.console import PROGRAM
+from ..core.errors import UserError
+from ..core.files import write_text
+from ..core.machine import Machine, this_machine
+from ..data.summary import Look, find_splits, look_at
+from ..models.sam2.build import MODEL_ZOO, STRIDE
+
+ROOT = Path(__file__).parents[2]
+
+BASES: tuple[tuple[ModelName, int], ...] = (
+    ("sam2.1_hiera_base_plus", 24),
+    ("sam2.1_hiera_small", 16),
+    ("sam2.1_hiera_tiny", 0),
+)
+"""Official bases in the order they are preferred on a GPU, each with the GB that it should have."""
+
+HELD_OUT = 0.15
+"""Share of the videos that become the validation split where there is none."""
+
+MOST_HELD_OUT = 100
+
+WELL_SEEN = 16
+"""Pixels that the side of half of the objects should have at the model's resolution: one token of its features."""
+
+LARGEST_NANO = {"cpu": 256, "cuda": 512}
+"""Pixels beyond which the bundled base, made for 128, is not suggested: time grows as their square."""
+
+CLIPS_IN_ALL = 2048
+"""About as many training clips as the shipped YAMLs of the bundled base show in all."""
+
+MOST_VALIDATED = 50
+"""Validation videos or images that a machine without a GPU scores after each epoch."""
+
+_INLINE_NAMES = 8
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value of the YAML by its dotted key, and why it has it."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def write_suggestion(folder: Path, output: Path) -> None:
+    """Write a YAML for the data in a folder, and beside it lists of videos where a split had to be made.
+
+    Raises:
+        UserError: the folder holds no data that can be used, or ``output`` exists.
+    """
+    splits = _complete(find_splits(folder), output)
+    lists = [split.list_file for split in splits.values() if split.list_file is not None]
+    if there := next((path for path in (output, *lists) if path.exists()), None):
+        raise UserError(f"{there} exists already; name another file with --output, or delete it")
+    looks = {split: look_at(chosen.named) for split, chosen in splits.items()}
+    machine = this_machine()
+    model, why_model = choose_base(machine)
+    shipped = load_config(_shipped_yaml(model))
+    settings = [
+        *_model_settings(shipped, machine, looks["train"], why_model),
+        *_data_settings(folder, splits, looks),
+        *_clip_settings(shipped, looks["train"]),
+        *_training_settings(shipped, machine, looks),
+        *_evaluation_settings(machine, looks),
+        Setting("output_dir", f"experiments/{_domain_name(folder)}", "checkpoints, adapter, logs and results"),
+    ]
+    for split in splits.values():
+        if split.list_file is not None:
+            write_text(split.list_file, "".join(f"{name}\n" for name in split.names))
+    write_text(output, _render(settings, shipped, _headline(folder, looks, machine, output)))
+    load_config(output)
+
+
+@dataclass(frozen=True)
+class ChosenSplit:
+    """A split to write down, with the reason for it; ``list_file`` is to be written with ``names``, if it is given."""
+
+    place: DomainConfig
+    reason: str
+    list_file: Path | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> DomainConfig:
+        """The place with its videos by name, also where the list of them is still to be written."""
+        return self.place.model_copy(update={"videos": list(self.names)}) if self.names else self.place
+
+
+def _complete(found: dict[Split, DomainConfig], output: Path) -> dict[Split, ChosenSplit]:
+    """Training and validation whatever the folder holds: what there is, or a part held out of it."""
+    if "train" in found and "valid" in found:
+        return {split: ChosenSplit(place, f"the {split} split") for split, place in found.items()}
+    if "train" not in found and len(found) == 2:
+        largest, other = sorted(found, key=lambda split: -look_at(found[split]).count)
+        return {
+            "train": ChosenSplit(found[largest], f"there is no training split: of the others {largest} is the larger"),
+            "valid": ChosenSplit(found[other], f"the {other} split"),
+        }
+    if "train" not in found or "test" not in found:
+        return _hold_out(next(iter(found.values())), output)
+    splits = _hold_out(found["train"], output)
+    splits["test"] = ChosenSplit(found["test"], "the test split")
+    return splits
+
+
+def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
+    """A validation split out of a data set: the last in its order, so that neighbours stay together."""
+    names = tuple(look_at(place, sampled=None).names)
+    if len(names) < 2:
+        warning = "there is one video only: it is trained on and validated on, so scores say nothing of other videos"
+        return {"train": ChosenSplit(place, "all there is"), "valid": ChosenSplit(place, warning)}
+    count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(names))))
+    parts: dict[Split, tuple[str, ...]] = {"train": names[:-count], "valid": names[-count:]}
+    reasons = {"train": "no split is there", "valid": f"the last {count} of {len(names)}, held out of training"}
+    chosen = {}
+    for split, part in parts.items():
+        if len(part) <= _INLINE_NAMES:
+            chosen[split] = ChosenSplit(place.model_copy(update={"videos": list(part)}), reasons[split], names=part)
+        else:
+            file = output.with_name(f"{output.stem}_{split}.txt")
+            chosen[split] = ChosenSplit(place.model_copy(update={"videos": str(file)}), reasons[split], file, part)
+    return chosen
+
+
+def choose_base(machine: Machine) -> tuple[ModelName, str]:
+    """The base to suggest for a machine, and why."""
+    if machine.device.type == "cuda":
+        there = [(name, least) for name, least in BASES if (ROOT / _official_checkpoint(name)).exists()]
+        for name, least in there:
+            if machine.memory >= least * 2**30:
+                return name, f"the largest official base here that suits {_gigabytes(machine.memory)} of GPU memory"
+        if there:
+            return there[-1][0], "the smallest official base that is here"
+        return (
+            "sam2_nano",
+            "no official base is here: checkpoints/download_ckpts.sh base_plus fetches one, for real work",
+        )
+    return "sam2_nano", "small enough to train without a GPU; for real work take an official base and a GPU"
+
+
+def _official_checkpoint(name: ModelName) -> str:
+    return f"checkpoints/{name}.pt"
+
+
+def _shipped_yaml(model: ModelName) -> Path:
+    return ROOT / "src/configs" / ("mope.yaml" if model == "sam2_nano" else f"{model}_mope.yaml")
+
+
+def _model_settings(shipped: Config, machine: Machine, train: Look, why: str) -> Iterator[Setting]:
+    model = shipped.model
+    yield Setting("model.name", model.name, why)
+    yield Setting("model.checkpoint", model.checkpoint, "its weights")
+    size, side = MODEL_ZOO[model.name].image_size, float(np.median(train.sides_M))
+    needed = int(np.ceil(WELL_SEEN / side / 64)) * 64
+    most = LARGEST_NANO.get(machine.device.type, 256) if model.name == "sam2_nano" else size
+    chosen = max(size, min(needed, most, int(np.median(train.longest_sides_N)) // (2 * STRIDE) * 2 * STRIDE))
+    told = f"half of the objects are smaller than {side * chosen:.0f} px there"
+    if chosen > size:
+        told += f" (at its own {size}: {side * size:.0f})"
+    if side * chosen < WELL_SEEN / 2:
+        told += ", which is little: crops of the images, or a larger base, would see them better"
+    yield Setting("model.image_size", chosen, told)
+    lora = shipped.lora
+    yield Setting(
+        "lora.method", lora.method, f"{lora.experts} experts of rank {lora.rank}; lora and full are the others"
+    )
+
+
+def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], looks: dict[Split, Look]) -> Iterator[Setting]:
+    yield Setting("dataset.name", _domain_name(folder), "what tables call it")
+    yield Setting("dataset.format", looks["train"].kind, "recognised by the files")
+    for split, chosen in splits.items():
+        prefix, place = "val" if split == "valid" else split, chosen.place
+        yield Setting(f"dataset.{prefix}_img_folder", place.img_folder, f"{chosen.reason}: {_count(looks[split])}")
+        if place.ann_file is not None:
+            yield Setting(f"dataset.{prefix}_ann_file", place.ann_file, "its annotations")
+        if place.videos is not None:
+            yield Setting(f"dataset.{prefix}_videos", place.videos, f"only these: {chosen.reason}")
+    most = max(int(look.objects_N.max()) for look in looks.values())
+    kept = max(200, most)
+    yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")
+    errors = [finding for look in looks.values() for finding in look.errors]
+    told = "true: damaged entries are left out; a look met none, training checks all"
+    if errors:
+        told = f"a look met {len(errors)} damaged entries: left out, and listed in skipped.json; false: training stops"
+    yield Setting("dataset.skip_bad", bool(errors), told)
+
+
+def _clip_settings(shipped: Config, train: Look) -> Iterator[Setting]:
+    clip, frames = shipped.dataset.clip, int(np.median(train.frames_N))
+    if train.stills:
+        yield Setting("dataset.clip.frames", clip.frames, "stills become clips of this length by simulated motion")
+    else:
+        length = max(2, min(clip.frames, frames))
+        yield Setting("dataset.clip.frames", length, f"videos have {_spread(train.frames_N)} frames")
+        stride = int(np.clip(frames // (4 * length), 1, 4))
+        why = f"clips then span up to {(length - 1) * stride + 1} frames"
+        if train.annotated_N.sum() < train.frames_N.sum():
+            why += f"; {train.annotated_N.sum() / train.frames_N.sum():.0%} of the frames are labelled"
+        yield Setting("dataset.clip.max_stride", stride, why)
+    objects = int(np.clip(np.median(train.objects_N), 1, clip.max_objects))
+    where = "an image" if train.stills else "a video"
+    yield Setting("dataset.clip.max_objects", objects, f"drawn per clip; {where} has {_spread(train.objects_N)}")
+
+
+def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Look]) -> Iterator[Setting]:
+    training, listed = shipped.training, looks["train"].count
+    clips = max(256, listed)
+    epochs = int(np.clip(round(CLIPS_IN_ALL / clips), 2, training.max_epochs))
+    yield Setting("training.max_epochs", epochs, f"of {clips} clips or a few more each; the best one is kept")
+    batch = training.batch_size
+    yield Setting("training.batch_size", batch, f"whether it fits: {PROGRAM} dry-run measures it")
+    steps = training.gradient_accumulation_steps
+    yield Setting("training.gradient_accumulation_steps", steps, f"so a step learns from {batch * steps} clips")
+    yield Setting("training.learning_rate", training.learning_rate, f"that of {shipped.model.name}'s shipped YAML")
+    recompute = training.activation_checkpointing
+    yield Setting("training.activation_checkpointing", recompute, "true: less memory, more time")
+    yield from _prompt_settings(shipped)
+    workers = int(np.clip(machine.cores - 1, 0, 4))
+    told = "one for each core but one, up to 4" if workers else "there is one core only, and training takes it"
+    yield Setting("training.num_workers", workers, told)
+
+
+def _prompt_settings(shipped: Config) -> Iterator[Setting]:
+    """With the bundled base the prompt of evaluation alone; with an official one what its shipped YAML has."""
+    if shipped.model.name != "sam2_nano":
+        return
+    told = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
+    for prompt in get_args(Prompt):
+        used = prompt == shipped.evaluation.prompt
+        yield Setting(f"training.prompts.{prompt}", float(used), told if used else "")
+
+
+def _evaluation_settings(machine: Machine, looks: dict[Split, Look]) -> Iterator[Setting]:
+    valid = looks["valid"].count
+    if machine.device.type == "cpu" and valid > MOST_VALIDATED:
+        told = f"of {valid} validation videos or images: they are scored after each epoch, and there is no GPU"
+        yield Setting("evaluation.max_images", MOST_VALIDATED, told)
+    else:
+        yield Setting("evaluation.max_images", None, f"all {valid} validation videos or images are scored")
+
+
+def _headline(folder: Path, looks: dict[Split, Look], machine: Machine, output: Path) -> list[str]:
+    counts = "; ".join(f"{split}: {_count(look)}" for split, look in looks.items())
+    return [
+        f"For the data in {folder} ({counts}),",
+        f"on a machine with {machine.name}, {_gigabytes(machine.memory)} of memory free, cores: {machine.cores}.",
+        f"First: {PROGRAM} dry-run --config {output}. Keys: LORA_IMPLEMENTATION_GUIDE.md.",
+    ]
+
+
+def _count(look: Look) -> str:
+    what = "images" if look.stills else "videos"
+    return f"{look.count} {what if look.count > 1 else what[:-1]}"
+
+
+def _spread(counts_N: np.ndarray) -> str:
+    low, high = int(counts_N.min()), int(counts_N.max())
+    return str(low) if low == high else f"{low} to {high} (median {int(np.median(counts_N))})"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:.0f} GB"
+
+
+def _domain_name(folder: Path) -> str:
+    """The folder's name as a domain may be called; of a link its own."""
+    name = re.sub(r"[/\\]", "_", Path(os.path.abspath(folder)).name).rstrip(". ") or "target"
+    return f"{name}_data" if name in TAKEN_NAMES else name
+
+
+def _render(settings: list[Setting], shipped: Config, headline: list[str]) -> str:
+    """The YAML: the settings with their reasons, then what else the shipped YAML sets, section by section."""
+    chosen = {setting.key: setting for setting in settings}
+    written = _with_shipped(settings, shipped)
+    lines = [f"# {line}" for line in headline]
+    open_sections: list[str] = []
+    for key, value in written:
+        *sections, name = key.split(".")
+        shared = next((i for i, (a, b) in enumerate(zip(open_sections, sections, strict=False)) if a != b), None)
+        shared = min(len(open_sections), len(sections)) if shared is None else shared
+        for depth in range(shared, len(sections)):
+            lines.append(f"{'  ' * depth}{sections[depth]}:")
+        open_sections = sections
+        indent = "  " * len(sections)
+        line = f"{indent}{name}: {one_line_yaml(value)}"
+        reason = chosen[key].reason if key in chosen else ""
+        if reason and len(line) + len(reason) + 4 > _WIDTH:
+            lines += [f"{indent}# {reason}", line]
+        else:
+            lines.append(f"{line}  # {reason}" if reason else line)
+    return "\n".join(lines) + "\n"
+
+
+def _with_shipped(settings: list[Setting], shipped: Config) -> list[tuple[str, Any]]:
+    """Keys and values in the order of the schema: the settings, and what the shipped config sets beside them."""
+    values = {setting.key: setting.value for setting in settings}
+    replaced = ("dataset.train_", "dataset.val_", "dataset.test_", "evaluation.domains")
+    for key, value in _leaves(shipped.model_dump(mode="json", exclude_unset=True)):
+        if not key.startswith(replaced):
+            values.setdefault(key, value)
+    order = [key for key, _ in _leaves(Config().model_dump(mode="json"))]
+    ranks = {key: rank for rank, key in enumerate(order)}
+    return sorted(values.items(), key=lambda item: ranks[item[0]])
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

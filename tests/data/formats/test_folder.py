@@ -1,0 +1,170 @@
+"""Stills with mask files: which mask belongs to which image, and what is wrong told by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.core.errors import UserError
+from src.data.formats.folder import open_folder
+from src.data.writers import write_palette_png
+
+HEIGHT, WIDTH = 6, 8
+IDS = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+IDS[1:3, 1:4], IDS[4:, 5:7] = 1, 2
+
+
+def image(path: Path, orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(path, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "img_folder", "ann_folder"),
+    [
+        ("images/{}.jpg", "masks/{}.png", "images", "masks"),
+        ("images/{}.jpg", "masks/{}.png", "images", None),
+        ("images/{}.jpg", "masks/{}.png", "", None),
+        ("images/{}.jpg", "masks/{}_mask.png", "images", "masks"),
+        ("img/{}.tif", "labels/{}.tif", "img", None),
+        ("x/{}.png", "y/{}.png", "x", "y"),
+        ("x/deep/{}.png", "y/deep/{}.png", "x", "y"),
+        ("all/{}.jpg", "all/{}_mask.png", "all", None),
+        ("all/{}.png", "all/{}_mask.png", "all", None),
+        ("all/{}.png", "all/{}-mask.png", "all", "all"),
+        ("all/{}.jpg", "all/{}.png", "all", None),
+    ],
+)
+def test_an_image_and_its_mask_are_a_video_of_one_frame(tmp_path, pictures, masks, img_folder, ann_folder):
+    for name in ("cell2", "cell10"):
+        image(tmp_path / pictures.format(name))
+        write_palette_png(tmp_path / masks.format(name), IDS)
+    source = open_folder(tmp_path / img_folder, None if ann_folder is None else tmp_path / ann_folder)
+    assert [Path(entry.name).name for entry in source.images] == ["cell2", "cell10"]
+    for index in range(2):
+        record, findings = source.read(index)
+        assert findings == []
+        assert (record.height, record.width, len(record)) == (HEIGHT, WIDTH, 1)
+        assert record.frames[0].read()[0, 0].argmax() == 0, "the image, not the mask"
+        assert {i: m.sum() for i, m in record.masks(0).items()} == {1: 6, 2: 4}
+        assert record.annotated is None
+
+
+def test_wanted_images_and_images_without_a_mask(tmp_path):
+    for name in "abc":
+        image(tmp_path / "images" / f"{name}.jpg")
+    for name in "ac":
+        write_palette_png(tmp_path / "masks" / f"{name}.png", IDS)
+    source = open_folder(tmp_path, videos=["b", "c"])
+    record, (finding,) = source.read(0)
+    assert record is None
+    assert (finding.severity, finding.problem) == ("repaired", "images without a mask")
+    assert source.read(1)[0].video_id == "c"
+    with pytest.raises(UserError, match="no video 'd'"):
+        open_folder(tmp_path, videos=["d"])
+
+
+def test_masks_without_an_image_are_told(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    for name in ("a", "b", "deep/c_mask"):
+        write_palette_png(tmp_path / "masks" / f"{name}.png", IDS)
+    source = open_folder(tmp_path)
+    assert [(f.severity, f.file, f.entry, f.problem) for f in source.findings] == [
+        ("repaired", str(tmp_path / "masks"), entry, "masks without a frame") for entry in ("deep/c_mask.png", "b.png")
+    ]
+    assert source.read(0)[1] == []
+    assert open_folder(tmp_path, videos=["a"]).findings == []
+
+
+@pytest.mark.parametrize(
+    ("taken", "others"),
+    [
+        ("masks/a_mask.png", ["masks/a.png"]),
+        ("masks/a.png", ["masks/a.tif"]),
+        ("masks/a_mask.png", ["masks/a_mask.tif", "masks/a_label.png"]),
+        ("images/a_mask.png", ["images/a.png"]),
+        ("images/a_mask.png", ["images/a_label.png"]),
+        ("images/a_mask.png", ["images/a_mask.tif"]),
+    ],
+)
+def test_of_two_masks_of_an_image_one_is_read_and_the_others_told(tmp_path, taken, others):
+    image(tmp_path / "images/a.jpg")
+    write_palette_png(tmp_path / taken, IDS)
+    for other in others:
+        image(tmp_path / other)
+    source = open_folder(tmp_path if taken.startswith("masks") else tmp_path / "images")
+    assert [entry.name for entry in source.images] == ["a"]
+    record, findings = source.read(0)
+    assert [o.object_id for o in record.objects] == [1, 2]
+    assert [(f.severity, f.entry, f.problem) for f in findings] == [
+        ("repaired", Path(other).name, "masks of an image that has another") for other in others
+    ]
+
+
+def test_images_that_differ_in_their_extension_only_keep_it(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/a.png")
+    write_palette_png(tmp_path / "masks/a.png", IDS)
+    assert {entry.name for entry in open_folder(tmp_path).images} == {"a.jpg", "a.png"}
+
+
+def test_void_and_binary_masks(tmp_path):
+    for name, ids in (("void", np.where(IDS == 2, 255, IDS)), ("binary", np.where(IDS > 0, 255, 0))):
+        image(tmp_path / "images" / f"{name}.jpg")
+        Image.fromarray(ids.astype(np.uint8)).save(tmp_path / "images" / f"{name}_mask.png")
+    binary, void = (open_folder(tmp_path / "images").read(index)[0] for index in range(2))
+    assert {i: m.sum() for i, m in binary.masks(0).items()} == {1: 10}
+    assert {i: m.sum() for i, m in void.masks(0).items()} == {1: 6}
+    assert void.void[0].area() == 4
+
+
+def test_an_image_is_turned_as_its_mask_was_drawn(tmp_path):
+    image(tmp_path / "images/a.jpg", orientation=6)
+    write_palette_png(tmp_path / "masks/a.png", IDS.T)
+    record, _ = open_folder(tmp_path).read(0)
+    assert (record.height, record.width) == (WIDTH, HEIGHT) == record.frames[0].read().shape[:2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "severity", "message"),
+    [
+        (np.ones((3, 4), np.uint8), "error", "a.png: the mask is 4×3 pixels, the image is 8×6"),
+        (IDS * 0, "repaired", "images whose mask shows no object"),
+        (None, "error", "a.png: not an image"),
+    ],
+)
+def test_what_is_wrong_is_told(tmp_path, ids, severity, message):
+    image(tmp_path / "images/a.jpg")
+    if ids is None:
+        (tmp_path / "masks").mkdir()
+        (tmp_path / "masks/a.png").write_bytes(b"text")
+    else:
+        write_palette_png(tmp_path / "masks/a.png", ids)
+    record, (finding,) = open_folder(tmp_path).read(0)
+    assert record is None
+    assert finding.severity == severity
+    assert message in str(finding)
+
+
+def test_a_damaged_image_is_told(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    write_palette_png(tmp_path / "masks/a.png", IDS)
+    (tmp_path / "images/a.jpg").write_bytes(b"")
+    record, (finding,) = open_folder(tmp_path).read(0)
+    assert record is None
+    assert "a.jpg: the file is empty" in str(finding)
+
+
+def test_nothing_to_read_is_told(tmp_path):
+    image(tmp_path / "images/a.jpg")
+    with pytest.raises(UserError, match="none of its 1 images has a mask"):
+        open_folder(tmp_path / "images")
+    with pytest.raises(UserError, match="no such image folder"):
+        open_folder(tmp_path / "none")
+    with pytest.raises(UserError, match="no such folder of masks"):
+        open_folder(tmp_path / "images", tmp_path / "none")

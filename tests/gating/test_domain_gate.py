@@ -1,0 +1,190 @@
+"""The gate's decisions follow from the features alone, survive saving, and a file that does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from src.core.errors import UserError
+from src.gating.domain_gate import GATE_FILE, Decision, DomainGate, shrunk_covariance
+
+D = 6
+BASE = "0123456789abcdef"
+
+
+def images(centre: float, count: int = 40, seed: int = 0) -> torch.Tensor:
+    """Features (N, 3, D) around a centre; views of an image differ less than images."""
+    draw = torch.Generator().manual_seed(seed)
+    return (
+        centre
+        + torch.randn(count, 1, D, generator=draw) * torch.arange(1, D + 1)
+        + 0.3 * torch.randn(count, 3, D, generator=draw)
+    )
+
+
+@pytest.fixture
+def gate() -> DomainGate:
+    gate = DomainGate(BASE)
+    gate.fit("near", images(0.0))
+    gate.fit("far", images(60.0))
+    return gate
+
+
+class TestDecisions:
+    def test_the_domain_a_point_belongs_to(self, gate):
+        assert gate.decide(torch.zeros(D)).domain == "near"
+        assert gate.decide(torch.full((D,), 60.0)).domain == "far"
+        nowhere = gate.decide(torch.full((D,), 30.0))
+        assert nowhere.domain is None
+        assert all(distance > 1 for distance in nowhere.distances.values())
+
+    def test_the_nearest_where_it_must_be_one(self, gate):
+        assert gate.decide_nearest(torch.full((D,), 25.0)).domain == "near"
+        assert gate.decide_nearest(torch.full((D,), 1e4)).domain == "far"
+
+    def test_without_domains_there_is_nothing_to_decide(self):
+        assert DomainGate(BASE).decide(torch.zeros(D)) == Decision(None, {})
+        assert DomainGate(BASE).decide_nearest(torch.zeros(D)) == Decision(None, {})
+
+    def test_about_the_percentile_of_new_images_is_inside(self, gate):
+        new = images(0.0, 300, seed=9).flatten(0, 1)
+        inside = sum(gate.decide(x).domain == "near" for x in new) / len(new)
+        assert 0.88 < inside < 0.99
+        gate.fit("near", images(0.0), percentile=50)
+        assert 0.3 < sum(gate.decide(x).domain == "near" for x in new) / len(new) < 0.7
+
+    def test_a_direction_in_which_views_differ_is_no_sign_of_another_domain(self):
+        direction = torch.zeros(D)
+        direction[0] = 1.0
+        as_is = 0.1 * torch.randn(40, 1, D, generator=torch.Generator().manual_seed(0))
+        steps = torch.linspace(-5, 5, 9)[None, :, None] * direction
+        plain, lit = DomainGate(BASE), DomainGate(BASE)
+        plain.fit("x", as_is)
+        lit.fit("x", as_is + steps)
+        darker = 4 * direction
+        assert plain.decide(darker).domain is None
+        assert lit.decide(darker).domain == "x"
+        assert lit.decide(4 * direction.roll(1)).domain is None
+
+    def test_domains_are_fitted_apart(self, gate):
+        before = gate.decide(torch.ones(D)).distances["near"]
+        gate.fit("far", images(80.0))
+        gate.fit("third", images(-60.0))
+        assert gate.decide(torch.ones(D)).distances["near"] == before
+        gate.remove("third")
+        assert list(gate.domains) == ["near", "far"]
+        with pytest.raises(UserError, match="no domain 'third'; known: near, far"):
+            gate.remove("third")
+
+    @settings(max_examples=20, deadline=None)
+    @given(scale=st.floats(0.01, 100), shift=st.floats(-100, 100))
+    def test_units_of_features_do_not_matter(self, scale, shift):
+        one, other = DomainGate(BASE), DomainGate(BASE)
+        one.fit("x", images(0.0))
+        other.fit("x", images(0.0) * scale + shift)
+        x = torch.arange(D) * 2.0
+        expected = one.decide(x).distances["x"]
+        assert other.decide(x * scale + shift).distances["x"] == pytest.approx(expected, rel=0.02)
+
+    @pytest.mark.parametrize("name", ["auto", "on", "off", ""])
+    def test_names_of_modes_are_refused(self, name):
+        with pytest.raises(UserError, match="cannot be called"):
+            DomainGate(BASE).fit(name, images(0.0))
+
+    def test_what_cannot_be_fitted_is_refused(self, gate):
+        with pytest.raises(UserError, match="'x' has 1 images, but 2"):
+            gate.fit("x", images(0.0, 1))
+        with pytest.raises(UserError, match="not finite"):
+            gate.fit("x", images(float("nan")))
+        with pytest.raises(ValueError, match=f"4 features, but domain 'near' has {D}"):
+            gate.fit("x", images(0.0)[..., :4])
+
+    def test_equal_images_are_no_error(self):
+        gate = DomainGate(BASE)
+        gate.fit("x", torch.ones(2, 3, D))
+        assert gate.decide(torch.ones(D) + 1).domain is None
+
+
+def test_shrinkage_is_between_sample_and_identity():
+    draw = torch.Generator().manual_seed(0)
+    stretch = torch.arange(1.0, 9.0).double()
+    few, many = (torch.randn(n, 8, generator=draw).double() * stretch for n in (6, 20_000))
+    torch.testing.assert_close(shrunk_covariance(many), many.T @ many / len(many), rtol=0.02, atol=0.5)
+    shrunk = shrunk_covariance(few)
+    sample = few.T @ few / len(few)
+    assert torch.linalg.eigvalsh(sample).min() < 1e-6 < 1 < torch.linalg.eigvalsh(shrunk).min()
+    assert shrunk.trace() == pytest.approx(float(sample.trace()))
+
+
+class TestFiles:
+    def test_round_trip(self, gate, tmp_path):
+        gate.save(tmp_path)
+        loaded = DomainGate.load(tmp_path, BASE)
+        assert list(loaded.domains) == ["near", "far"]
+        for x in images(20.0, 10).flatten(0, 1):
+            assert loaded.decide(x) == gate.decide(x)
+        assert [path.name for path in tmp_path.iterdir()] == [GATE_FILE]
+
+    def test_domains_are_added_later(self, gate, tmp_path):
+        gate.save(tmp_path)
+        loaded = DomainGate.load(tmp_path, BASE)
+        loaded.fit("third.v2", images(-60.0))
+        loaded.save(tmp_path)
+        assert DomainGate.load(tmp_path, BASE).decide(torch.full((D,), -60.0)).domain == "third.v2"
+
+    def test_another_base_is_refused(self, gate, tmp_path):
+        gate.save(tmp_path)
+        with pytest.raises(UserError, match=r"another base: on 0123456789ab, .* are other"):
+            DomainGate.load(tmp_path, "other")
+
+    def test_files_that_are_none_are_refused(self, gate, tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            DomainGate.load(tmp_path, BASE)
+        gate.save(tmp_path)
+        path = tmp_path / GATE_FILE
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(UserError, match="damaged"):
+            DomainGate.load(tmp_path, BASE)
+        save_file({"x": torch.zeros(1)}, path)
+        with pytest.raises(UserError, match="not a domain gate"):
+            DomainGate.load(tmp_path, BASE)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"format_version": 9}, "format_version"),
+            ({"base_fingerprint": None}, "base_fingerprint or thresholds"),
+            ({"thresholds": {"near": 1.0}}, "left over: far.mean, far.whitening"),
+            ({"thresholds": {"near": 1.0, "far": -2.0}}, "not a positive number"),
+        ],
+    )
+    def test_wrong_metadata_are_refused(self, gate, tmp_path, change, said):
+        gate.save(tmp_path)
+        rewrite(tmp_path, change, lambda tensors: None)
+        with pytest.raises(UserError, match=said):
+            DomainGate.load(tmp_path, BASE)
+
+    def test_wrong_tensors_are_refused(self, gate, tmp_path):
+        gate.save(tmp_path)
+        rewrite(tmp_path, {}, lambda tensors: tensors.update({"near.mean": torch.zeros(2)}))
+        with pytest.raises(UserError, match="shapes of domain 'near'"):
+            DomainGate.load(tmp_path, BASE)
+        rewrite(tmp_path, {}, lambda tensors: tensors.pop("far.mean"))
+        with pytest.raises(UserError, match=r"missing or left over: far\.mean"):
+            DomainGate.load(tmp_path, BASE)
+
+
+def rewrite(folder, change: dict, edit) -> None:
+    """The gate file in a folder with other metadata or tensors."""
+    path = folder / GATE_FILE
+    tensors = load_file(path)
+    edit(tensors)
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["domain_gate"])
+    save_file(tensors, path, {"domain_gate": json.dumps({**described, **change})})

@@ -1,0 +1,193 @@
+"""The config that ``train.py --init`` writes: it fits the data, gives its reasons, and trains."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from src.config.schema import Config, load_config
+from src.core.errors import UserError
+from src.core.machine import Machine, free_memory, this_machine
+from src.data.formats.registry import load_split
+from src.data.synthetic.worlds import CELLS, make_videos, write_coco
+from src.data.writers import write_davis
+from src.train.init_config import choose_base, write_suggestion
+from src.train.trainer import Trainer
+
+
+@pytest.fixture
+def suggest(tmp_path, monkeypatch):
+    """The config suggested for a folder, with the text of the YAML."""
+    monkeypatch.setattr("src.train.init_config.this_machine", lambda: Machine(torch.device("cpu"), "no GPU", 2**33, 2))
+
+    def write(folder: Path) -> tuple[Config, str]:
+        output = tmp_path / "mine.yaml"
+        write_suggestion(folder, output)
+        return load_config(output, [f"output_dir={tmp_path / 'run'}"]), output.read_text(encoding="utf-8")
+
+    return write
+
+
+def videos_in(config: Config, split: str) -> list[str]:
+    return [video.video_id for video in load_split(config.dataset, split, config).videos]  # type: ignore[arg-type]
+
+
+def test_roboflow_folders_are_taken_as_they_are(suggest, tiny_data):
+    config, text = suggest(tiny_data)
+    assert (len(videos_in(config, "train")), len(videos_in(config, "valid"))) == (5, 2)
+    assert config.dataset.test_img_folder is None
+    assert config.dataset.format == "coco"
+    assert "stills become clips" in text
+    assert "5 images" in text and "no GPU" in text
+
+
+def test_every_changed_value_has_a_reason(suggest, tiny_data):
+    _, text = suggest(tiny_data)
+    lines = text.splitlines()
+    for key in ("image_size", "batch_size", "frames", "max_objects", "num_workers", "max_epochs", "output_dir"):
+        at = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{key}:"))
+        assert "#" in lines[at] or lines[at - 1].strip().startswith("#"), key
+
+
+def test_the_bundled_base_trains_on_the_prompts_it_is_scored_by(suggest, tiny_data):
+    config, text = suggest(tiny_data)
+    assert (config.training.prompts.mask, config.training.prompts.box, config.training.prompts.point) == (1, 0, 0)
+    assert "as evaluation.prompt" in text
+
+
+def test_it_trains(suggest, tiny_data, tmp_path):
+    _, _ = suggest(tiny_data)
+    quick = ["model.image_size=64", "training.max_steps=1", "training.device=cpu", "training.domain_gate=false"]
+    quick += ["training.batch_size=1", "training.num_workers=0", "training.overlay_clips=0", "evaluation.frames=2"]
+    assert Trainer(load_config(tmp_path / "mine.yaml", [f"output_dir={tmp_path / 'run'}", *quick])).fit()
+
+
+def test_a_single_set_is_divided(suggest, tmp_path):
+    write_coco(tmp_path / "all", make_videos(CELLS, 20, 0, frames=1, side=64))
+    config, text = suggest(tmp_path / "all")
+    train, valid = videos_in(config, "train"), videos_in(config, "valid")
+    assert (len(train), len(valid)) == (17, 3)
+    assert not set(train) & set(valid)
+    assert "the last 3 of 20, held out of training" in text
+    assert config.dataset.train_videos == str(tmp_path / "mine_train.txt")
+
+
+def test_training_without_validation_gives_some_away_but_keeps_the_test_split(suggest, tmp_path):
+    for name, count in (("train", 8), ("test", 2)):
+        write_coco(tmp_path / "data" / name, make_videos(CELLS, count, 0, frames=1, side=64))
+    config, _ = suggest(tmp_path / "data")
+    assert [len(videos_in(config, split)) for split in ("train", "valid", "test")] == [7, 1, 2]
+
+
+def test_davis_lists_of_videos(suggest, tmp_path):
+    data = make_videos(CELLS, 3, 0, frames=6, side=64)
+    write_davis(tmp_path / "davis", data)
+    lists = tmp_path / "davis" / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    names = [video.video_id for video in data.videos]
+    (lists / "train.txt").write_text("\n".join(names[:2]))
+    (lists / "val.txt").write_text(names[2])
+    config, text = suggest(tmp_path / "davis")
+    assert (videos_in(config, "train"), videos_in(config, "valid")) == (names[:2], names[2:])
+    assert config.dataset.clip.frames == 4
+    assert "videos have 6 frames" in text
+
+
+def test_one_video_is_validated_on_with_a_warning(suggest, tmp_path):
+    write_davis(tmp_path / "one", make_videos(CELLS, 1, 0, frames=3, side=64))
+    config, text = suggest(tmp_path / "one")
+    assert config.dataset.clip.frames == 3
+    assert "scores say nothing of other videos" in text
+
+
+def test_damaged_entries_are_left_out(suggest, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    next((tmp_path / "data" / "train").glob("*.jpg")).write_bytes(b"")
+    config, text = suggest(tmp_path / "data")
+    assert config.dataset.skip_bad
+    assert "met 1 damaged entries" in text
+    assert len(videos_in(config, "train")) == 4
+
+
+def test_small_objects_ask_for_a_larger_image(suggest, tmp_path):
+    data = make_videos(CELLS, 4, 0, frames=1, side=320)
+    for video in data.videos:
+        for obj in video.objects:  # cut each to a corner of itself
+            mask = obj.segmentations[0].decode()
+            ys, xs = np.nonzero(mask)
+            mask[:] = False
+            mask[ys[0] : ys[0] + 12, xs[0] : xs[0] + 12] = True
+            object.__setattr__(obj, "segmentations", [type(obj.segmentations[0]).encode(mask)])
+    write_coco(tmp_path / "small", data)
+    config, text = suggest(tmp_path / "small")
+    assert config.model.image_size == 256
+    assert "at its own 128" in text
+
+
+def test_objects_too_small_even_at_a_larger_size_are_told(suggest, tmp_path):
+    data = make_videos(CELLS, 4, 0, frames=1, side=320)
+    for video in data.videos:
+        for obj in video.objects:
+            mask = obj.segmentations[0].decode()
+            y, x = np.argwhere(mask)[0]
+            mask[:] = False
+            mask[y : y + 3, x : x + 3] = True
+            object.__setattr__(obj, "segmentations", [type(obj.segmentations[0]).encode(mask)])
+    write_coco(tmp_path / "tiny", data)
+    _, text = suggest(tmp_path / "tiny")
+    assert "(at its own 128: 1), which is little: crops of the images" in text
+
+
+def test_a_linked_folder_keeps_its_own_name_and_paths_stay_relative(suggest, tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        write_coco(tmp_path / "elsewhere" / split, make_videos(CELLS, 2, 0, frames=1, side=64))
+        annotations = tmp_path / "elsewhere" / split / "_annotations.coco.json"
+        annotations.rename(tmp_path / "elsewhere" / f"instances_{split}.json")
+    (tmp_path / "cells").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    config, _ = suggest(Path("cells"))
+    assert config.dataset.name == "cells"
+    assert config.dataset.train_ann_file == "cells/instances_train.json"
+
+
+def test_what_cannot_be_used_is_said(suggest, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no annotations found"):
+        suggest(tmp_path / "empty")
+    with pytest.raises(UserError, match="no such folder of data"):
+        suggest(tmp_path / "none")
+
+
+def test_an_earlier_file_is_kept(suggest, tiny_data, tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        suggest(tiny_data)
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_a_gpu_gets_the_largest_official_base_that_suits_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("src.train.init_config.ROOT", tmp_path)
+    gpu = Machine(torch.device("cuda"), "a GPU", 20 * 2**30, 8)
+    assert choose_base(gpu)[0] == "sam2_nano"
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("tiny", "small", "base_plus"):
+        (tmp_path / "checkpoints" / f"sam2.1_hiera_{name}.pt").touch()
+    assert choose_base(gpu)[0] == "sam2.1_hiera_small"
+
+
+def test_the_machine_has_something():
+    machine = this_machine("cpu")
+    assert machine.cores >= 1
+    assert 2**26 < machine.memory <= free_memory() * 1.5
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_cells_rle", "coco_flakes_microscopy", "sav", "vid_puma", "vid_vocalfolds"]
+)  # fmt: skip
+def test_real_data(suggest, shared_data, name):
+    config, _ = suggest(shared_data(name))
+    assert videos_in(config, "train") and videos_in(config, "valid")
