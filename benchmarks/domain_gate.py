@@ -38,9 +38,9 @@ from src.data.synthetic.worlds import (
     shifted,
 )
 from src.gating.domain_gate import KnownDomain
-from src.gating.fit import VIEWS, other_light
+from src.gating.fit import VIEWS, photometric_jitter
 from src.models.sam2.build import PIXEL_MEAN, PIXEL_STD, build_model
-from src.models.sam2.gate_hooks import describe, to_pixels
+from src.models.sam2.gate_hooks import gate_features, to_pixels
 from src.tasks.tracking.predict import bounding_box
 
 NEW = (CELLS, TISSUE, THERMAL, FLAKES)
@@ -71,7 +71,7 @@ def whole(model: SAM2Base, pixels_B3SS: Tensor, _: tuple[float, ...]) -> Tensor:
 
 
 def even(model: SAM2Base, pixels_B3SS: Tensor, _: tuple[float, ...]) -> Tensor:
-    return describe(model, pixels_B3SS)
+    return gate_features(model, pixels_B3SS)
 
 
 def gaussian_of_last(x_NVD: Tensor, _: Tensor) -> Score:
@@ -134,7 +134,7 @@ class Way:
     """
 
     title: str
-    describe: Describe
+    gate_features: Describe
     views: int
     fits: tuple[Fit, ...]
     fixed: tuple[Fit, ...] = ()
@@ -178,7 +178,7 @@ class Images:
     def test(self, way: Way, domain: Domain, kind: ShiftKind | Literal[""]) -> Tensor:
         """Held-out images of a domain, shifted or not, (B, D)."""
         shown = shifted(domain, kind) if kind else domain
-        key = way.describe, way.around_object, shown.name
+        key = way.gate_features, way.around_object, shown.name
         if key not in self._known:
             self._known[key] = self._describe(way, make_videos(shown, self.count, HELD_OUT_SEED, frames=1).videos, 0)[
                 :, 0
@@ -191,11 +191,11 @@ class Images:
         shape = [(self.count // 2, channels, side, side) for channels in (1, 3)]
         pixels = [torch.from_numpy(rng.random(s, np.float32)).expand(-1, 3, -1, -1) for s in shape]
         with torch.no_grad():
-            return torch.cat([way.describe(self.model, half, (0.25, 0.25, 0.75, 0.75)) for half in pixels])
+            return torch.cat([way.gate_features(self.model, half, (0.25, 0.25, 0.75, 0.75)) for half in pixels])
 
     def training(self, way: Way, domain: Domain) -> Tensor:
         """Training images of a domain, each in all its views, (N, 1 + V, D)."""
-        key = way.describe, way.around_object, domain.name, "train"
+        key = way.gate_features, way.around_object, domain.name, "train"
         if key not in self._known:
             self._known[key] = self._describe(way, make_videos(domain, self.train, 0, frames=1).videos, VIEWS)
         return self._known[key]
@@ -206,8 +206,8 @@ class Images:
         for video in videos:
             pixels = to_pixels(self.model, video.frames[0].read())
             box = _around(next(iter(video.masks(0).values()))) if way.around_object else (0.0, 0.0, 1.0, 1.0)
-            images = torch.stack([pixels, *(other_light(pixels, rng) for _ in range(views))])
-            found.append(way.describe(self.model, images, box))
+            images = torch.stack([pixels, *(photometric_jitter(pixels, rng) for _ in range(views))])
+            found.append(way.gate_features(self.model, images, box))
         return torch.stack(found)
 
 

@@ -30,7 +30,7 @@ from src.lora.adapter import set_adapters_enabled
 from src.lora.adapter_io import merge_adapters
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
-from src.models.sam2.cpu_kernels import make_stock
+from src.models.sam2.cpu_kernels import use_reference_kernels
 from src.models.sam2.streaming import MemoryBank, StreamingTracker
 
 STOCK, ON = "stock SAM 2", "MoPE"
@@ -51,7 +51,7 @@ def build(config: ModelConfig) -> dict[str, SAM2Base]:
         return model.eval()
 
     lean = copy.deepcopy(stock)
-    make_stock(stock)
+    use_reference_kernels(stock)
     lora = LoraConfig(method="lora", rank=40)
     models = {STOCK: stock, ON: adapted(LoraConfig()), SAME[0]: adapted(LoraConfig(), trained=False)}
     models |= {SAME[1]: adapted(LoraConfig()), "LoRA of rank 40": adapted(lora), "LoRA, merged": adapted(lora)}

@@ -43,7 +43,7 @@ from src.config.schema import (
 )
 from src.core.errors import UserError
 from src.data.clips.dataset import Clip, ClipBatch, draw_clip
-from src.data.decode.video import VideoWriter, open_footage
+from src.data.decode.video import VideoWriter, open_stream
 from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource, open_sav
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
@@ -76,7 +76,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def decode(video: Path) -> None:
     """Decode all frames of a video, in order."""
-    for _ in open_footage(video):
+    for _ in open_stream(video):
         pass
 
 
@@ -99,7 +99,7 @@ def make_stand_in(video: Path, masklets: Path, path: Path) -> None:
     """Write a video of the size and length that masklets are for."""
     content = json.loads(masklets.read_text())
     size = int(content["video_width"]), int(content["video_height"])
-    pictures = [np.array(Image.fromarray(frame).resize(size)) for frame in open_footage(video)]
+    pictures = [np.array(Image.fromarray(frame).resize(size)) for frame in open_stream(video)]
     with VideoWriter(path) as writer:
         for picture in islice(cycle([*pictures, *pictures[-2:0:-1]]), int(content["video_frame_count"])):
             writer.write(picture)

@@ -24,7 +24,7 @@ from src.config.schema import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.data.clips.dataset import ClipBatch
-from src.evaluation.forgetting import evaluate_domain, kept_domains, target_domain
+from src.evaluation.forgetting import evaluate_domain, retention_domains, target_domain
 from src.lora.adapter import iter_adapters
 from src.lora.injection import count_parameters
 from src.train.trainer import Trainer
@@ -89,7 +89,7 @@ def measure(config: Config) -> dict[str, Any]:
             while trainer.progress.step < trainer.last_step:
                 trainer.train_epoch(bar)
     trainer.close()
-    domains = [target_domain(config, data, "valid") for data in config.dataset.sets] + kept_domains(config)
+    domains = [target_domain(config, data, "valid") for data in config.dataset.sets] + retention_domains(config)
     return {
         "layers": sum(1 for _ in iter_adapters(trainer.model)),
         "trainable": count_parameters(trainer.model).trainable,

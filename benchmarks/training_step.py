@@ -42,7 +42,7 @@ from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.build import checkpoint_activations
-from src.models.sam2.cpu_kernels import make_stock
+from src.models.sam2.cpu_kernels import use_reference_kernels
 from src.models.sam2.train_forward import (
     Features,
     TrainableSAM2,
@@ -97,7 +97,7 @@ class Step:
             checkpoint_activations(self.model)
         if case.method == FULL:
             self.model.__class__ = SAM2Train
-            make_stock(self.model)
+            use_reference_kernels(self.model)
         self.model.to(self.device).train()
         self.optimizer = build_optimizer(self.model, TrainingConfig())
         self.loss = build_loss(LossConfig())

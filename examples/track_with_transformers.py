@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from src import cli
-from src.data.decode.video import VideoWriter, open_footage
+from src.data.decode.video import VideoWriter, open_stream
 from src.data.drawing import draw_masks
 from src.models.checkpoint import ADAPTER_FOLDER
 from src.models.sam2.gate_hooks import DECISION
@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
         add_adapter_to_transformers(model, adapter, gate=arguments.gate)
 
     # a box on the first frame, and the object's mask on every frame
-    frames = list(open_footage(arguments.input))
+    frames = list(open_stream(arguments.input))
     session = processor.init_video_session(video=frames)
     processor.add_inputs_to_inference_session(session, frame_idx=0, obj_ids=1, input_boxes=[[arguments.box]])
     model(session, frame_idx=0)

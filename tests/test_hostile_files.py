@@ -26,7 +26,7 @@ from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.images import read_image
 from src.data.decode.segmentation import check_segmentation
-from src.data.decode.video import VideoWriter, open_footage, read_header
+from src.data.decode.video import VideoWriter, open_stream, read_header
 from src.data.formats.parsing import Bounds, Log, open_frames, read_json
 from src.data.formats.registry import ROBOFLOW, open_source
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
@@ -316,10 +316,10 @@ class TestBombs:
                     container.mux(stream.encode())
                 bomb.write((tmp_path / "part.ts").read_bytes())
         with pytest.raises(UserError, match="is 256×256 pixels, those before it 32×32"):
-            list(open_footage(tmp_path / "bomb.ts"))
+            list(open_stream(tmp_path / "bomb.ts"))
         monkeypatch.setattr(src.data.decode.video, "MAX_PIXELS", 20_000)
         with pytest.raises(UserError, match=r"bomb\.ts: cannot be read as a video"):
-            list(open_footage(tmp_path / "bomb.ts"))
+            list(open_stream(tmp_path / "bomb.ts"))
 
     @pytest.mark.parametrize(("limit", "what"), [("MAX_FRAMES", "frames"), ("MAX_PIXELS", "pixels a frame")])
     def test_a_video_beyond_the_limits(self, tmp_path, monkeypatch, limit, what):

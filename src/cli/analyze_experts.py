@@ -34,11 +34,19 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.formats.registry import place_of
 from ..evaluation.expert_report import as_json, heat_maps_of, summary
-from ..evaluation.expert_use import SCORE, DomainUse, GroupUse, dead_experts, mean_use, measure_pruning, record_use
+from ..evaluation.expert_use import (
+    SCORE,
+    DomainUse,
+    GroupUse,
+    dead_experts,
+    mean_use,
+    measure_pruning,
+    measure_utilization,
+)
 from ..evaluation.figures import save_figure
-from ..evaluation.forgetting import Domain, describe, kept_domains, target_domain
+from ..evaluation.forgetting import Domain, describe, retention_domains, target_domain
 from ..lora.adapter import list_groups
-from ..lora.expert_groups import UNNAMED, experts_used, name_adapters
+from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed, experts_used
 from ..models.checkpoint import load_trained
 from ..models.sam2.build import build_model
 from ..train.board import write_expert_use
@@ -54,12 +62,12 @@ def load_experts(config: Config, trained: Path) -> tuple[SAM2Base, dict[str, Lor
     torch.manual_seed(config.training.seed)  # the random weights of a run without a checkpoint
     model = build_model(config.model)
     loaded = load_trained(model, trained)
-    groups = {UNNAMED: loaded} if isinstance(loaded, LoraConfig) else dict(loaded)
+    groups = {DEFAULT_ADAPTER: loaded} if isinstance(loaded, LoraConfig) else dict(loaded)
     methods = {group.method for group in groups.values()}
     if "mope" not in methods:
         raise UserError(f"{trained}: method {', '.join(methods)} has no experts to analyse, only method mope has")
     if not list_groups(model):
-        name_adapters(model, UNNAMED)
+        adopt_unnamed(model, DEFAULT_ADAPTER)
     return model.to(pick_device(config.training.device)), groups
 
 
@@ -86,7 +94,7 @@ def read_domains(config: Config) -> list[Domain]:
         target_domain(config, data, "test" if place_of(data, "test") is not None else "valid")
         for data in config.dataset.sets
     ]
-    return [*learned, *kept_domains(config)]
+    return [*learned, *retention_domains(config)]
 
 
 def keeps_of(config: LoraConfig, uses: list[DomainUse], wanted: list[int] | None, dead_below: float) -> list[int]:
@@ -107,7 +115,7 @@ def check_keeps(keeps: list[int] | None, groups: dict[str, LoraConfig]) -> None:
     """Raise UserError unless each group has as many experts as are to be kept."""
     for name, config in groups.items():
         if wrong := [keep for keep in keeps or [] if not 1 <= keep <= config.experts]:
-            of = "" if name == UNNAMED else f" of group '{name}'"
+            of = "" if name == DEFAULT_ADAPTER else f" of group '{name}'"
             raise UserError(f"--prune {wrong[0]}: must be within 1 and {config.experts}, the experts per layer{of}")
 
 
@@ -148,7 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
     used = {name: groups[name] for name in dict.fromkeys(group_of.values())}
     check_keeps(arguments.prune, used)
 
-    uses = [record_use(model, group_of[domain.name], domain, prompt) for domain in domains]
+    uses = [measure_utilization(model, group_of[domain.name], domain, prompt) for domain in domains]
     reports = {}
     for name, lora in used.items():
         own = [use for use in uses if use.group == name]

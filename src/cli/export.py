@@ -24,7 +24,7 @@ from ..data.synthetic.worlds import SOURCE, make_videos
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters, list_groups
 from ..lora.adapter_io import Configs, read_adapter_config, save_adapter, unload_merged
-from ..lora.expert_groups import activated
+from ..lora.expert_groups import use_adapter
 from ..lora.lora_layer import LoRALinear
 from ..models.checkpoint import ADAPTER_FOLDER, read_checkpoint
 from ..models.sam2.build import MODEL_ZOO, config_overrides, image_size_of
@@ -179,7 +179,7 @@ def write_transformers(
     groups: list[str | None] = [*list_groups(model)] or [None]
     expected = []
     for group in groups:
-        with activated(model, group):
+        with use_adapter(model, group):
             expected.append(probe(model))
     if mergeable:
         unload_merged(model)
@@ -192,7 +192,7 @@ def write_transformers(
             add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
         differences = []
         for group, outputs in zip(groups, expected, strict=True):
-            with activated(loaded, group):
+            with use_adapter(loaded, group):
                 differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
         difference = torch.stack(differences).max().item()
         print(f"read back into transformers: relative difference {difference:.1e} on an image and a clip")

@@ -23,7 +23,7 @@ from ..lora.adapter_io import (
     read_adapter_config,
     write_adapter,
 )
-from ..lora.expert_groups import UNNAMED, ExpertGroup, check_name, merged, pruned
+from ..lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, check_name, merged, pruned
 from . import command
 
 
@@ -121,7 +121,7 @@ def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, 
 def unnamed(folder: str) -> str:
     """What adapters in no group are called as one: as the only domain that their gate knows."""
     gate = DomainGate.beside(folder, read_adapter_config(folder).base_fingerprint)
-    return UNNAMED if gate is None or len(gate.domains) != 1 else next(iter(gate.domains))
+    return DEFAULT_ADAPTER if gate is None or len(gate.domains) != 1 else next(iter(gate.domains))
 
 
 def known_domains(folder: str, file: AdapterFile, name: str) -> dict[str, KnownDomain]:
@@ -140,7 +140,7 @@ def write_groups(arguments: argparse.Namespace, file: AdapterFile, groups: dict[
     write(arguments.output, file_of(groups, file.config.base_fingerprint, file.config.extra), known)
 
 
-def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: str = UNNAMED) -> None:
+def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: str = DEFAULT_ADAPTER) -> None:
     """Write a folder, and with it a domain gate of those of its groups that are known."""
     if Path(output).exists():
         raise UserError(f"{output} exists already; name another --output, or delete it first")

@@ -22,7 +22,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..config.schema import load_config
-from ..data.decode.video import VideoFile, open_footage
+from ..data.decode.video import VideoFile, open_stream
 from ..data.prompts import parse_prompts
 from ..tasks.tracking.track_video import Overlay, load_tracker, write_prediction
 from . import command
@@ -44,7 +44,7 @@ def frame_rate(text: str) -> Fraction:
 def main(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
-    footage = open_footage(arguments.input)
+    footage = open_stream(arguments.input)
     output = Path(arguments.output)
     overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
     if arguments.fps is not None:

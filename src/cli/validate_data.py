@@ -21,7 +21,7 @@ from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
 from ..data.checks.validate import SKIPPED_FILE, Report, cache_file, check, data_set, list_skipped
 from ..data.formats.registry import open_source, place_of
-from ..data.records import Finding
+from ..data.records import Issue
 from . import command
 
 SHOWN = 20
@@ -39,15 +39,15 @@ class Result:
     label: str
     place: DomainConfig
     report: Report
-    refusal: Finding | None
+    refusal: Issue | None
 
     @property
-    def _untold(self) -> list[Finding]:
+    def _untold(self) -> list[Issue]:
         """The refusal, unless the report's errors are what it comes from."""
         return [self.refusal] if self.refusal and not self.report.errors else []
 
     @property
-    def errors(self) -> list[Finding]:
+    def errors(self) -> list[Issue]:
         return [*self._untold, *self.report.errors]
 
     def to_json(self) -> dict:
@@ -80,12 +80,12 @@ def check_place(label: str, place: DomainConfig, config: Config, workers: int, d
     return Result(label, place, report, None)
 
 
-def _refusal(place: DomainConfig, message: str) -> Finding:
+def _refusal(place: DomainConfig, message: str) -> Issue:
     """Why a data set cannot be used, with the file that the message names, or else the one in the config."""
     file, named = place.ann_file or place.img_folder, message.partition(": ")[0]
     if not message.startswith(f"{file}: ") and os.path.exists(named):
         file = named
-    return Finding("error", file, "", message.removeprefix(f"{file}: "), "the data set cannot be used")
+    return Issue("error", file, "", message.removeprefix(f"{file}: "), "the data set cannot be used")
 
 
 def describe(result: Result) -> str:

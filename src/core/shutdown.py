@@ -17,7 +17,7 @@ from .errors import Stopped
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stops:
+class GracefulShutdown:
     """Keeps SIGINT and SIGTERM from ending the process at once, while its block runs.
 
     A signal is remembered for :meth:`check`, at a place where everything is in order. After a first SIGINT the next one
@@ -33,7 +33,7 @@ class Stops:
         self._interruptible = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Stops:
+    def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self

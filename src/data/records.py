@@ -130,7 +130,7 @@ Severity = Literal["error", "repaired", "note"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """Something worth telling about a data set. As text, one line.
 
     Attributes:
@@ -166,13 +166,13 @@ class Source(Protocol):
         """The annotation files and folders it was indexed from, whose content decides what ``read`` returns."""
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[Issue]:
         """What indexing met, about the files as a whole and about entries that belong to no video."""
 
     def __len__(self) -> int:
         """The number of videos or images listed, with or without usable objects."""
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         """Parse one video's annotations and the headers of its frames; decodes no pixels.
 
         Always the same for the same files. Never raises for damaged input.
@@ -182,25 +182,25 @@ class Source(Protocol):
         """
 
 
-AT_HAND_BYTES = 256 * 2**20
+LRU_MAX_BYTES = 256 * 2**20
 """What the parsed videos that a process keeps of a data set may take: parsing one may mean reading all of its masks."""
 
-AT_HAND = 32
+LRU_MIN_ITEMS = 32
 """Parsed videos that are kept whatever they take."""
 
 _BYTES_PER_ITEM = 512
 """About what Python takes for a frame source, or a segmentation without its runs."""
 
 
-class _Recent:
+class LRUCache:
     """The videos used last, up to the above limits. What is pickled is empty: each process has its own."""
 
     def __init__(self) -> None:
         self._videos: OrderedDict[int, tuple[VideoRecord, int]] = OrderedDict()
         self._bytes = 0
 
-    def __reduce__(self) -> tuple[type[_Recent], tuple[()]]:
-        return _Recent, ()
+    def __reduce__(self) -> tuple[type[LRUCache], tuple[()]]:
+        return LRUCache, ()
 
     def get(self, number: int) -> VideoRecord | None:
         if number not in self._videos:
@@ -212,7 +212,7 @@ class _Recent:
         size = _parsed_bytes(video)
         self._videos[number] = video, size
         self._bytes += size
-        while self._bytes > AT_HAND_BYTES and len(self._videos) > AT_HAND:
+        while self._bytes > LRU_MAX_BYTES and len(self._videos) > LRU_MIN_ITEMS:
             self._bytes -= self._videos.popitem(last=False)[1][1]
 
 
@@ -228,14 +228,14 @@ class SourceVideos(Sequence[VideoRecord]):
     """Some videos of a source, each parsed when it is asked for.
 
     Every process, so each loader process too, keeps those it used last at hand, as long as they take no more than
-    ``AT_HAND_BYTES`` (256 MB) together, and never fewer than ``AT_HAND``.
+    ``LRU_MAX_BYTES`` (256 MB) together, and never fewer than ``LRU_MIN_ITEMS``.
 
     ``kept``: their indices there, int64.
     """
 
     source: Source
     kept: np.ndarray
-    _recent: _Recent = field(default_factory=_Recent, init=False, repr=False, compare=False)
+    _recent: LRUCache = field(default_factory=LRUCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -260,7 +260,7 @@ class SourceVideos(Sequence[VideoRecord]):
 
 
 @dataclass(frozen=True)
-class Contents:
+class DatasetFingerprint:
     """What is in a data set, to tell whether another one is the same: ``fingerprint`` tells more than the numbers do.
 
     It is of the names and sizes of videos and files and of the number and area of every object, whatever folder they
@@ -287,7 +287,7 @@ class DataSet:
     videos: Sequence[VideoRecord]
     notes: dict[str, int] = field(default_factory=dict)
     median_side: float | None = None
-    contents: Contents | None = None
+    contents: DatasetFingerprint | None = None
 
     def __len__(self) -> int:
         return len(self.videos)

@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from .decode.video import natural
 from .formats.davis import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
 from .formats.registry import open_source, recognise
-from .records import Finding, VideoRecord, object_sides
+from .records import Issue, VideoRecord, object_sides
 
 SAMPLED = 300
 """Videos or images of a split that are parsed to see what it is like, evenly spread over it."""
@@ -34,7 +34,7 @@ _SPLIT_FOLDER = re.compile(
 
 
 @dataclass(frozen=True)
-class Look:
+class DatasetSummary:
     """What a look at a data set shows.
 
     Attributes:
@@ -57,7 +57,7 @@ class Look:
     objects_N: np.ndarray
     sides_M: np.ndarray
     longest_sides_N: np.ndarray
-    errors: list[Finding] = field(default_factory=list)
+    errors: list[Issue] = field(default_factory=list)
 
     @property
     def stills(self) -> bool:
@@ -83,7 +83,7 @@ def find_splits(folder: Path) -> dict[Split, DomainConfig]:
     return {"train": whole}
 
 
-def look_at(place: DomainConfig, sampled: int | None = SAMPLED) -> Look:
+def summarize(place: DomainConfig, sampled: int | None = SAMPLED) -> DatasetSummary:
     """Parse some videos or images of a data set, evenly spread, or with None all of them; decodes no pixels.
 
     Raises:
@@ -103,7 +103,7 @@ def look_at(place: DomainConfig, sampled: int | None = SAMPLED) -> Look:
         first = next((finding for finding in met if finding.severity == "error"), met[0] if met else None)
         why = first or "it lists no images or videos"
         raise UserError(f"{source.files[0] if source.files else place.img_folder}: nothing in it is usable: {why}")
-    return Look(
+    return DatasetSummary(
         place=place,
         kind=kind,
         count=round(len(source) * len(records) / parsed),
@@ -150,7 +150,7 @@ def _place_of_split(folder: Path, root: Path) -> DomainConfig:
         try:
             kind, annotations = recognise(place)
             named = place.model_copy(update={"ann_file": None if annotations is None else str(annotations)})
-            look_at(named if kind in ("coco", "ytvis") else place, sampled=3)
+            summarize(named if kind in ("coco", "ytvis") else place, sampled=3)
         except UserError as error:
             refusal = refusal or error
         else:

@@ -55,8 +55,8 @@ class Choices:
         return share_ChwE.mean(axis=0)
 
 
-class Places:
-    """What :func:`watch_places` hands out."""
+class ExpertMapRecorder:
+    """What :func:`record_expert_maps` hands out."""
 
     def __init__(self, routing: RoutingRecord, layers: Mapping[str, MoELoRALinear], image_size: int) -> None:
         self._routing, self._layers, self._image_size = routing, layers, image_size
@@ -84,11 +84,11 @@ class Places:
 
 
 @contextmanager
-def watch_places(model: SAM2Base) -> Iterator[Places]:
+def record_expert_maps(model: SAM2Base) -> Iterator[ExpertMapRecorder]:
     """Record where each gate of a model chooses what, while the block runs."""
     with record_routing(model) as routing, ExitStack() as stack:
         layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELoRALinear)}
-        places = Places(routing, layers, model.image_size)
+        places = ExpertMapRecorder(routing, layers, model.image_size)
         for name, layer in layers.items():
 
             def note(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
@@ -106,7 +106,7 @@ def mean_share(layers: Mapping[str, Choices]) -> np.ndarray:
     return np.mean([np.kron(share, np.ones((side // len(share), side // len(share), 1))) for share in shares], axis=0)
 
 
-def draw_places(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[str], choice: str | None) -> np.ndarray:
+def draw_expert_map(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[str], choice: str | None) -> np.ndarray:
     """A frame with a heat map of one choice's share laid over it, or coloured by the choice of the largest share.
 
     Args:

@@ -13,10 +13,10 @@ from ..config.schema import Config
 from ..core.errors import UserError
 from ..data.clips.dataset import still_in_motion
 from ..data.decode.images import ImageFile
-from ..data.decode.video import FrameFiles, VideoFrame, open_footage, read_header
+from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
 from ..data.formats.registry import place_of
 from ..data.records import ArrayFrame, FrameSource
-from ..evaluation.forgetting import Domain, kept_domains, target_domain
+from ..evaluation.forgetting import Domain, retention_domains, target_domain
 
 SAMPLES = 4
 """Videos or pictures offered of each domain of a run."""
@@ -25,8 +25,8 @@ CLIP_RATE = Fraction(8)
 """Frames per second of clips that come without a rate."""
 
 
-class Material:
-    """A picture or video; it is a :class:`~src.data.decode.video.Footage` too.
+class DemoInput:
+    """A picture or video; it is a :class:`~src.data.decode.video.FrameStream` too.
 
     Args:
         name: what outputs are called after.
@@ -71,7 +71,7 @@ class Material:
         return (self.frame(index) for index in range(self.count))
 
 
-def open_material(path: str | Path, most: int, config: Config, moving: bool) -> Material:
+def open_input(path: str | Path, most: int, config: Config, moving: bool) -> DemoInput:
     """An image, a folder of frames or a video file.
 
     Args:
@@ -83,7 +83,7 @@ def open_material(path: str | Path, most: int, config: Config, moving: bool) -> 
     Raises:
         UserError: it cannot be read as one of these.
     """
-    footage = open_footage(path)
+    footage = open_stream(path)
     if isinstance(footage, FrameFiles):
         frames: list[FrameSource] = [ImageFile(file) for file in footage.paths]
     else:
@@ -91,10 +91,10 @@ def open_material(path: str | Path, most: int, config: Config, moving: bool) -> 
     if len(frames) == 1 and moving:
         frames = _moved(frames[0], config)
     rate = CLIP_RATE if isinstance(footage, FrameFiles) else footage.rate
-    return Material(footage.name, frames[:most], rate, max(0, len(frames) - most))
+    return DemoInput(footage.name, frames[:most], rate, max(0, len(frames) - most))
 
 
-def find_samples(config: Config) -> tuple[dict[str, Callable[[], Material]], list[str]]:
+def find_samples(config: Config) -> tuple[dict[str, Callable[[], DemoInput]], list[str]]:
     """Some videos of each domain of a run as they are evaluated: name → how to open it; and why there are no others.
 
     Of the domains that the run learns they come from the validation split.
@@ -108,8 +108,8 @@ def find_samples(config: Config) -> tuple[dict[str, Callable[[], Material]], lis
         for data in config.dataset.sets
         if place_of(data, "valid") is not None
     ]
-    readers.append(partial(kept_domains, config))
-    samples: dict[str, Callable[[], Material]] = {}
+    readers.append(partial(retention_domains, config))
+    samples: dict[str, Callable[[], DemoInput]] = {}
     missing = []
     for read in readers:
         try:
@@ -123,9 +123,9 @@ def find_samples(config: Config) -> tuple[dict[str, Callable[[], Material]], lis
     return samples, missing
 
 
-def _sample(domain: Domain, index: int) -> Material:
+def _sample(domain: Domain, index: int) -> DemoInput:
     video = domain.video(index)
-    return Material(f"{domain.name}_{Path(video.video_id).name}", video.frames)
+    return DemoInput(f"{domain.name}_{Path(video.video_id).name}", video.frames)
 
 
 def _moved(still: FrameSource, config: Config) -> list[FrameSource]:

@@ -19,7 +19,7 @@ from ..cli.command import format_error
 from ..config.schema import Config
 from ..core.errors import UserError
 from ..data.decode.video import IMAGE_SUFFIXES
-from .material import Material, find_samples, open_material
+from .material import DemoInput, find_samples, open_input
 from .session import Kind, Models, Session
 
 HOST = "127.0.0.1"
@@ -170,7 +170,7 @@ class Page:
     def take_file(self, session: Session, path: str, moving: bool, layer: str, expert: str) -> list[Any]:
         """Look at an uploaded file."""
         try:
-            material = open_material(path, self.most_frames, self.config, moving)
+            material = open_input(path, self.most_frames, self.config, moving)
         except UserError as error:  # the folder it was uploaded to tells nobody anything
             raise UserError(str(error).replace(f"{Path(path).parent}/", "")) from None
         return self._begin(session, material, layer, expert)
@@ -231,7 +231,7 @@ class Page:
             f"tracked {count} frames; move the slider to look at them",
         ]
 
-    def _begin(self, session: Session, material: Material, layer: str, expert: str) -> list[Any]:
+    def _begin(self, session: Session, material: DemoInput, layer: str, expert: str) -> list[Any]:
         session.look_at(material)
         slider = gr.update(maximum=max(1, material.count - 1), value=0, visible=material.count > 1)
         height, width = material.size

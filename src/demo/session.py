@@ -10,7 +10,7 @@
     session.files()                                  # masks and a video, to take away
 
 It knows nothing of any page. The masks are those of ``sam2-mope predict``: both go through
-:func:`~src.tasks.tracking.track_video.follow`.
+:func:`~src.tasks.tracking.track_video.track_video`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from ..lora.expert_groups import active_group
 from ..lora.moe_layer import MoELoRALinear
 from ..models.sam2.gate_hooks import decide_for_frame, gating_of, install_gate
 from ..models.sam2.streaming import Prediction, StreamingTracker
-from ..tasks.tracking.track_video import PredictionWriter, follow, load_tracker
-from .expert_maps import Choices, draw_places, mean_share, watch_places
-from .material import Material
+from ..tasks.tracking.track_video import PredictionWriter, load_tracker, track_video
+from .expert_maps import Choices, draw_expert_map, mean_share, record_expert_maps
+from .material import DemoInput
 
 Kind = Literal["on it", "beside it", "corner of a box"]
 
@@ -158,7 +158,7 @@ class Session:
     def __init__(self, models: Models) -> None:
         self.models = models
         self.mode = models.modes[0]
-        self.material: Material | None = None
+        self.material: DemoInput | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="sam2_mope_demo_")
         self._marks: list[Mark] = []
         self._tracked: list[Found] = []
@@ -169,7 +169,7 @@ class Session:
         """Remove the files that were made; the session cannot be used any more."""
         self._folder.cleanup()
 
-    def look_at(self, material: Material) -> None:
+    def look_at(self, material: DemoInput) -> None:
         """Begin anew with another picture or video."""
         self.material = material
         self._decisions.clear()
@@ -312,7 +312,7 @@ class Session:
             choice: one of ``models.choices``, whose share is shown; None for the one of the largest share.
 
         Returns:
-            A picture as of :func:`~src.demo.expert_maps.draw_places`, None where nothing was routed; and one line about it.
+            A picture as of :func:`~src.demo.expert_maps.draw_expert_map`, None where nothing was routed; and one line about it.
         """
         material = self._known_frame(frame)
         found = self._found(frame)
@@ -323,7 +323,7 @@ class Session:
         if not shown or (choice is not None and choice not in names):
             return None, self._why_nothing(frame, found, bool(shown))
         about = layer or f"mean over {len(shown)} of {len(self.models.layers)} layers"
-        return draw_places(material.frame(frame), mean_share(shown), names, choice), f"frame {frame}: {about}"
+        return draw_expert_map(material.frame(frame), mean_share(shown), names, choice), f"frame {frame}: {about}"
 
     def _why_nothing(self, frame: int, found: Found | None, ran: bool) -> str:
         """Why there is no picture of experts."""
@@ -373,19 +373,19 @@ class Session:
             return None
         if frame not in self._previews:
             assert self.material is not None, "it has prompts"
-            still = Material(self.material.name, [self.material.frames[frame]])
+            still = DemoInput(self.material.name, [self.material.frames[frame]])
             _, predictions, chosen = next(self._run(still, {0: prompts}))
             self._previews[frame] = Found.of(predictions, chosen)
         return self._previews[frame]
 
     def _run(
-        self, material: Material, prompts: PromptsByFrame
+        self, material: DemoInput, prompts: PromptsByFrame
     ) -> Iterator[tuple[np.ndarray, tuple[Prediction, Prediction], dict[str, Choices]]]:
         """Frame by frame: the frame, what base and adapted model find on it, and what experts did."""
         tracker = self.models.tracker(self._used())
-        before, after = follow(self.models.base, material, prompts), follow(tracker, material, prompts)
+        before, after = track_video(self.models.base, material, prompts), track_video(tracker, material, prompts)
         for _ in range(material.count):
-            with self.models.lock, watch_places(tracker.predictor) as places:
+            with self.models.lock, record_expert_maps(tracker.predictor) as places:
                 frame, base = next(before)
                 adapted = base if tracker is self.models.base else next(after)[1]
                 chosen = places.take()
@@ -395,7 +395,7 @@ class Session:
         self._tracked = []
         self._previews.clear()
 
-    def _known_frame(self, frame: int) -> Material:
+    def _known_frame(self, frame: int) -> DemoInput:
         if self.material is None:
             raise UserError("there is no picture yet: upload one, or take a sample")
         if not 0 <= frame < self.material.count:

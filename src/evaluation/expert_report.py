@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lora.expert_groups import UNNAMED
+from ..lora.expert_groups import DEFAULT_ADAPTER
 from .expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
 from .figures import Table, heat_map, heat_maps
 from .tables import aligned
@@ -21,7 +21,7 @@ MOST_USED = 3  # experts named per layer and domain on the screen
 LAYER_NUMBERS = ("entropy", "entropy_share", "null_share")
 
 Groups = Mapping[str, GroupUse]
-"""Name → use; adapters in no group are one named :data:`~src.lora.expert_groups.UNNAMED`."""
+"""Name → use; adapters in no group are one named :data:`~src.lora.expert_groups.DEFAULT_ADAPTER`."""
 
 
 def as_json(groups: Groups, about: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def summary(groups: Groups, dead_below: float, tolerance: float) -> str:
     if len(uses) > 1:
         parts.append(f"Overlap of use between domains (1: the same, 0: nothing shared):\n\n{_overlap_table(uses)}")
     for name, group in groups.items():
-        of = "" if name == UNNAMED else f" of group {name}"
+        of = "" if name == DEFAULT_ADAPTER else f" of group {name}"
         parts.append(f"Experts used most{of}, by their share of all choices:\n\n{_most_used_table(group.uses)}")
         parts.append(_dead_lines(group.dead, dead_below, of))
         if group.pruning is not None:

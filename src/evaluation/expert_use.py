@@ -1,6 +1,6 @@
 """How experts are used: what gates choose while objects are tracked, by layer and frame, and what fewer experts cost.
 
-Adapters without groups get a name first (:func:`~src.lora.expert_groups.name_adapters`). What every number means is in
+Adapters without groups get a name first (:func:`~src.lora.expert_groups.adopt_unnamed`). What every number means is in
 ``docs/experts.md``.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config.schema import LoraConfig, Prompt
 from ..core.errors import UserError
-from ..lora.expert_groups import activated, best_experts, experts_pruned, group_adapters
+from ..lora.expert_groups import best_experts, experts_pruned, group_adapters, use_adapter
 from ..lora.moe_layer import MoELoRALinear
 from ..lora.router import RoutingRecord, TopKGatingNetwork, record_routing
 from .forgetting import Domain, DomainResult, evaluate_domain
@@ -122,7 +122,7 @@ class _Sums:
         return LayerUse(names, decisions_T, use_TE, entropy_T)
 
 
-def record_use(model: SAM2Base, group: str, domain: Domain, prompt: Prompt) -> DomainUse:
+def measure_utilization(model: SAM2Base, group: str, domain: Domain, prompt: Prompt) -> DomainUse:
     """Track the objects of a domain with a group's experts, and record what its gates choose on every frame.
 
     What is recorded is summed up frame by frame, so memory does not grow with the domain. A layer that does not run on
@@ -146,7 +146,7 @@ def record_use(model: SAM2Base, group: str, domain: Domain, prompt: Prompt) -> D
         _add(routing, t, sums)
         routing.clear()
 
-    with activated(model, group), record_routing(model) as routing:
+    with use_adapter(model, group), record_routing(model) as routing:
         gates = {
             layer: adapter.gate
             for layer, adapter in group_adapters(model, group).items()
@@ -280,7 +280,7 @@ def measure_pruning(
     run = [domain for domain in domains if domain.name in results[config.experts]]
     fewer = sorted(set(keeps) - {config.experts}, reverse=True)
     for keep in fewer:
-        with experts_pruned(model, group, config, keep, scores), activated(model, group):
+        with experts_pruned(model, group, config, keep, scores), use_adapter(model, group):
             results[keep] = {
                 domain.name: evaluate_domain(model, domain, prompt, f"{domain.name}: {keep} experts") for domain in run
             }

@@ -20,7 +20,7 @@ from ..data.synthetic.worlds import HELD_OUT_SEED, SOURCE, make_videos
 from ..gating.domain_gate import Decision
 from ..models.sam2.build import image_size_of
 from ..tasks.tracking.predict import AfterFrame, predicting, track
-from .metrics import ObjectScores, pooled, score_object
+from .metrics import ObjectScores, aggregate, score_object
 from .predictions import refuse_overlap, write_masks
 from .protocol import MEANING, first_prompted_frame, one_object_per_pixel, scored_frames
 
@@ -68,7 +68,7 @@ class VideoResult:
     @property
     def J(self) -> float:
         """The mean over objects; NaN without any that counts."""
-        return pooled(list(self.scores.values()))["J"]
+        return aggregate(list(self.scores.values()))["J"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     return domain_of(config, data.name, load_split(data, split, config))
 
 
-def kept_domains(config: Config) -> list[Domain]:
+def retention_domains(config: Config) -> list[Domain]:
     """What must not be forgotten: the bundled base's source domain (sam2_nano) and ``evaluation.domains``."""
     domains = []
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
@@ -173,7 +173,7 @@ def evaluate_domain(
             f"{domain.name}: no object can be scored: none is on a frame that counts by evaluation.protocol "
             f"{domain.protocol}"
         )
-    return DomainResult(shard.broadcast(pooled(counted)), results)
+    return DomainResult(shard.broadcast(aggregate(counted)), results)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def with_gate(
         decision = decisions[video.video_id] = decide(video.frames[first_prompted_frame(video)].read())
         videos.append(unchanged if decision.domain is None else changed)
     counted = [scores for video in videos for scores in video.scores.values()]
-    return GatedResult(DomainResult(pooled(counted), videos), decisions, learned)
+    return GatedResult(DomainResult(aggregate(counted), videos), decisions, learned)
 
 
 def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:

@@ -119,7 +119,7 @@ def score_object(
     return ObjectScores(J_T, F_T, dice_T, visible_T)
 
 
-def pooled(objects: Sequence[ObjectScores]) -> dict[str, float]:
+def aggregate(objects: Sequence[ObjectScores]) -> dict[str, float]:
     """The scores of a set of objects.
 
     Returns:

@@ -16,7 +16,7 @@ from ..data.records import RLE, VideoRecord
 from ..tasks.tracking.images import ImageResult, shown_prompts
 from .figures import save_figure
 from .forgetting import GatedResult, VideoResult
-from .metrics import ObjectScores, pooled
+from .metrics import ObjectScores, aggregate
 from .tables import (
     GATE_TITLE,
     IMAGES_TITLE,
@@ -91,7 +91,7 @@ def _video_json(base: VideoResult, adapted: VideoResult) -> dict[str, Any]:
         return {"J": scores.J, "F": scores.F, "frames": len(scores.J_T)}
 
     def of_video(video: VideoResult) -> dict[str, float]:
-        scores = pooled(list(video.scores.values()))
+        scores = aggregate(list(video.scores.values()))
         return {name: scores[name] for name in ("J", "F", "J&F")}
 
     return {

@@ -23,7 +23,7 @@ from ..models.sam2.build import build_model
 from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
 from ..tasks.tracking.images import evaluate_images
 from .card import card_folder, write_card
-from .forgetting import describe, evaluate_domain, kept_domains, target_domain, with_gate
+from .forgetting import describe, evaluate_domain, retention_domains, target_domain, with_gate
 from .report import write_report
 from .tables import (
     GATE_TITLE,
@@ -64,7 +64,7 @@ def evaluate(
     """
     prompt = prompt or config.evaluation.prompt
     learned = [target_domain(config, data, split) for data in config.dataset.sets]
-    domains = [*learned, *kept_domains(config)]
+    domains = [*learned, *retention_domains(config)]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
     gate = saved_gate(models["base"], checkpoint)

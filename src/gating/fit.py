@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.console import progress_bar
 from ..core.device import evaluating
 from ..lora.adapter_io import base_fingerprint
-from ..models.sam2.gate_hooks import describe, to_pixels
+from ..models.sam2.gate_hooks import gate_features, to_pixels
 from .domain_gate import DomainGate
 
 VIEWS = 8  # besides the image as it is
@@ -52,13 +52,13 @@ def fit_gate(
     with evaluating(model):
         for frame in progress_bar(islice(frames, limit), desc=f"domain gate: {name}", unit="image"):
             pixels_3SS = to_pixels(model, frame)
-            views_V3SS = torch.stack([pixels_3SS, *(other_light(pixels_3SS, rng) for _ in range(VIEWS))])
-            features.append(describe(model, views_V3SS.to(device)).cpu())
+            views_V3SS = torch.stack([pixels_3SS, *(photometric_jitter(pixels_3SS, rng) for _ in range(VIEWS))])
+            features.append(gate_features(model, views_V3SS.to(device)).cpu())
     gate.fit(name, torch.stack(features) if features else torch.empty(0, 1 + VIEWS, 1))
     return gate
 
 
-def other_light(pixels_3SS: Tensor, rng: np.random.Generator) -> Tensor:
+def photometric_jitter(pixels_3SS: Tensor, rng: np.random.Generator) -> Tensor:
     """The same image, exposed otherwise: focus, contrast, gamma, gain, veil, white balance, noise; RGB in 0–1."""
     x = pixels_3SS.numpy()
     if rng.random() < 0.5:

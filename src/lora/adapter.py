@@ -85,7 +85,7 @@ class AdapterLayer(LinearStandIn):
         return ", ".join(f"{key}={value}" for key, value in self.settings().items())
 
 
-class GroupedLinear(LinearStandIn):
+class MultiAdapterLinear(LinearStandIn):
     """A Linear layer with several named adapters around it, of which the active one is used.
 
     Each adapter is an :class:`AdapterLayer` of any kind around the same base layer, so with a group active the layer is
@@ -132,13 +132,13 @@ class GroupedLinear(LinearStandIn):
         return f"active={self.active}"
 
 
-def iter_adapted(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | GroupedLinear]]:
+def iter_adapted(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | MultiAdapterLinear]]:
     """The modules that stand in for a Linear layer, under its dotted name: adapters, or layers with groups of them."""
     grouped: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if isinstance(module, AdapterLayer | GroupedLinear) and not name.startswith(grouped):
+        if isinstance(module, AdapterLayer | MultiAdapterLinear) and not name.startswith(grouped):
             yield name, module
-        if isinstance(module, GroupedLinear):
+        if isinstance(module, MultiAdapterLinear):
             grouped += (f"{name}.",)
 
 
@@ -151,7 +151,9 @@ def iter_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
 
 def list_groups(model: nn.Module) -> list[str]:
     """The names of a model's adapter groups; empty where its adapters are in no group."""
-    names = [name for _, module in iter_adapted(model) if isinstance(module, GroupedLinear) for name in module.groups]
+    names = [
+        name for _, module in iter_adapted(model) if isinstance(module, MultiAdapterLinear) for name in module.groups
+    ]
     return list(dict.fromkeys(names))
 
 
@@ -162,7 +164,7 @@ def set_adapters_enabled(model: nn.Module, enabled: bool) -> None:
 
 
 @contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
+def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Run the base model: every adapter is off inside, and as it was before on leaving, whatever happens inside."""
     before = [(adapter, adapter.enabled) for _, adapter in iter_adapters(model)]
     set_adapters_enabled(model, False)

@@ -24,8 +24,8 @@ from ..config.schema import ADAPTER_METHODS, LoraConfig
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
-from .adapter import AdapterLayer, GroupedLinear, iter_adapted, iter_adapters, list_groups
-from .expert_groups import ExpertGroup, activate, add_group, check_name
+from .adapter import AdapterLayer, MultiAdapterLinear, iter_adapted, iter_adapters, list_groups
+from .expert_groups import ExpertGroup, add_adapter, check_name, set_adapter
 from .injection import apply_method, freeze_base, new_adapter, remove_adapters, replace_module
 from .lora_layer import LoRALinear
 
@@ -197,7 +197,7 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
 
     A model without adapters gets those that the folder's configuration describes, with the base frozen; a model with
     adapters must have the same ones. Merged adapters are unmerged. On an error the model is as it was. Of expert groups
-    put into a model, a single one is active; of several none, until :func:`~src.lora.expert_groups.activate` says so.
+    put into a model, a single one is active; of several none, until :func:`~src.lora.expert_groups.set_adapter` says so.
 
     Args:
         model: with its base weights loaded.
@@ -215,7 +215,7 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         if injected:
-            _put_in(model, config.lora)
+            _inject(model, config.lora)
         if mistakes := _setting_mistakes(model, config.lora) + key_mistakes(adapter_state_dict(model), weights):
             raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
     except UserError:
@@ -241,16 +241,16 @@ def check_base(folder: str | Path, config: AdapterConfig, found: str) -> None:
         )
 
 
-def _put_in(model: nn.Module, lora: Configs) -> None:
+def _inject(model: nn.Module, lora: Configs) -> None:
     """Untrained adapters as the configuration says, or groups of them, into a model without any."""
     if isinstance(lora, LoraConfig):
         apply_method(model, lora)
         return
     for name, config in lora.items():
-        add_group(model, name, config)
+        add_adapter(model, name, config)
     freeze_base(model)
     if len(lora) > 1:
-        activate(model, None)
+        set_adapter(model, None)
 
 
 def groups_of(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
@@ -376,7 +376,7 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
     mistakes = [f"the model has no group '{group}'" for group in configs if group is not None and group not in present]
     for name, adapted in iter_adapted(model):
         adapters: Mapping[Any, AdapterLayer]
-        adapters = adapted.adapters if isinstance(adapted, GroupedLinear) else {None: adapted}
+        adapters = adapted.adapters if isinstance(adapted, MultiAdapterLinear) else {None: adapted}
         for group, adapter in adapters.items():
             if group not in configs:
                 mistakes.append(f"{name}: the model has {f'group {group!r}' if group else 'adapters without a group'}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .adapter import AdapterLayer, adapters_disabled
+from .adapter import AdapterLayer, disable_adapters
 from .lora_layer import LoRALinear
 from .moe_layer import MoELoRALinear
 
@@ -37,7 +37,7 @@ def data_driven_init(
 
     Args:
         model: that the adapters are in.
-        adapters: as :func:`~src.lora.injection.apply_method` or :func:`~src.lora.expert_groups.add_group` returned
+        adapters: as :func:`~src.lora.injection.apply_method` or :func:`~src.lora.expert_groups.add_adapter` returned
             them.
         run: runs the model on some batches of the new data; all adapters are off and no graph is kept meanwhile.
         samples: tokens kept of each layer, drawn from all that it sees.
@@ -78,7 +78,7 @@ def _collect_inputs(
         for layer, adapter in adapters.items()
     ]
     try:
-        with adapters_disabled(model), torch.no_grad():
+        with disable_adapters(model), torch.no_grad():
             run()
     finally:
         for hook in hooks:

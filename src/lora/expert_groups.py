@@ -1,7 +1,7 @@
 """Expert groups: a model learns one domain after another, each with adapters of its own, and one of them is in use.
 
 A group is a named set of adapters, one for each layer that its config's target_modules select, of method mope (experts
-and their gate) or lora. Routing has two steps: first a group is made active (:func:`activate`), then its gate chooses
+and their gate) or lora. Routing has two steps: first a group is made active (:func:`set_adapter`), then its gate chooses
 among its own experts. So a group's output depends on no other group: learning, adding or removing others leaves it as
 it was, bit for bit. With no group active the model is the base, at the base's speed.
 
@@ -25,19 +25,19 @@ from torch import Tensor, nn
 
 from ..config.schema import LoraConfig
 from ..core.errors import UserError
-from .adapter import ActiveGroup, AdapterLayer, GroupedLinear, iter_adapted, list_groups
+from .adapter import ActiveGroup, AdapterLayer, MultiAdapterLinear, iter_adapted, list_groups
 from .injection import new_adapters, replace_module
 
-UNNAMED = "default"  # what adapters without a group are called where they need a name
+DEFAULT_ADAPTER = "default"  # what adapters without a group are called where they need a name
 
 
-def add_group(model: nn.Module, name: str, config: LoraConfig) -> dict[str, AdapterLayer]:
+def add_adapter(model: nn.Module, name: str, config: LoraConfig) -> dict[str, AdapterLayer]:
     """Add a group of untrained adapters, which becomes active and all that trains; other groups stay as they are.
 
     The model computes what the base computes until the group is trained.
 
     Args:
-        model: without adapters, or with groups; adapters without a name get one by :func:`name_adapters` first.
+        model: without adapters, or with groups; adapters without a name get one by :func:`adopt_unnamed` first.
         name: letters, digits, ``-`` and ``_``.
         config: of method mope or lora; groups may differ in everything, target_modules included.
 
@@ -51,12 +51,12 @@ def add_group(model: nn.Module, name: str, config: LoraConfig) -> dict[str, Adap
     _check_new_name(model, name)
     adapters = new_adapters(model, config)
     attach(model, name, adapters)
-    activate(model, name)
+    set_adapter(model, name)
     freeze_groups_except(model, name)
     return adapters
 
 
-def name_adapters(model: nn.Module, name: str) -> None:
+def adopt_unnamed(model: nn.Module, name: str) -> None:
     """Make the adapters of a model without groups its first group, which is active; nothing else changes.
 
     Raises:
@@ -70,10 +70,10 @@ def name_adapters(model: nn.Module, name: str) -> None:
     for layer, adapter in adapters.items():
         replace_module(model, layer, adapter.base_layer)
     attach(model, name, adapters)
-    activate(model, name)
+    set_adapter(model, name)
 
 
-def remove_group(model: nn.Module, name: str) -> None:
+def delete_adapter(model: nn.Module, name: str) -> None:
     """Take a group out of the model; where it was active the base is. Layers without another group are plain again.
 
     Raises:
@@ -87,12 +87,12 @@ def remove_group(model: nn.Module, name: str) -> None:
             replace_module(model, layer, grouped.base_layer)
     active = active_group(model)
     if isinstance(active, tuple):
-        activate(model, [None if group == name else group for group in active])
+        set_adapter(model, [None if group == name else group for group in active])
     elif active == name:
-        activate(model, None)
+        set_adapter(model, None)
 
 
-def activate(model: nn.Module, active: str | Sequence[str | None] | None) -> None:
+def set_adapter(model: nn.Module, active: str | Sequence[str | None] | None) -> None:
     """Choose the group to use.
 
     Args:
@@ -111,18 +111,18 @@ def activate(model: nn.Module, active: str | Sequence[str | None] | None) -> Non
 
 
 @contextmanager
-def activated(model: nn.Module, active: str | Sequence[str | None] | None) -> Iterator[None]:
-    """:func:`activate` inside the scope; as before on leaving it, whatever happens inside."""
+def use_adapter(model: nn.Module, active: str | Sequence[str | None] | None) -> Iterator[None]:
+    """:func:`set_adapter` inside the scope; as before on leaving it, whatever happens inside."""
     before = active_group(model)
-    activate(model, active)
+    set_adapter(model, active)
     try:
         yield
     finally:
-        activate(model, before)
+        set_adapter(model, before)
 
 
 def active_group(model: nn.Module) -> ActiveGroup:
-    """What :func:`activate` was last given; None for a model without groups."""
+    """What :func:`set_adapter` was last given; None for a model without groups."""
     return next((grouped.active for _, grouped in _grouped(model)), None)
 
 
@@ -190,7 +190,7 @@ def prune_experts(
         for parameter in adapter.adapter_parameters():
             parameter.requires_grad_(next(before[layer].adapter_parameters()).requires_grad)
     attach(model, name, adapters)
-    activate(model, active)
+    set_adapter(model, active)
     return group.config
 
 
@@ -210,7 +210,7 @@ def experts_pruned(
     finally:
         active = active_group(model)
         attach(model, name, before)
-        activate(model, active)
+        set_adapter(model, active)
 
 
 def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = None) -> ExpertGroup:
@@ -307,9 +307,9 @@ def check_name(name: str) -> None:
         raise UserError(f"'{name}' cannot name an expert group: torch uses it itself; choose another name")
 
 
-def _grouped(model: nn.Module) -> Iterator[tuple[str, GroupedLinear]]:
+def _grouped(model: nn.Module) -> Iterator[tuple[str, MultiAdapterLinear]]:
     for layer, adapted in iter_adapted(model):
-        if isinstance(adapted, GroupedLinear):
+        if isinstance(adapted, MultiAdapterLinear):
             yield layer, adapted
 
 
@@ -318,7 +318,7 @@ def attach(model: nn.Module, name: str, adapters: dict[str, AdapterLayer]) -> No
     grouped = dict(_grouped(model))
     for layer, adapter in adapters.items():
         if layer not in grouped:
-            grouped[layer] = GroupedLinear(adapter.base_layer).train(adapter.training)
+            grouped[layer] = MultiAdapterLinear(adapter.base_layer).train(adapter.training)
             replace_module(model, layer, grouped[layer])
         grouped[layer].groups[name] = adapter
 

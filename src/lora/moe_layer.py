@@ -44,7 +44,7 @@ class LinearWithExperts(torch.autograd.Function):
         gate_weight: Tensor | None,
         gate_bias: Tensor | None,
         ranks_EX: Tensor,
-        choose: Choice,
+        select_experts: Choice,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
         Args:
@@ -66,12 +66,12 @@ class LinearWithExperts(torch.autograd.Function):
         # Older versions of torch return a view here, which forbids what SAM 2 does: it changes keys in place.
         if not torch.compiler.is_compiling() and out._is_view():
             out = torch.ops.aten._unsafe_view(out, out.shape)
-        x_ND, logits_EN, chosen_EN = _tokens(x), None, None
+        x_ND, logits_EN, selected_EN = _tokens(x), None, None
         ctx.gate_decides = gate_weight is not None
         if gate_weight is not None:
             logits_EN = _gate_logits(gate_weight, gate_bias, x_ND)
-            gates_EN, chosen_EN = choose(logits_EN)
-            ctx.mark_non_differentiable(chosen_EN)
+            gates_EN, selected_EN = select_experts(logits_EN)
+            ctx.mark_non_differentiable(selected_EN)
         assert gates_EN is not None
         A_XD, B_XO = A_ERD.flatten(0, 1), (scale * B_EOR).transpose(1, 2).flatten(0, 1)
         z_ND = match_dtype(x_ND if z is None else _tokens(z), A_XD)
@@ -82,7 +82,7 @@ class LinearWithExperts(torch.autograd.Function):
         ctx.save_for_backward(x, z, weight, A_XD, B_XO, gate_weight, gates_EN, gated_NX, ranks_EX)
         ctx.scale, ctx.experts = scale, len(A_ERD)
         ctx.set_materialize_grads(False)
-        return out, logits_EN, chosen_EN
+        return out, logits_EN, selected_EN
 
     @staticmethod
     @once_differentiable
@@ -239,12 +239,18 @@ class MoELoRALinear(AdapterLayer):
             return self._infer(x)
         experts, ranks_EX = (self.lora_A, self.lora_B, self.scale), self.ranks_of_expert_EX
         if z is None and gate.decides_on(x, self.lora_A.dtype):
-            own = None, gate.weight, gate.bias, ranks_EX, gate.choose
+            own = None, gate.weight, gate.bias, ranks_EX, gate.select_experts
             out, *decision = LinearWithExperts.apply(x, z, *base, *experts, *own)
             gate.record(*decision)
             return out
         gates, _ = gate(x)
-        given = _tokens(gates.expand(*x.shape[:-1], -1)).T, None, None, ranks_EX[: self.num_experts], gate.choose
+        given = (
+            _tokens(gates.expand(*x.shape[:-1], -1)).T,
+            None,
+            None,
+            ranks_EX[: self.num_experts],
+            gate.select_experts,
+        )
         return LinearWithExperts.apply(x, z, *base, *experts, *given)[0]
 
     def _only_output_is_asked(self) -> bool:
@@ -254,7 +260,7 @@ class MoELoRALinear(AdapterLayer):
     def _infer(self, x: Tensor) -> Tensor:
         """The output alone, where it is found by fewer and smaller steps."""
         out, x_ND, gate = self.base_layer(x).contiguous(), _tokens(x), self.gate
-        gates_EN, _ = gate.choose(_gate_logits(gate.weight, gate.bias, x_ND))
+        gates_EN, _ = gate.select_experts(_gate_logits(gate.weight, gate.bias, x_ND))
         gated_NX = x_ND @ self.lora_A.flatten(0, 1).T
         gated_NX *= gates_EN.T @ self.ranks_of_expert_EX
         _tokens(out).addmm_(gated_NX, self.lora_B.transpose(1, 2).flatten(0, 1), alpha=self.scale)

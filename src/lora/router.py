@@ -137,8 +137,8 @@ class TopKGatingNetwork(nn.Module):
             logits_EN = self.weight.to(dtype) @ x.reshape(-1, x.shape[-1]).T
             if self.bias is not None:
                 logits_EN = logits_EN + self.bias.to(dtype).unsqueeze(1)
-            gates_EN, chosen_EN = self.choose(logits_EN)
-        self.record(logits_EN, chosen_EN)
+            gates_EN, selected_EN = self.select_experts(logits_EN)
+        self.record(logits_EN, selected_EN)
         shape = (*x.shape[:-1], len(logits_EN))
         return gates_EN.T.reshape(shape)[..., : self.num_experts], logits_EN.T.reshape(shape)
 
@@ -149,7 +149,7 @@ class TopKGatingNetwork(nn.Module):
         same = x.dtype == self.weight.dtype == wide == dtype
         return plain and same and not torch.is_autocast_enabled(x.device.type)
 
-    def choose(self, logits_EN: Tensor) -> tuple[Tensor, Tensor]:
+    def select_experts(self, logits_EN: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (E*, N) → gates (E*, N), zero where not chosen, and which are chosen, bool (E*, N).
 
         Experts come before tokens, so that what is done for each token runs along memory.
@@ -158,8 +158,8 @@ class TopKGatingNetwork(nn.Module):
         if self.training and self.noise > 0:
             weighed_EN = logits_EN + self.noise * torch.randn_like(logits_EN)
         scores_EN = weighed_EN if self.balance_bias is None else weighed_EN + self.balance_bias.unsqueeze(1)
-        chosen_EN = _largest(scores_EN.detach(), self.top_k)
-        return torch.where(chosen_EN, weighed_EN, -math.inf).softmax(dim=0), chosen_EN
+        selected_EN = _largest(scores_EN.detach(), self.top_k)
+        return torch.where(selected_EN, weighed_EN, -math.inf).softmax(dim=0), selected_EN
 
     @contextmanager
     def on_rows(self, rows: Tensor) -> Iterator[None]:
@@ -182,12 +182,12 @@ class TopKGatingNetwork(nn.Module):
             raise ValueError(f"level video: an input of batch size {len(x)} came with {found} (see watch_memory)")
         return self.context.reshape(len(x), *[1] * (x.ndim - 2), -1)
 
-    def record(self, logits_EN: Tensor, chosen_EN: Tensor) -> None:
+    def record(self, logits_EN: Tensor, selected_EN: Tensor) -> None:
         """Hand a decision for N tokens, (E*, N) both, to the scopes of :func:`record_routing` that are open."""
         # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
         if not self.recorders or torch._C._current_graph_task_id() != -1:
             return
-        call = GateCall(logits_EN.T, chosen_EN.T, self.num_experts, self.top_k)
+        call = GateCall(logits_EN.T, selected_EN.T, self.num_experts, self.top_k)
         for calls in self.recorders:
             calls.append(call)
 
@@ -217,8 +217,8 @@ class RoutingRecord:
             if sum(len(call.logits_NE) for call in calls):
                 # put together experts first, as gates make them
                 logits_EN = torch.cat([call.logits_NE.T for call in calls], dim=1)
-                chosen_EN = torch.cat([call.chosen_NE.T for call in calls], dim=1)
-                joined[name] = GateCall(logits_EN.T, chosen_EN.T, calls[0].num_experts, calls[0].top_k)
+                selected_EN = torch.cat([call.chosen_NE.T for call in calls], dim=1)
+                joined[name] = GateCall(logits_EN.T, selected_EN.T, calls[0].num_experts, calls[0].top_k)
         return joined
 
     def choices(self) -> dict[str, Tensor]:
@@ -365,14 +365,14 @@ def _largest(scores_EN: Tensor, count: int) -> Tensor:
         rest_EN = scores_EN
         for _ in range(count - 1):
             rest_EN = torch.where(rest_EN < rest_EN.amax(dim=0, keepdim=True), rest_EN, -math.inf)
-        chosen_EN = scores_EN >= rest_EN.amax(dim=0, keepdim=True)
-        if int(chosen_EN.count_nonzero()) == count * scores_EN.shape[1]:
-            return chosen_EN
-    chosen_EN = torch.zeros_like(scores_EN, dtype=torch.bool)
+        selected_EN = scores_EN >= rest_EN.amax(dim=0, keepdim=True)
+        if int(selected_EN.count_nonzero()) == count * scores_EN.shape[1]:
+            return selected_EN
+    selected_EN = torch.zeros_like(scores_EN, dtype=torch.bool)
     for _ in range(count):
-        rest_EN = scores_EN.masked_fill(chosen_EN, -math.inf)
-        chosen_EN = chosen_EN.scatter(0, rest_EN.max(dim=0, keepdim=True).indices, True)
-    return chosen_EN
+        rest_EN = scores_EN.masked_fill(selected_EN, -math.inf)
+        selected_EN = selected_EN.scatter(0, rest_EN.max(dim=0, keepdim=True).indices, True)
+    return selected_EN
 
 
 def _gates(model: nn.Module) -> dict[str, TopKGatingNetwork]:

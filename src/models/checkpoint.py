@@ -16,7 +16,7 @@ from ..core.files import write_atomically
 from ..core.torch_files import read_pt, save_pt
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
-from ..lora.expert_groups import add_group
+from ..lora.expert_groups import add_adapter
 from ..lora.injection import DECODER, apply_method
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
@@ -92,7 +92,7 @@ def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]
     return adapter_state_dict(model)
 
 
-def put_adapters_in(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraConfig]) -> dict[str, AdapterLayer]:
+def inject_adapters(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraConfig]) -> dict[str, AdapterLayer]:
     """Make a base model what a run trains, weights aside; returns the adapters that train, by dotted name.
 
     Args:
@@ -101,11 +101,11 @@ def put_adapters_in(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraCo
         groups: where it trains an expert group, all groups, that one last.
 
     Raises:
-        UserError: as :func:`~src.lora.injection.apply_method` and :func:`~src.lora.expert_groups.add_group`.
+        UserError: as :func:`~src.lora.injection.apply_method` and :func:`~src.lora.expert_groups.add_adapter`.
     """
     if not groups:
         return apply_method(model, lora)
-    return [add_group(model, name, config) for name, config in groups.items()][-1]
+    return [add_adapter(model, name, config) for name, config in groups.items()][-1]
 
 
 def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = None) -> Configs:
@@ -128,7 +128,7 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
         return load_adapter(model, path).lora
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, path, base_fingerprint(model), lora or checkpoint.config.lora)
-    put_adapters_in(model, checkpoint.config.lora, checkpoint.groups)
+    inject_adapters(model, checkpoint.config.lora, checkpoint.groups)
     load_weights(model, checkpoint, path)
     return checkpoint.groups or checkpoint.config.lora
 

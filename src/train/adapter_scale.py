@@ -17,17 +17,17 @@ from ..lora.adapter import iter_adapters
 
 
 @torch.no_grad()
-def weaken(model: nn.Module, share: float) -> None:
+def scale_adapters(model: nn.Module, share: float) -> None:
     """Multiply what the adapters that train add to their layers by ``share``."""
     for parameter in _outputs(model):
         parameter.mul_(share)
 
 
 @contextmanager
-def weakened(model: nn.Module, share: float) -> Iterator[None]:
-    """Inside, adapters are as after :func:`weaken`; then they are what they were, bit for bit."""
+def scaled_adapters(model: nn.Module, share: float) -> Iterator[None]:
+    """Inside, adapters are as after :func:`scale_adapters`; then they are what they were, bit for bit."""
     before = [(parameter, parameter.detach().clone()) for parameter in _outputs(model)]
-    weaken(model, share)
+    scale_adapters(model, share)
     try:
         yield
     finally:

@@ -17,16 +17,16 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import load_adapter
 from ..lora.data_init import data_driven_init
-from ..lora.expert_groups import UNNAMED, add_group, name_adapters
+from ..lora.expert_groups import DEFAULT_ADAPTER, add_adapter, adopt_unnamed
 from ..lora.injection import apply_method
-from ..models.checkpoint import Checkpoint, check_fits, load_weights, put_adapters_in, read_checkpoint
+from ..models.checkpoint import Checkpoint, check_fits, inject_adapters, load_weights, read_checkpoint
 from ..models.sam2.train_forward import track_clips
 
 INIT_CLIPS = 16  # of the new domain, that new adapters look at before they begin
 
 
 @dataclass(frozen=True)
-class Beginning:
+class AdapterSetup:
     """What :func:`begin` made of a base model.
 
     Attributes:
@@ -38,7 +38,9 @@ class Beginning:
     groups: dict[str, LoraConfig]
 
 
-def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoint | None = None) -> Beginning:
+def setup_adapters(
+    model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoint | None = None
+) -> AdapterSetup:
     """Put what a run trains into a base model, with the weights that the run begins with.
 
     Args:
@@ -55,17 +57,17 @@ def begin(model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoin
     _refuse_inside(config, "start_from", training.start_from)
     if resumed is not None:
         groups = resumed.groups
-        adapters = put_adapters_in(model, config.lora, groups)
+        adapters = inject_adapters(model, config.lora, groups)
     elif training.extend is not None:
         groups = _earlier_groups(model, training.extend, fingerprint)
         name = config.dataset.name
-        adapters = add_group(model, name, config.lora)
+        adapters = add_adapter(model, name, config.lora)
         groups[name] = config.lora
     else:
         groups, adapters = {}, apply_method(model, config.lora)
     if training.start_from is not None:
         _load_start(model, training.start_from, config.lora, fingerprint)
-    return Beginning(adapters, groups)
+    return AdapterSetup(adapters, groups)
 
 
 def _refuse_inside(config: Config, key: str, path: str | None) -> None:
@@ -93,13 +95,13 @@ def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str
     if not isinstance(config, LoraConfig):
         return dict(config)
     gate = DomainGate.beside(folder, fingerprint)
-    known = [UNNAMED] if gate is None else list(gate.domains)
+    known = [DEFAULT_ADAPTER] if gate is None else list(gate.domains)
     if len(known) > 1:
         raise UserError(
             f"{folder}: these adapters learned {', '.join(known)} together, so they are no group of one domain; "
             "train one domain at a time to extend"
         )
-    name_adapters(model, known[0])
+    adopt_unnamed(model, known[0])
     return {known[0]: config}
 
 

@@ -40,7 +40,7 @@ COMPARED = (
 """Keys of the config that are columns of the hparams view."""
 
 
-class Board:
+class TensorBoardLogger:
     """The TensorBoard events of a run, in a folder of its own, so that runs are one line each.
 
     Args:
@@ -101,7 +101,7 @@ class Board:
             (0, 1 / top_k), row_title="layer", column_title="expert",
         )  # fmt: skip
         self._writer.add_figure("router/use", figure, step)
-        self._writer.add_scalar("router/evenness", evenness(values_LE[:, :experts]), step)
+        self._writer.add_scalar("router/evenness", load_balance(values_LE[:, :experts]), step)
         if values_LE.shape[1] > experts:
             self._writer.add_scalar("router/null_share", float(values_LE[:, experts].mean()), step)
 
@@ -119,7 +119,7 @@ def write_results(folder: Path, step: int, config: Config, comparisons: Sequence
     They stand one step after the last, so that they give way to those of the run when it goes on.
 
     Args:
-        folder: the run's, as of :class:`Board`.
+        folder: the run's, as of :class:`TensorBoardLogger`.
         step: the run's last.
         config: the run.
         comparisons: base and adapted model, domain by domain.
@@ -210,7 +210,7 @@ def _lines(*tags: str) -> list[Any]:
     return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
 
 
-def evenness(use_LE: np.ndarray) -> float:
+def load_balance(use_LE: np.ndarray) -> float:
     """How evenly experts are used, mean over layers: the entropy of their use (L, E) over its most, ln E; NaN for one.
 
     1: all alike; 0: one expert has every choice.

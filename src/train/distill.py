@@ -24,7 +24,7 @@ from ..data.clips.dataset import Clip, ClipBatch, draw_unlabelled
 from ..data.records import RLE, DataSet
 from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
 from ..data.unlabelled import open_unlabelled
-from ..lora.adapter import adapters_disabled, iter_adapters
+from ..lora.adapter import disable_adapters, iter_adapters
 from ..models.sam2.build import image_size_of
 from ..models.sam2.predictors import image_predictor
 from ..models.sam2.train_forward import (
@@ -39,15 +39,17 @@ from ..models.sam2.train_forward import (
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
 CLICKS = 24  # clicks in the search for things on a first frame
-SAME_THING = 0.7  # IoU from which two masks are the same thing
-SURE = 10.0  # logits beyond ± this differ in nothing that counts
+NMS_IOU = 0.7  # IoU from which two masks are the same thing
+LOGIT_CLAMP = 10.0  # logits beyond ± this differ in nothing that counts
 
 
-ROOM = 2**30  # bytes for what is kept of all general clips; where it would be more, it is made anew for every step
+CACHE_BYTES = (
+    2**30
+)  # bytes for what is kept of all general clips; where it would be more, it is made anew for every step
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class TeacherTarget:
     """What is kept of a general clip: the things found on its first frame, and what the teacher said of them.
 
     ``features``: what a frozen encoder makes of its frames; ``frames_THWC``: those, where no features are kept. Either
@@ -60,7 +62,7 @@ class _Lesson:
     frames_THWC: np.ndarray | None
 
 
-class Distiller:
+class Distillation:
     """Draws general clips, asks the teacher once about each, and says how far the student has moved from it.
 
     The teacher is the model with its adapters off; of a model without adapters it is a copy, made here.
@@ -83,9 +85,9 @@ class Distiller:
         self.clip, self.size = clip, size
         self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
         self.frozen = has_frozen_encoder(model)
-        self.lessons: dict[int, _Lesson] = {}
+        self.lessons: dict[int, TeacherTarget] = {}
 
-    def teaches(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether this step is one of those that are taught."""
         return step % self.config.every == 0
 
@@ -124,7 +126,7 @@ class Distiller:
         return {"total": weight * total, **{name: value.detach() for name, value in parts.items()}}
 
     @torch.no_grad()
-    def _lesson(self, index: int) -> _Lesson:
+    def _lesson(self, index: int) -> TeacherTarget:
         """Clip number ``index`` with the teacher's word on it, which is found out once and kept from then on.
 
         What comes back has features, if the encoder is frozen, or else frames.
@@ -137,15 +139,15 @@ class Distiller:
         features = encode_frames(self.model, torch.from_numpy(frames_THWC)) if self.frozen else None
         if lesson is None:
             things, taught = self._ask(index, frames_THWC, features)
-            lesson = _Lesson(things, taught, None, None)
+            lesson = TeacherTarget(things, taught, None, None)
             self.lessons[index] = lesson
         of_clip = frames_THWC.nbytes if features is None else sum(level.nbytes for level in features)
         whole = replace(lesson, features=features, frames_THWC=frames_THWC if features is None else None)
-        if self.config.clips * of_clip <= ROOM:
+        if self.config.clips * of_clip <= CACHE_BYTES:
             self.lessons[index] = replace(whole, features=None if features is None else [x.cpu() for x in features])
         return whole
 
-    def _clip(self, index: int, lesson: _Lesson) -> Clip:
+    def _clip(self, index: int, lesson: TeacherTarget) -> Clip:
         """The clip to track; without pixels, where features are known."""
         masks_OHW = np.stack([thing.decode() for thing in lesson.things])
         frames_THWC = lesson.frames_THWC
@@ -157,7 +159,7 @@ class Distiller:
         """The things on a clip's first frame, and what the teacher says of them."""
         with self._teacher() as teacher:
             clicks = np.random.default_rng((self.seed, index, 3))
-            batch = things_on(teacher, _name(index), frames_THWC, self.config.objects, clicks)
+            batch = pseudo_labels(teacher, _name(index), frames_THWC, self.config.objects, clicks)
             prompt, keep = PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0
             taught = track_clips(teacher, batch, prompt, keep, features)
         return [RLE.encode(mask_HW) for mask_HW in batch.masks_TOHW[0].numpy()], _stored(taught)
@@ -167,7 +169,7 @@ class Distiller:
         if self.copy is not None:
             yield self.copy.to(next(self.model.parameters()).device).eval()
         else:
-            with adapters_disabled(self.model):
+            with disable_adapters(self.model):
                 yield self.model
 
 
@@ -198,14 +200,17 @@ def difference(said: Tracked, taught: Tracked) -> dict[str, Tensor]:
         over objects and summed over frames.
     """
     objects = said.scores_TO.shape[1]
-    student_TOhw, teacher_TOhw = said.logits_TOhw.clamp(-SURE, SURE), taught.logits_TOhw.clamp(-SURE, SURE)
+    student_TOhw, teacher_TOhw = (
+        said.logits_TOhw.clamp(-LOGIT_CLAMP, LOGIT_CLAMP),
+        taught.logits_TOhw.clamp(-LOGIT_CLAMP, LOGIT_CLAMP),
+    )
     p, q = student_TOhw.sigmoid(), teacher_TOhw.sigmoid()
     overlap_TO = 2 * (p * q).sum((-2, -1)) + 1
     areas_TO = (p * p).sum((-2, -1)) + (q * q).sum((-2, -1)) + 1
     parts = {
         "mask": _relative_entropy(student_TOhw, teacher_TOhw).mean((-2, -1)).sum() / objects,
         "dice": (1 - overlap_TO / areas_TO).sum() / objects,
-        "score": _relative_entropy(said.scores_TO, taught.scores_TO.clamp(-SURE, SURE)).sum() / objects,
+        "score": _relative_entropy(said.scores_TO, taught.scores_TO.clamp(-LOGIT_CLAMP, LOGIT_CLAMP)).sum() / objects,
     }
     if said.features_TNOC is not None and taught.features_TNOC is not None:
         error_TO = (said.features_TNOC - taught.features_TNOC).square().mean((1, 3))
@@ -220,7 +225,7 @@ def _relative_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return cross - F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
 
 
-def find_things(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def propose_masks(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Things on a picture, by the model's own judgement: the masks of random clicks that it trusts most.
 
     Args:
@@ -248,15 +253,15 @@ def find_things(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng: 
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.count_nonzero(a & b) > SAME_THING * np.count_nonzero(a | b))
+    return bool(np.count_nonzero(a & b) > NMS_IOU * np.count_nonzero(a | b))
 
 
 @torch.no_grad()
-def things_on(
+def pseudo_labels(
     model: TrainableSAM2, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
 ) -> ClipBatch:  # fmt: skip
-    """A clip without labels as a batch to track: the masks of its first frame are :func:`find_things`."""
-    return ClipBatch.collate([_clip(name, frames_THWC, find_things(model, frames_THWC[0], count, rng))])
+    """A clip without labels as a batch to track: the masks of its first frame are :func:`propose_masks`."""
+    return ClipBatch.collate([_clip(name, frames_THWC, propose_masks(model, frames_THWC[0], count, rng))])
 
 
 def _name(index: int) -> str:
@@ -275,8 +280,8 @@ def _stored(tracked: Tracked) -> Tracked:
     features = tracked.features_TNOC
     return replace(
         tracked,
-        logits_TOhw=tracked.logits_TOhw.clamp(-SURE, SURE).half().cpu(),
-        scores_TO=tracked.scores_TO.clamp(-SURE, SURE).cpu(),
+        logits_TOhw=tracked.logits_TOhw.clamp(-LOGIT_CLAMP, LOGIT_CLAMP).half().cpu(),
+        scores_TO=tracked.scores_TO.clamp(-LOGIT_CLAMP, LOGIT_CLAMP).cpu(),
         features_TNOC=None if features is None else features.half().cpu(),
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config.schema import Config
 from ..core.files import remove_leftovers, write_atomically
 from ..data.checks.validate import state_of_files
-from ..data.clips.dataset import Address, ClipBatch, ClipDataset
+from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey
 from ..data.formats.registry import place_of
 from ..models.sam2.build import image_size_of
 from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
@@ -41,11 +41,11 @@ class Store(Protocol):
     size: int
     """Bytes kept."""
 
-    def __contains__(self, address: Address) -> bool: ...
+    def __contains__(self, address: SampleKey) -> bool: ...
 
-    def get(self, address: Address) -> Features | None: ...
+    def get(self, address: SampleKey) -> Features | None: ...
 
-    def put(self, address: Address, features: Features) -> None: ...
+    def put(self, address: SampleKey, features: Features) -> None: ...
 
 
 class MemoryStore:
@@ -53,15 +53,15 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.size = 0
-        self._kept: dict[Address, Features] = {}
+        self._kept: dict[SampleKey, Features] = {}
 
-    def __contains__(self, address: Address) -> bool:
+    def __contains__(self, address: SampleKey) -> bool:
         return address in self._kept
 
-    def get(self, address: Address) -> Features | None:
+    def get(self, address: SampleKey) -> Features | None:
         return self._kept.get(address)
 
-    def put(self, address: Address, features: Features) -> None:
+    def put(self, address: SampleKey, features: Features) -> None:
         self._kept[address] = [level.cpu() for level in features]
         self.size += size_of(features)
 
@@ -79,14 +79,14 @@ class DiskStore:
         remove_leftovers(folder)
         self.size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
-    def _path(self, address: Address) -> Path:
+    def _path(self, address: SampleKey) -> Path:
         epoch, index = address
         return self.folder / f"{epoch}_{index}.safetensors"
 
-    def __contains__(self, address: Address) -> bool:
+    def __contains__(self, address: SampleKey) -> bool:
         return self._path(address).exists()
 
-    def get(self, address: Address) -> Features | None:
+    def get(self, address: SampleKey) -> Features | None:
         path = self._path(address)
         try:
             levels = load_file(path)
@@ -97,7 +97,7 @@ class DiskStore:
             self.say(f"warning: {path}: damaged, so these features are computed again: {error}")
             return None
 
-    def put(self, address: Address, features: Features) -> None:
+    def put(self, address: SampleKey, features: Features) -> None:
         levels = {str(number): level.cpu().contiguous() for number, level in enumerate(features)}
         write_atomically(self._path(address), partial(save_file, levels))
         self.size += size_of(features)
@@ -123,7 +123,7 @@ class ClipEncoder:
         self.draws = clips.count_draws(views)
         self.told = False
 
-    def is_known(self, epoch: int, index: int) -> bool:
+    def is_cached(self, epoch: int, index: int) -> bool:
         """Whether the features of a clip of the data set are kept."""
         return self.store is not None and self.clips.address(epoch, index) in self.store
 
@@ -139,14 +139,14 @@ class ClipEncoder:
     def _of_clip(self, batch: ClipBatch, number: int) -> list[Tensor]:
         if self.store is None:
             return encode_frames(self.model, batch.frames_BTHWC[number])
-        address = batch.addresses[number]
+        address = batch.keys[number]
         found = self.store.get(address)
         if found is None:
             found = encode_frames(self.model, self.clips.with_pixels(batch).frames_BTHWC[number])
             self._keep(self.store, address, found)
         return found
 
-    def _keep(self, store: Store, address: Address, features: Features) -> None:
+    def _keep(self, store: Store, address: SampleKey, features: Features) -> None:
         size = size_of(features)
         if not self.told and size * self.draws > self.budget:
             self.told = True

@@ -20,7 +20,7 @@ from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
-from ..data.summary import Look, find_splits, look_at
+from ..data.summary import DatasetSummary, find_splits, summarize
 from ..models.sam2.build import MODEL_ZOO, STRIDE
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def write_suggestion(folder: Path, output: Path) -> None:
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
         raise UserError(f"{there} exists already; name another file with --output, or delete it")
-    looks = {split: look_at(chosen.named) for split, chosen in splits.items()}
+    looks = {split: summarize(chosen.named) for split, chosen in splits.items()}
     machine = this_machine()
     model, why_model = choose_base(machine)
     shipped = load_config(_shipped_yaml(model))
@@ -111,7 +111,7 @@ def _complete(found: dict[Split, DomainConfig], output: Path) -> dict[Split, Cho
     if "train" in found and "valid" in found:
         return {split: ChosenSplit(place, f"the {split} split") for split, place in found.items()}
     if "train" not in found and len(found) == 2:
-        largest, other = sorted(found, key=lambda split: -look_at(found[split]).count)
+        largest, other = sorted(found, key=lambda split: -summarize(found[split]).count)
         return {
             "train": ChosenSplit(found[largest], f"there is no training split: of the others {largest} is the larger"),
             "valid": ChosenSplit(found[other], f"the {other} split"),
@@ -125,7 +125,7 @@ def _complete(found: dict[Split, DomainConfig], output: Path) -> dict[Split, Cho
 
 def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
     """A validation split out of a data set: the last in its order, so that neighbours stay together."""
-    names = tuple(look_at(place, sampled=None).names)
+    names = tuple(summarize(place, sampled=None).names)
     if len(names) < 2:
         warning = "there is one video only: it is trained on and validated on, so scores say nothing of other videos"
         return {"train": ChosenSplit(place, "all there is"), "valid": ChosenSplit(place, warning)}
@@ -166,7 +166,7 @@ def _shipped_yaml(model: ModelName) -> Path:
     return ROOT / "src/configs" / ("mope.yaml" if model == "sam2_nano" else f"{model}_mope.yaml")
 
 
-def _model_settings(shipped: Config, machine: Machine, train: Look, why: str) -> Iterator[Setting]:
+def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, why: str) -> Iterator[Setting]:
     model = shipped.model
     yield Setting("model.name", model.name, why)
     yield Setting("model.checkpoint", model.checkpoint, "its weights")
@@ -186,7 +186,9 @@ def _model_settings(shipped: Config, machine: Machine, train: Look, why: str) ->
     )
 
 
-def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], looks: dict[Split, Look]) -> Iterator[Setting]:
+def _data_settings(
+    folder: Path, splits: dict[Split, ChosenSplit], looks: dict[Split, DatasetSummary]
+) -> Iterator[Setting]:
     yield Setting("dataset.name", _domain_name(folder), "what tables call it")
     yield Setting("dataset.format", looks["train"].kind, "recognised by the files")
     for split, chosen in splits.items():
@@ -206,7 +208,7 @@ def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], looks: dict[S
     yield Setting("dataset.skip_bad", bool(errors), told)
 
 
-def _clip_settings(shipped: Config, train: Look) -> Iterator[Setting]:
+def _clip_settings(shipped: Config, train: DatasetSummary) -> Iterator[Setting]:
     clip, frames = shipped.dataset.clip, int(np.median(train.frames_N))
     if train.stills:
         yield Setting("dataset.clip.frames", clip.frames, "stills become clips of this length by simulated motion")
@@ -223,7 +225,7 @@ def _clip_settings(shipped: Config, train: Look) -> Iterator[Setting]:
     yield Setting("dataset.clip.max_objects", objects, f"drawn per clip; {where} has {_spread(train.objects_N)}")
 
 
-def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Look]) -> Iterator[Setting]:
+def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, DatasetSummary]) -> Iterator[Setting]:
     training, listed = shipped.training, looks["train"].count
     clips = max(256, listed)
     epochs = int(np.clip(round(CLIPS_IN_ALL / clips), 2, training.max_epochs))
@@ -251,7 +253,7 @@ def _prompt_settings(shipped: Config) -> Iterator[Setting]:
         yield Setting(f"training.prompts.{prompt}", float(used), told if used else "")
 
 
-def _evaluation_settings(machine: Machine, looks: dict[Split, Look]) -> Iterator[Setting]:
+def _evaluation_settings(machine: Machine, looks: dict[Split, DatasetSummary]) -> Iterator[Setting]:
     valid = looks["valid"].count
     if machine.device.type == "cpu" and valid > MOST_VALIDATED:
         told = f"of {valid} validation videos or images: they are scored after each epoch, and there is no GPU"
@@ -260,7 +262,7 @@ def _evaluation_settings(machine: Machine, looks: dict[Split, Look]) -> Iterator
         yield Setting("evaluation.max_images", None, f"all {valid} validation videos or images are scored")
 
 
-def _headline(folder: Path, looks: dict[Split, Look], machine: Machine, output: Path) -> list[str]:
+def _headline(folder: Path, looks: dict[Split, DatasetSummary], machine: Machine, output: Path) -> list[str]:
     counts = "; ".join(f"{split}: {_count(look)}" for split, look in looks.items())
     return [
         f"For the data in {folder} ({counts}),",
@@ -269,7 +271,7 @@ def _headline(folder: Path, looks: dict[Split, Look], machine: Machine, output: 
     ]
 
 
-def _count(look: Look) -> str:
+def _count(look: DatasetSummary) -> str:
     what = "images" if look.stills else "videos"
     return f"{look.count} {what if look.count > 1 else what[:-1]}"
 

@@ -17,7 +17,7 @@ from ..data.records import DataSet
 from ..data.unlabelled import open_unlabelled
 from ..models.sam2.build import image_size_of
 from ..models.sam2.train_forward import Tracked, track_clips
-from .distill import PROMPTS, general_clips, things_on
+from .distill import PROMPTS, general_clips, pseudo_labels
 
 
 class Anchor:
@@ -94,7 +94,7 @@ def fisher_information(
         for index in range(distributed.rank(), clips, distributed.world_size()):
             rng = np.random.default_rng((seed, index, 4))
             frames_THWC = draw_unlabelled(data.videos[index % len(data)], clip, size, rng)
-            batch = things_on(model, f"general {index}", frames_THWC, objects, rng)
+            batch = pseudo_labels(model, f"general {index}", frames_THWC, objects, rng)
             said = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
             draws = torch.Generator().manual_seed(int(rng.integers(2**31)))
             gradients = torch.autograd.grad(

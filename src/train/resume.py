@@ -105,7 +105,7 @@ def check_same_run(
     return list(found.values())
 
 
-def judged_differently(checkpoint: Checkpoint, data: dict[str, Any], config: Config) -> list[str]:
+def eval_settings_changed(checkpoint: Checkpoint, data: dict[str, Any], config: Config) -> list[str]:
     """What makes scores of validation other ones than in the earlier run, each with both values."""
     theirs, ours = checkpoint.config.model_dump(mode="json"), config.model_dump(mode="json")
     keys = differences(theirs, ours, "")

@@ -125,7 +125,7 @@ def dead_experts(usage: dict[str, Tensor], experts: int) -> str | None:
     )
 
 
-def missing_sets(names: Sequence[str], clips: dict[str, int]) -> str | None:
+def check_unused_datasets(names: Sequence[str], clips: dict[str, int]) -> str | None:
     """A warning about data sets of which no clip was trained on, given the number of clips of the others."""
     absent = [name for name in names if not clips.get(name)]
     if not absent:
@@ -133,7 +133,7 @@ def missing_sets(names: Sequence[str], clips: dict[str, int]) -> str | None:
     return f"no clip of {', '.join(absent)} was trained on; the epoch was cut short, or its steps were skipped"
 
 
-def unmoved_loss(history: Sequence[dict[str, float]]) -> str | None:
+def check_loss_plateau(history: Sequence[dict[str, float]]) -> str | None:
     """A warning, once, when some epochs have not made the loss smaller than the first one's."""
     means = [entry["total"] for entry in history if "total" in entry]
     if len(means) != EPOCHS_TO_MOVE or min(means[1:]) < means[0] - LEAST_MOVE * abs(means[0]):

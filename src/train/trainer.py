@@ -30,11 +30,11 @@ from ..core.console import progress_bar
 from ..core.device import pick_device
 from ..core.errors import Stopped, UserError
 from ..core.files import remove_leftovers, write_text
-from ..core.shutdown import Stops, has_ended, leave_signals_to_the_parent
+from ..core.shutdown import GracefulShutdown, has_ended, leave_signals_to_the_parent
 from ..data.checks.validate import CHECKS_FOLDER
 from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
 from ..data.records import DataSet
-from ..evaluation.forgetting import DomainResult, evaluate_domain, kept_domains, target_domain
+from ..evaluation.forgetting import DomainResult, evaluate_domain, retention_domains, target_domain
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters
 from ..lora.adapter_io import base_fingerprint, save_adapter
@@ -48,12 +48,12 @@ from ..models.checkpoint import (
     trained_weights,
 )
 from ..models.sam2.build import checkpoint_activations, image_size_of
-from ..models.sam2.train_forward import Whole, build_loss, build_trainable, seed_draws, segmentation_losses
-from .adapter_scale import weaken, weakened
-from .adapter_setup import begin, init_from_data
-from .board import BASE, Board
+from ..models.sam2.train_forward import BatchTotals, build_loss, build_trainable, seed_draws, segmentation_losses
+from .adapter_scale import scale_adapters, scaled_adapters
+from .adapter_setup import init_from_data, setup_adapters
+from .board import BASE, TensorBoardLogger
 from .data import fit_gate_to, load_training_sets, training_clips
-from .distill import Distiller, general_clips
+from .distill import Distillation, general_clips
 from .feature_cache import build_encoder, cached_views
 from .logger import RunLogger, StepLog
 from .optim import bounded_warmup, build_optimizer, build_schedule, restore
@@ -66,21 +66,21 @@ from .resume import (
     PREVIOUS,
     check_same_run,
     contents,
+    eval_settings_changed,
     find_checkpoint,
-    judged_differently,
 )
 from .safety import (
     NotFinite,
     bad_gradients,
     bad_weights,
+    check_loss_plateau,
+    check_unused_datasets,
     dead_experts,
     dump_batches,
-    missing_sets,
     quoted,
-    unmoved_loss,
     watching_layers,
 )
-from .watch import SCORES, Masks, Watch, watches_alike
+from .watch import SCORES, Masks, ValidationMonitor, monitors_alike
 
 SMALL_OBJECT = 8  # pixels, half a token of SAM 2's features
 
@@ -181,8 +181,8 @@ class Trainer:
         with distributed.main_process_first():  # which checks the data
             self.train_sets = train_sets = load_training_sets(config)
             self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
-            kept = kept_domains(config)  # also so that mistakes in them are told now, not when training is over
-        self.watch = Watch(config, self.validation, kept)
+            kept = retention_domains(config)  # also so that mistakes in them are told now, not when training is over
+        self.watch = ValidationMonitor(config, self.validation, kept)
         self.data = contents(train_sets, [domain.data for domain in self.validation])
 
         random.seed(training.seed)
@@ -193,8 +193,8 @@ class Trainer:
         if resumed and self.resume:
             overridden = check_same_run(resumed, self.resume, self.base_fingerprint, self.data, config, force)
             told += [f"warning: --force overrides: {text}" for text in overridden]
-        beginning = begin(self.model, config, self.base_fingerprint, resumed)
-        adapters, self.groups = beginning.adapters, beginning.groups
+        adapter_setup = setup_adapters(self.model, config, self.base_fingerprint, resumed)
+        adapters, self.groups = adapter_setup.adapters, adapter_setup.groups
         self.model.to(self.device)
         views, off = cached_views(self.model, config)
         told += [off] if off else []
@@ -207,7 +207,7 @@ class Trainer:
         self.anchor = build_anchor(self.model, config) if training.penalty.weight else None
         distill = training.distill
         self.distiller = (
-            Distiller(
+            Distillation(
                 self.model, general_clips(config), dataset.clip, size, distill, training.loss, training.seed
             )
             if distill.weight
@@ -254,36 +254,36 @@ class Trainer:
             if resumed.scaler:  # there is none of a run that needed none
                 self.scaler.load_state_dict(resumed.scaler)
             self.progress = _progress_of(resumed, self.resume)
-            if judged := judged_differently(resumed, self.data, config):
+            if judged := eval_settings_changed(resumed, self.data, config):
                 told.append(
                     f"validation gives other scores than before, so the best is chosen anew: {'; '.join(judged)}"
                 )
             if judged or not self.best.exists():  # another output folder: whatever comes first is the best there
                 self.progress.best_J = -math.inf
-            if judged or not watches_alike(resumed.config, config):  # the base's cannot stand beside what comes now
+            if judged or not monitors_alike(resumed.config, config):  # the base's cannot stand beside what comes now
                 self.progress.base_scores, self.progress.base_masks = {}, {}
         distributed.assert_consistent(
             "what the run goes on from", (self.progress.step, self.base_fingerprint, self.data)
         )
         moved = None
         if distributed.is_main_process():
-            moved = None if resumed else move_earlier_run_aside(self.folder)
+            moved = None if resumed else archive_previous_run(self.folder)
             for folder in (self.folder, self.checkpoints, self.folder / ADAPTER_FOLDER, self.folder / CHECKS_FOLDER):
                 remove_leftovers(folder)
             write_text(self.folder / "config.yaml", config.to_yaml())
             write_start(self.folder, self.progress.step, self.base_fingerprint, self.data, str(self.device))
-        self.stops = Stops(tells=distributed.is_main_process())
+        self.stops = GracefulShutdown(tells=distributed.is_main_process())
         self.loaders: list[BaseProcess] = []
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.log = distributed.rank_zero_only(lambda: RunLogger(self.folder / "logs"))
         self.steps = distributed.rank_zero_only(lambda: StepLog(self.folder / "steps.jsonl", self.progress.step))
         self.board_folder = self.folder / "logs" / self.progress.run_name
-        self.board = distributed.rank_zero_only(lambda: self.open_board([domain.name for domain in kept]))
+        self.board = distributed.rank_zero_only(lambda: self.open_tensorboard([domain.name for domain in kept]))
 
         precision = training.amp_dtype if use_amp else "float32"
         self.encoder = build_encoder(self.model, clips, config, self.base_fingerprint, precision, self.log.say)
         self.sampler = EpochSampler(len(clips), training.seed)
-        known = self.encoder.is_known if self.encoder else None
+        known = self.encoder.is_cached if self.encoder else None
         self.loader: DataLoader = DataLoader(
             clips, batch_sampler=BatchSampler(self.sampler, training.batch_size, distributed.rank(), distributed.world_size(), known),
             collate_fn=collate, num_workers=training.num_workers,
@@ -315,13 +315,13 @@ class Trainer:
         if resumed:
             self.log.say(f"going on from {self.resume}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
-    def open_board(self, kept: list[str]) -> Board:
+    def open_tensorboard(self, kept: list[str]) -> TensorBoardLogger:
         """Show the run on TensorBoard from where it goes on, each step once.
 
         Of an epoch that is to be closed again, what was shown at its last step is dropped, and the step shown anew.
         """
         step, redone = self.progress.step, self.progress.epoch_steps > 0
-        board = Board(self.board_folder, step if redone or not step else step + 1)
+        board = TensorBoardLogger(self.board_folder, step if redone or not step else step + 1)
         board.begin(self.config, [data.name for data in self.config.dataset.sets], kept, step)
         if redone and self.steps.last is not None and self.steps.last["step"] == step:
             board.step(self.steps.last)
@@ -410,11 +410,11 @@ class Trainer:
         if progress.strength is None:
             found = {}
             for share in sorted(self.config.training.strengths):
-                with self.stops.interruptible(), weakened(self.model, share):
+                with self.stops.interruptible(), scaled_adapters(self.model, share):
                     found[share] = progress.best_J if share == 1 else self.score(f"strength {share:g}")[0]["J"]
             progress.strength = max(found, key=found.__getitem__)
             progress.best_J = found[progress.strength]
-            weaken(self.model, progress.strength)
+            scale_adapters(self.model, progress.strength)
             told = ", ".join(f"J {J:.3f} at {share:g}" for share, J in found.items())
             self.log.say(f"strength of the adapters: {told}; {progress.strength:g} is kept")
             if distributed.is_main_process():
@@ -442,7 +442,7 @@ class Trainer:
     def is_over(self) -> bool:
         """Whether all steps are done and their last epoch was closed, or patience has come to its end."""
         under_way = self.progress.step < self.last_step or self.progress.epoch_steps > 0
-        return not under_way or self.patience_is_over()
+        return not under_way or self.should_stop_early()
 
     def fit_domain_gate(self) -> None:
         """Put a domain gate that knows the learned domains beside the adapter."""
@@ -592,8 +592,8 @@ class Trainer:
         several = [data.name for data in self.train_sets] if len(self.train_sets) > 1 else []
         for warning in (
             dead_experts(usage, self.config.lora.experts),
-            missing_sets(several, progress.epoch_clips),
-            unmoved_loss(progress.history) if not progress.best_J > progress.base_J else None,
+            check_unused_datasets(several, progress.epoch_clips),
+            check_loss_plateau(progress.history) if not progress.best_J > progress.base_J else None,
         ):
             if warning:
                 self.log.say(f"warning: epoch {progress.epoch}: {warning}")
@@ -628,7 +628,7 @@ class Trainer:
         pieces: list[Callable[[], Piece]] = [
             partial(self.labelled_piece, batch, place, len(window), used) for place, batch in enumerate(window)
         ]
-        taught = self.distiller is not None and self.distiller.teaches(self.progress.step)
+        taught = self.distiller is not None and self.distiller.is_due(self.progress.step)
         pieces += [self.distilled_piece] if taught else []
         pieces += [self.penalty_piece] if self.anchor is not None else []
         sums: dict[str, float] = {}
@@ -679,10 +679,12 @@ class Trainer:
         """A batch of labelled clips, one of ``count`` in its window; adds to ``used`` the shares of experts' use."""
         parts = [
             part
-            for part in distributed.all_gather_object(None if batch is None else Whole.of(batch))
+            for part in distributed.all_gather_object(None if batch is None else BatchTotals.from_batch(batch))
             if part is not None
         ]
-        whole = Whole(sum(part.objects for part in parts), torch.stack([part.annotated_T for part in parts]).all(0))
+        whole = BatchTotals(
+            sum(part.objects for part in parts), torch.stack([part.annotated_T for part in parts]).all(0)
+        )
         losses: dict[str, Tensor] = {}
         own: dict[str, Tensor] = {}
         if batch is not None:
@@ -703,7 +705,7 @@ class Trainer:
         told = {name: value / count for name, value in losses.items()}
         return Piece(told["total"], told, partial(self.not_finite, losses["total"], batch, place, whole), of_task=True)
 
-    def losses_of(self, batch: ClipBatch, place: int, whole: Whole) -> dict[str, Tensor]:
+    def losses_of(self, batch: ClipBatch, place: int, whole: BatchTotals) -> dict[str, Tensor]:
         """The losses of a part of a window's batch number ``place``; always the same ones at the same step.
 
         A frozen image encoder runs apart, or not at all where its features are kept.
@@ -729,7 +731,7 @@ class Trainer:
         explain = partial(NotFinite, f"the penalty is {share.item()}", "training.penalty", [])
         return Piece(self.config.training.penalty.weight * share, {"penalty": share}, explain)
 
-    def not_finite(self, loss: Tensor, batch: ClipBatch, place: int, whole: Whole) -> NotFinite:
+    def not_finite(self, loss: Tensor, batch: ClipBatch, place: int, whole: BatchTotals) -> NotFinite:
         """What is wrong with a batch's loss: weights are bad already, or a layer, when the batch is tried again."""
         if layers := bad_weights(self.model):
             cause = f": weights are not finite, of {quoted(layers)}"
@@ -819,7 +821,7 @@ class Trainer:
             }  # fmt: skip
             write_text(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
-    def patience_is_over(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Early stopping: J has not got better for ``early_stopping_patience`` validations."""
         patience = self.config.training.early_stopping_patience
         if patience is None or self.progress.since_best < patience:
@@ -906,7 +908,7 @@ def _each_set(scores: dict[str, float]) -> str:
     return "".join(f"; {name.removesuffix('/J')} {value:.3f}" for name, value in scores.items() if name.endswith("/J"))
 
 
-def move_earlier_run_aside(folder: Path) -> Path | None:
+def archive_previous_run(folder: Path) -> Path | None:
     """Move an earlier run's checkpoints and results into ``earlier/<time>``; returns where, None if there were none."""
     if not any((folder / "checkpoints").glob("*.pt")):
         return None

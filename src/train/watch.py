@@ -14,7 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from ..config.schema import Config, Prompt
 from ..data.records import RLE, VideoRecord
 from ..evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from ..evaluation.metrics import pooled
+from ..evaluation.metrics import aggregate
 from ..evaluation.report import overlay_sheet, shown_frames, true_masks
 
 SCORES = ("J", "J&F")
@@ -33,7 +33,7 @@ class View:
     prompt: Prompt
 
 
-class Watch:
+class ValidationMonitor:
     """Looks at a model in training.
 
     Args:
@@ -68,7 +68,7 @@ class Watch:
         found: dict[str, list[dict[str, float]]] = defaultdict(list)
         for result in results if self.views else ():
             scored = [list(video.scores.values()) for video in result.videos if video.scores][: self.clips]
-            found[f"prompts/{self.prompt}"].append(pooled([scores for video in scored for scores in video]))
+            found[f"prompts/{self.prompt}"].append(aggregate([scores for video in scored for scores in video]))
         for view in self.views:
             result = evaluate_domain(model, view.domain, view.prompt, view.tag, clips=self.clips)
             found[view.tag].append(result.scores)
@@ -119,7 +119,7 @@ class Watch:
                 yield f"overlays/{prefix}{video.video_id}", video, found.predicted
 
 
-def watches_alike(one: Config, other: Config) -> bool:
+def monitors_alike(one: Config, other: Config) -> bool:
     """Whether scores and pictures of two runs on the same data are of the same clips, prompted and scored alike."""
 
     def watched(config: Config) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from src.config.schema import LoraConfig
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
-from src.lora.expert_groups import add_group
+from src.lora.expert_groups import add_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 
@@ -36,7 +36,7 @@ def adapter(make_config, tmp_path) -> Callable[..., Path]:
         if lora is not None:
             apply_method(model, lora)
         for name, group in groups.items():
-            add_group(model, name, group)
+            add_adapter(model, name, group)
         for _, layer in iter_adapters(model):
             for parameter in layer.adapter_parameters():
                 nn.init.normal_(parameter, std=0.2)

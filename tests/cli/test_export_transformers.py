@@ -11,12 +11,12 @@ import torch
 from src.cli import export
 from src.config.schema import Config, LoraConfig, load_config
 from src.core.errors import UserError
-from src.data.decode.video import VideoWriter, open_footage
+from src.data.decode.video import VideoWriter, open_stream
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
-from src.lora.expert_groups import activated, add_group
+from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.checkpoint import load_trained
 from src.models.sam2.build import build_model
@@ -49,7 +49,7 @@ def learned(config, tmp_path) -> Callable[..., Path]:
             apply_method(model, lora)
         else:
             for name, group in lora.items():
-                add_group(model, name, group)
+                add_adapter(model, name, group)
         torch.manual_seed(1)
         for _, adapter in iter_adapters(model):
             torch.nn.init.normal_(adapter.lora_B, std=0.3)
@@ -65,7 +65,7 @@ def computed(config: Config, trained: Path | None = None, group: str | None = No
     model = build_model(config.model).eval()
     if trained is not None:
         load_trained(model, trained)
-    with activated(model, group):
+    with use_adapter(model, group):
         return export.probe(model)
 
 
@@ -109,7 +109,7 @@ def test_expert_groups_go_along(config, learned, tmp_path):
     written = export.export(config, trained, "transformers", tmp_path / "exported")
     (written / "adapter" / GATE_FILE).unlink()
     add_adapter_to_transformers(loaded := transformers.Sam2VideoModel.from_pretrained(written), written / "adapter")
-    with activated(loaded, "polyps"):
+    with use_adapter(loaded, "polyps"):
         found = export.probe_transformers(loaded, written)
     assert export.relative_difference(found, computed(config, trained, "polyps")) < 1e-4
 
@@ -137,6 +137,6 @@ class TestExample:
             )
             assert status == 0
         assert "the domain gate: none of its domains: the base tracks" in said["auto"]
-        assert len(list(open_footage(tmp_path / "auto.mp4"))) == 3
+        assert len(list(open_stream(tmp_path / "auto.mp4"))) == 3
         # the gate knows no domain, so both are the base's
         assert (tmp_path / "auto.mp4").read_bytes() == (tmp_path / "off.mp4").read_bytes()

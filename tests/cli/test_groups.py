@@ -15,7 +15,7 @@ from src.config.schema import LoraConfig
 from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config, save_adapter
-from src.lora.expert_groups import activate, add_group
+from src.lora.expert_groups import add_adapter, set_adapter
 from src.lora.injection import apply_method
 
 TOOL = "groups"
@@ -32,7 +32,7 @@ def trained(*names: str) -> nn.Sequential:
     """A model with these groups, or with adapters in none; their weights follow from the names."""
     model = base_model()
     for name in names:
-        add_group(model, name, CONFIG)
+        add_adapter(model, name, CONFIG)
     if not names:
         apply_method(model, CONFIG)
     for layer, adapter in iter_adapters(model):
@@ -61,7 +61,7 @@ def output_of(folder: Path, group: str | None) -> torch.Tensor:
     model = base_model()
     load_adapter(model, folder)
     if group:
-        activate(model, group)
+        set_adapter(model, group)
     return model(torch.arange(18.0).reshape(3, 6) / 18)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from src.cli.predict import frame_rate
 from src.config.schema import LoraConfig, load_config
 from src.core.errors import UserError
-from src.data.decode.video import VideoWriter, open_footage
+from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.gating.fit import fit_gate
@@ -23,7 +23,7 @@ from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.streaming import Prediction, StreamingTracker
 from src.tasks.tracking.predict import predicting, track
-from src.tasks.tracking.track_video import follow, label_frame, load_tracker, write_prediction
+from src.tasks.tracking.track_video import label_frame, load_tracker, track_video, write_prediction
 from tests.footage import moving_block
 
 SCRIPT = "predict"
@@ -105,7 +105,7 @@ class TestOutputs:
             assert all(mask[numbers == i].all() for i, mask in here.items())
 
     def test_the_json_is_read_back_by_our_own_reader(self, tracker, folder, tmp_path, load_coco):
-        write_prediction(tracker, open_footage(folder), parse_prompts([BOX]), tmp_path, "none")
+        write_prediction(tracker, open_stream(folder), parse_prompts([BOX]), tmp_path, "none")
         data = load_coco(folder, tmp_path / "walk.json")
         masks = annotated(tmp_path / "walk.json")
         assert [Path(video.frames[0].name).name for video in data.videos] == [
@@ -124,10 +124,10 @@ class TestOutputs:
         assert files(tmp_path / "out") == {
             "clip.json", "clip.mp4", *(f"Annotations/clip/{t:05d}.png" for t in range(FRAMES)),
         }  # fmt: skip
-        overlay = open_footage(tmp_path / "out" / "clip.mp4")
+        overlay = open_stream(tmp_path / "out" / "clip.mp4")
         assert (overlay.count, overlay.rate) == (FRAMES, frame_rate("12.5"))
         mask = annotated(tmp_path / "out" / "clip.json")[0, 1]
-        changed = np.abs(next(iter(overlay)).astype(int) - next(iter(open_footage(video)))).sum(-1)
+        changed = np.abs(next(iter(overlay)).astype(int) - next(iter(open_stream(video)))).sum(-1)
         assert changed[mask].mean() > 5 * changed[~mask].mean()
 
     def test_an_image_gives_one_of_each(self, command, folder, tmp_path):
@@ -141,7 +141,7 @@ class TestOutputs:
     def test_the_overlay_and_its_rate_may_be_chosen(self, command, folder, tmp_path):
         status, _, _ = command("--input", folder, "--box", BOX, "--overlay", "video", "--fps", "5")
         assert status == 0
-        overlay = open_footage(tmp_path / "out" / "walk.mp4")
+        overlay = open_stream(tmp_path / "out" / "walk.mp4")
         assert (overlay.count, overlay.rate) == (FRAMES, 5)
 
     def test_where_objects_overlap_the_higher_logit_is_shown(self):
@@ -161,13 +161,13 @@ class TestPredictions:
         torch.manual_seed(0)
         with predicting(build_model(load_config(tiny_yaml).model)) as predictor:
             expected = track(predictor, record, "mask")[1]
-        found = [p.masks[1] for _, p in follow(tracker, open_footage(folder), {0: [Prompt(1, mask=truth)]})]
+        found = [p.masks[1] for _, p in track_video(tracker, open_stream(folder), {0: [Prompt(1, mask=truth)]})]
         assert all(np.array_equal(a, b.decode()) for a, b in zip(found, expected, strict=True))
 
     def test_a_later_prompt_corrects_what_was_followed(self, tracker, folder):
         prompts = {0: [Prompt(1, box=(10, 8, 40, 30))], 3: [Prompt(1, ((70, 40),), (0,))]}
-        plain = [p.logits[1] for _, p in follow(tracker, open_footage(folder), {0: prompts[0]})]
-        corrected = [p.logits[1] for _, p in follow(tracker, open_footage(folder), prompts)]
+        plain = [p.logits[1] for _, p in track_video(tracker, open_stream(folder), {0: prompts[0]})]
+        corrected = [p.logits[1] for _, p in track_video(tracker, open_stream(folder), prompts)]
         same = [torch.equal(a, b) for a, b in zip(plain, corrected, strict=True)]
         assert same == [True, True, True, False, False]
         bank = tracker.start(FRAMES)
@@ -188,13 +188,13 @@ class TestPredictions:
         save_adapter(model, tmp_path / "adapter", lora, {})
         adapted = load_tracker(config, str(tmp_path / "adapter"))
         prompts = {0: [Prompt(1, box=(10, 8, 40, 30))]}
-        base = [p.logits[1] for _, p in follow(tracker, open_footage(folder), prompts)]
-        other = [p.logits[1] for _, p in follow(adapted, open_footage(folder), prompts)]
+        base = [p.logits[1] for _, p in track_video(tracker, open_stream(folder), prompts)]
+        other = [p.logits[1] for _, p in track_video(adapted, open_stream(folder), prompts)]
         assert [torch.equal(a, b) for a, b in zip(base, other, strict=True)] == [True] + [False] * (FRAMES - 1)
 
         def decided(mode: str) -> list[torch.Tensor]:
             gated = load_tracker(config, str(tmp_path / "adapter"), mode)
-            return [p.logits[1] for _, p in follow(gated, open_footage(folder), prompts)]
+            return [p.logits[1] for _, p in track_video(gated, open_stream(folder), prompts)]
 
         off = decided("off")
         assert all(torch.equal(a, b) for a, b in zip(base, off, strict=True))

@@ -8,14 +8,14 @@ import threading
 import pytest
 
 from src.core.errors import Stopped
-from src.core.shutdown import SIGNALS, Stops
+from src.core.shutdown import SIGNALS, GracefulShutdown
 from src.train.resume import resume_command
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_waits_for_the_check(number, capfd):
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as caught, Stops() as stops:
+    with pytest.raises(Stopped) as caught, GracefulShutdown() as stops:
         signal.raise_signal(number)
         reached = True
         stops.check()
@@ -34,19 +34,19 @@ def pythons_own_handler():
 
 
 def test_a_second_ctrl_c_aborts_at_once(pythons_own_handler):
-    with pytest.raises(KeyboardInterrupt), Stops():
+    with pytest.raises(KeyboardInterrupt), GracefulShutdown():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
 
 def test_what_is_interruptible_is_interrupted():
-    with pytest.raises(Stopped), Stops() as stops, stops.interruptible():
+    with pytest.raises(Stopped), GracefulShutdown() as stops, stops.interruptible():
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("the signal waited")
 
 
 def test_a_signal_that_has_come_before_stops_what_is_interruptible():
-    with Stops() as stops:
+    with GracefulShutdown() as stops:
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped), stops.interruptible():
             pytest.fail("it began")
@@ -56,7 +56,7 @@ def test_in_another_thread_signals_are_left_alone():
     seen = []
 
     def work() -> None:
-        with Stops():
+        with GracefulShutdown():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.data import records
-from src.data.records import RLE, ArrayFrame, DataSet, Finding, ObjectTrack, SourceVideos, VideoRecord
+from src.data.records import RLE, ArrayFrame, DataSet, Issue, ObjectTrack, SourceVideos, VideoRecord
 
 
 def square(side: int, size: int = 40) -> RLE:
@@ -48,13 +48,13 @@ class Counting:
     count: int
     name: str = "counting"
     files: list[Path] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
     parsed: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.count
 
-    def read(self, index: int) -> tuple[VideoRecord, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord, list[Issue]]:
         self.parsed.append(index)
         frame = ArrayFrame(np.zeros((40, 40, 3), np.uint8))
         return VideoRecord(str(index), 40, 40, [frame], [ObjectTrack(1, [square(8)])]), []
@@ -82,7 +82,7 @@ class TestParsedVideos:
 
     def test_are_kept_in_a_small_number_whatever_they_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(records, "AT_HAND_BYTES", 0)
-        source = Counting(records.AT_HAND + 1)
+        source = Counting(records.LRU_MIN_ITEMS + 1)
         videos = source.videos()
         for i in range(len(videos)):
             _ = videos[i]

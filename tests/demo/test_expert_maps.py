@@ -8,7 +8,7 @@ import torch
 from sam2.modeling.backbones.utils import window_partition
 from torch import Tensor, nn
 
-from src.demo.expert_maps import Choices, draw_places, mean_share, watch_places
+from src.demo.expert_maps import Choices, draw_expert_map, mean_share, record_expert_maps
 from src.lora.moe_layer import MoELoRALinear
 
 SIDE = 64  # of the image: 4 × 4 tokens of memory attention
@@ -34,7 +34,7 @@ def tokens(experts_hw: np.ndarray) -> Tensor:
 
 
 def routed(model: OneLayer, *inputs: Tensor) -> dict[str, Choices]:
-    with torch.no_grad(), watch_places(model) as places:
+    with torch.no_grad(), record_expert_maps(model) as places:
         for x in inputs:
             model(x)
         return places.take()
@@ -77,7 +77,7 @@ class TestPlaces:
 
     def test_what_was_taken_is_forgotten_and_hooks_are_removed(self, wanted):
         model = OneLayer()
-        with torch.no_grad(), watch_places(model) as places:
+        with torch.no_grad(), record_expert_maps(model) as places:
             model(tokens(wanted).flatten(1, 2))
             assert places.take() and not places.take()
         assert not model.layer._forward_pre_hooks and not model.layer.gate.recorders
@@ -97,8 +97,8 @@ class TestPictures:
         share = np.zeros((4, 4, 2), np.float32)
         share[..., 0] = 1
         share[0, 0] = (0, 1)
-        picture = draw_places(np.full((64, 64, 3), 128, np.uint8), share, ["0", "1"], choice)
+        picture = draw_expert_map(np.full((64, 64, 3), 128, np.uint8), share, ["0", "1"], choice)
         assert picture.dtype == np.uint8 and picture.shape[2] == 3
-        plain = draw_places(np.full((64, 64, 3), 128, np.uint8), share[::-1], ["0", "1"], choice)
+        plain = draw_expert_map(np.full((64, 64, 3), 128, np.uint8), share[::-1], ["0", "1"], choice)
         differs = np.argwhere((picture != plain).any(-1))
         assert len(differs) > 1000, "the place lies elsewhere"

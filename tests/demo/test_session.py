@@ -13,10 +13,10 @@ from PIL import Image
 
 from src.config.schema import Config, LoraConfig, load_config
 from src.core.errors import UserError
-from src.data.decode.video import VideoWriter, open_footage
+from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt
 from src.data.records import ArrayFrame
-from src.demo.material import Material, find_samples, open_material
+from src.demo.material import DemoInput, find_samples, open_input
 from src.demo.session import Models, Session
 from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapters
@@ -66,7 +66,7 @@ def models(config, adapter) -> Models:
 @pytest.fixture
 def session(models):
     session = Session(models)
-    session.look_at(Material("walk", [ArrayFrame(f, f"frame {t}", f"{t:05d}") for t, f in enumerate(frames())]))
+    session.look_at(DemoInput("walk", [ArrayFrame(f, f"frame {t}", f"{t:05d}") for t, f in enumerate(frames())]))
     yield session
     session.close()
 
@@ -142,12 +142,12 @@ class TestMasks:
         for t, picture in enumerate(frames()):
             Image.fromarray(picture).save(folder / f"{t:05d}.png")
         video, masks = session.files()
-        assert open_footage(video).count == FRAMES
-        assert next(iter(open_footage(video))).shape == (HEIGHT, 2 * WIDTH, 3)
+        assert open_stream(video).count == FRAMES
+        assert next(iter(open_stream(video))).shape == (HEIGHT, 2 * WIDTH, 3)
         with zipfile.ZipFile(masks) as archive:
             archive.extractall(tmp_path / "taken")
         for name, tracker in (("base", load_tracker(config, None)), ("adapted", load_tracker(config, adapter, "on"))):
-            write_prediction(tracker, open_footage(folder), session.prompts(), tmp_path / name, "none")
+            write_prediction(tracker, open_stream(folder), session.prompts(), tmp_path / name, "none")
             taken, expected = (
                 json.loads((place / name / "walk.json").read_text())["annotations"]
                 for place in (tmp_path / "taken", tmp_path)
@@ -198,7 +198,7 @@ class TestGate:
     def test_a_domain_it_knows(self, models):
         session = Session(models)
         picture = np.random.default_rng(9).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        session.look_at(Material("noise", [ArrayFrame(picture)]))
+        session.look_at(DemoInput("noise", [ArrayFrame(picture)]))
         assert "this is noise" in session.gate_line() and "adapters on (noise)" in session.gate_line()
 
 
@@ -218,7 +218,7 @@ class TestExperts:
         models = Models(config, adapter_of(config, tmp_path / "adapter", lora, gate=False))
         assert models.modes == ["on", "off"]
         session = Session(models)
-        session.look_at(Material("still", [ArrayFrame(frames()[0])]))
+        session.look_at(DemoInput("still", [ArrayFrame(frames()[0])]))
         view = boxed(session).view(0)
         assert changed(view)
         assert session.gate_line() == "the adapter folder has no domain gate\nmode on: adapters on"
@@ -227,7 +227,7 @@ class TestExperts:
     def test_lora_has_none(self, config, tmp_path):
         lora = LoraConfig(method="lora")
         session = Session(Models(config, adapter_of(config, tmp_path / "adapter", lora, gate=False)))
-        session.look_at(Material("walk", [ArrayFrame(f) for f in frames()]))
+        session.look_at(DemoInput("walk", [ArrayFrame(f) for f in frames()]))
         list(boxed(session).track())
         assert changed(session.view(2))
         assert session.experts(2, None, None) == (None, "these adapters have no experts (lora.method is not mope)")
@@ -259,8 +259,8 @@ class TestRefusals:
 class TestMaterial:
     def test_a_still_becomes_a_clip_that_begins_with_it(self, config, tmp_path):
         Image.fromarray(frames()[0]).save(tmp_path / "still.png")
-        assert open_material(tmp_path / "still.png", 100, config, moving=False).count == 1
-        clip = open_material(tmp_path / "still.png", 100, config, moving=True)
+        assert open_input(tmp_path / "still.png", 100, config, moving=False).count == 1
+        clip = open_input(tmp_path / "still.png", 100, config, moving=True)
         assert clip.count == config.evaluation.frames
         assert np.abs(clip.frame(0).astype(int) - frames()[0]).max() <= 1
         assert not np.array_equal(clip.frame(0), clip.frame(clip.count - 1))
@@ -269,15 +269,15 @@ class TestMaterial:
         with VideoWriter(tmp_path / "clip.mp4") as writer:
             for picture in frames():
                 writer.write(picture)
-        material = open_material(tmp_path / "clip.mp4", 3, config, moving=True)
+        material = open_input(tmp_path / "clip.mp4", 3, config, moving=True)
         assert (material.count, material.left_out) == (3, 1)
-        assert all(np.array_equal(a, b) for a, b in zip(material, open_footage(tmp_path / "clip.mp4"), strict=False))
+        assert all(np.array_equal(a, b) for a, b in zip(material, open_stream(tmp_path / "clip.mp4"), strict=False))
 
     @pytest.mark.parametrize("name", ["notes.txt", "broken.mp4", "broken.png"])
     def test_what_is_no_picture(self, config, tmp_path, name):
         (tmp_path / name).write_bytes(b"not a picture, and no video either" * 20)
         with pytest.raises(UserError, match=name):
-            open_material(tmp_path / name, 100, config, moving=True)
+            open_input(tmp_path / name, 100, config, moving=True)
 
     def test_samples_of_every_domain_of_the_run(self, config, tmp_path):
         samples, missing = find_samples(config)

@@ -26,11 +26,11 @@ from src.evaluation.expert_use import (
     mean_overlap,
     mean_use,
     measure_pruning,
+    measure_utilization,
     overlap,
-    record_use,
 )
 from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
-from src.lora.expert_groups import add_group, group_adapters
+from src.lora.expert_groups import add_adapter, group_adapters
 from src.lora.router import record_routing
 
 QUERY = "memory_attention.layers.0.self_attn.q_proj"
@@ -56,7 +56,7 @@ def with_experts(model):
     def make(name="g", **settings):
         config = LoraConfig(experts=3, top_k=2, rank=2).model_copy(update=settings)
         torch.manual_seed(len(name))
-        for adapter in add_group(adapted, name, config).values():
+        for adapter in add_adapter(adapted, name, config).values():
             torch.nn.init.normal_(adapter.lora_B, std=0.3)
             torch.nn.init.normal_(adapter.gate.weight, std=0.3)
         return adapted.eval(), config
@@ -88,7 +88,7 @@ def test_each_decision_counts_once_whatever_the_frame(with_experts, domain):
     model, _ = with_experts(router=router(null_expert=True))
     with record_routing(model) as routing:
         evaluate_domain(model, domain, "mask")
-    use = record_use(model, "g", domain, "mask")
+    use = measure_utilization(model, "g", domain, "mask")
     assert list(use.layers) == list(group_adapters(model, "g"))
     for layer, of in use.layers.items():
         assert of.names == ["0", "1", "2", NULL]
@@ -103,7 +103,7 @@ def test_each_decision_counts_once_whatever_the_frame(with_experts, domain):
 
 
 def test_memory_attention_has_no_use_where_objects_are_prompted(with_experts, domain):
-    use = record_use(with_experts()[0], "g", domain, "mask").layers[QUERY]
+    use = measure_utilization(with_experts()[0], "g", domain, "mask").layers[QUERY]
     assert use.decisions_T.tolist() == [0, 2 * TOKENS, 2 * TOKENS]
     assert np.isnan(use.use_TE[0]).all()
     np.testing.assert_allclose(use.use_TE[1:].sum(axis=1), 1)
@@ -115,7 +115,7 @@ def test_frames_are_those_of_the_clip_not_since_the_prompt(with_experts, domain)
         replace(video, objects=[ObjectTrack(o.object_id, [None, *o.segmentations[1:]]) for o in video.objects])
         for video in domain.data.videos
     ]
-    use = record_use(model, "g", replace(domain, data=DataSet("d", late)), "mask")
+    use = measure_utilization(model, "g", replace(domain, data=DataSet("d", late)), "mask")
     assert use.layers[QUERY].decisions_T.tolist() == [0, 0, 2 * TOKENS]
     encoder = use.layers["image_encoder.trunk.blocks.0.attn.qkv"]
     assert (encoder.decisions_T > 0).all(), "the encoder sees the first frame too"
@@ -124,15 +124,15 @@ def test_frames_are_those_of_the_clip_not_since_the_prompt(with_experts, domain)
 
 @pytest.mark.parametrize("level", ["frame", "video"])
 def test_levels_above_the_token_decide_once_a_call(with_experts, domain, level):
-    use = record_use(with_experts(router=router(level=level))[0], "g", domain, "mask")
+    use = measure_utilization(with_experts(router=router(level=level))[0], "g", domain, "mask")
     assert use.layers[KEY].decisions_T.tolist() == [0, 2, 2]
 
 
 def test_a_group_of_method_lora_has_no_experts(model, domain):
     adapted = copy.deepcopy(model)
-    add_group(adapted, "g", LoraConfig(method="lora"))
+    add_adapter(adapted, "g", LoraConfig(method="lora"))
     with pytest.raises(UserError, match="'g' are of method lora: they have no experts"):
-        record_use(adapted, "g", domain, "mask")
+        measure_utilization(adapted, "g", domain, "mask")
 
 
 def test_dead_experts_are_unused_on_every_domain():
@@ -177,7 +177,7 @@ def test_projections_are_layers_of_one_last_name():
 def test_pruning_unused_experts_costs_nothing_and_used_ones_are_kept(with_experts, domain):
     model, config = with_experts()
     never(model, 1)
-    use = record_use(model, "g", domain, "mask")
+    use = measure_utilization(model, "g", domain, "mask")
     pruning = measure_pruning(model, config, [use], [domain], "mask", [2, 1, 3])
     assert list(pruning.results) == [3, 2, 1]
     assert pruning.change(2, "d") == 0
@@ -201,7 +201,10 @@ def test_the_fewest_experts_that_no_domain_suffers_from():
 def test_groups_of_different_sizes_are_reported_side_by_side(with_experts, domain, tmp_path):
     model, config = with_experts()
     model, other = with_experts("other", experts=2, router=router(null_expert=True))
-    uses = [record_use(model, "g", domain, "mask"), record_use(model, "other", replace(domain, name="e"), "mask")]
+    uses = [
+        measure_utilization(model, "g", domain, "mask"),
+        measure_utilization(model, "other", replace(domain, name="e"), "mask"),
+    ]
     groups = {"g": GroupUse(config, uses[:1], {}, None), "other": GroupUse(other, uses[1:], {QUERY: [1]}, None)}
     content = json.loads(json.dumps(as_json(groups, {"tolerance": 0.0}), allow_nan=False))
     assert content["domains"]["d"]["layers"][QUERY]["experts"] == ["0", "1", "2"]

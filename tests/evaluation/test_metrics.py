@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as st_numpy
 from scipy.ndimage import gaussian_filter
 
 from src.evaluation.metrics import (
+    aggregate,
     boundary_measure,
     decay,
     dice,
-    pooled,
     recall,
     region_similarity,
     score_object,
@@ -158,7 +158,7 @@ class TestOverTime:
 class TestPooled:
     def test_j_and_f_are_means_over_objects_of_means_over_frames(self):
         here, half = square(20, 20, 20), square(30, 20, 20)  # half of each lies in the other: IoU 1/3, Dice 1/2
-        scores = pooled(
+        scores = aggregate(
             [score_object([here], [here]), score_object([here, half, EMPTY, EMPTY], [here, here, here, here])]
         )
         f_half = reference.f(half, here)
@@ -176,14 +176,14 @@ class TestPooled:
         here = square(20, 20, 20)
         scored = score_object([here, EMPTY, here], [here, None, None])
         assert scored.J_T.tolist() == [1, 1, 0]
-        scores = pooled([scored])
+        scores = aggregate([scored])
         assert [scores[name] for name in ("J", "F", "J&F", "mIoU", "Dice")] == pytest.approx(
             [2 / 3, 2 / 3, 2 / 3, 1, 1]
         )
 
     def test_an_empty_mask_is_as_good_as_none(self):
-        absent = pooled([score_object([square(0, 0, 5), EMPTY], [None, None])])
-        empty = pooled([score_object([square(0, 0, 5), EMPTY], [EMPTY, EMPTY])])
+        absent = aggregate([score_object([square(0, 0, 5), EMPTY], [None, None])])
+        empty = aggregate([score_object([square(0, 0, 5), EMPTY], [EMPTY, EMPTY])])
         assert absent == pytest.approx(empty, nan_ok=True)
 
     def test_the_void_is_left_out_of_both_masks(self):
@@ -198,4 +198,4 @@ class TestPooled:
             score_object([EMPTY], [EMPTY, EMPTY])
 
     def test_nothing_scored_is_not_a_number(self):
-        assert all(math.isnan(value) for value in pooled([]).values())
+        assert all(math.isnan(value) for value in aggregate([]).values())

@@ -13,7 +13,7 @@ from src.config.schema import MotionConfig
 from src.data.records import RLE
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.evaluation.forgetting import Domain, DomainResult, VideoResult
-from src.evaluation.metrics import ObjectScores, pooled
+from src.evaluation.metrics import ObjectScores, aggregate
 from src.evaluation.report import (
     click_curves,
     overlay_sheet,
@@ -47,7 +47,7 @@ def result(of: Domain, order: list[float]) -> DomainResult:
                 {obj.object_id: f"original {obj.object_id}" for obj in video.objects},
             )
         )
-    return DomainResult(pooled([scores for video in videos for scores in video.scores.values()]), videos)
+    return DomainResult(aggregate([scores for video in videos for scores in video.scores.values()]), videos)
 
 
 def image_result(quality: float) -> ImageResult:

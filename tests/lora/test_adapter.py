@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.lora.adapter import adapters_disabled, iter_adapters, set_adapters_enabled
+from src.lora.adapter import disable_adapters, iter_adapters, set_adapters_enabled
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
 
@@ -44,7 +44,7 @@ def test_disabled_is_the_base_and_runs_no_branch(model, monkeypatch):
 
     monkeypatch.setattr(model[0].adapter, "forward", refuse)
     monkeypatch.setattr(model[2].gate, "forward", refuse)
-    with adapters_disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(x), base)
     with pytest.raises(AssertionError, match="the branch ran"):
         model(x)
@@ -52,7 +52,7 @@ def test_disabled_is_the_base_and_runs_no_branch(model, monkeypatch):
 
 def test_the_scope_restores_each_layer_even_after_an_exception(model):
     model[2].enabled = False
-    with pytest.raises(KeyError), adapters_disabled(model):
+    with pytest.raises(KeyError), disable_adapters(model):
         assert not model[0].enabled
         raise KeyError
     assert model[0].enabled

@@ -25,7 +25,7 @@ from src.lora.adapter_io import (
     unmerge_adapters,
     write_adapter,
 )
-from src.lora.expert_groups import activate, activated, active_group, add_group
+from src.lora.expert_groups import active_group, add_adapter, set_adapter, use_adapter
 from src.lora.injection import apply_method
 
 EXTRA = {"model_name": "sam2_nano", "image_size": 128}
@@ -305,7 +305,7 @@ def model_with(*names):
     model = base_model()
     for name in names:
         torch.manual_seed(list(GROUPS).index(name))
-        for adapter in add_group(model, name, GROUPS[name]).values():
+        for adapter in add_adapter(model, name, GROUPS[name]).values():
             for tensor in adapter.adapter_state().values():
                 nn.init.normal_(tensor)
     return model
@@ -320,7 +320,7 @@ def outputs(model, *names):
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     found = {}
     for name in names:
-        with activated(model, name):
+        with use_adapter(model, name):
             found[name] = model(x)
     return found
 
@@ -410,7 +410,7 @@ def test_joined_groups_are_as_they_were_learned_apart(tmp_path):
     assert list_groups(model) == ["cells", "road", "endoscopy", "plain"]
     assert_same_outputs(model, model_with(*GROUPS), *GROUPS)
     x = torch.randn(20, 6)
-    activate(model, "plain")
+    set_adapter(model, "plain")
     assert torch.equal(model(x), trained_model()(x))
 
 
@@ -423,7 +423,7 @@ def test_what_cannot_be_joined_is_named(tmp_path):
             [("a", first), ("b", read_adapter(save_groups(tmp_path / "3", "road", extra={"image_size": 64})))]
         )
     other = base_model(seed=5)
-    add_group(other, "road", GROUPS["road"])
+    add_adapter(other, "road", GROUPS["road"])
     save_adapter(other, tmp_path / "4", {"road": GROUPS["road"]}, EXTRA)
     with pytest.raises(UserError, match="different bases"):
         join_adapters([("a", first), ("b", read_adapter(tmp_path / "4"))])

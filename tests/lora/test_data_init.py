@@ -6,7 +6,7 @@ from torch import nn
 
 from src.config.schema import LoraConfig
 from src.lora.data_init import data_driven_init
-from src.lora.expert_groups import activate, add_group
+from src.lora.expert_groups import add_adapter, set_adapter
 from src.lora.injection import apply_method
 
 CENTRES = torch.eye(3, 8) * 20
@@ -81,11 +81,11 @@ def test_the_gate_is_as_soft_as_a_random_one():
 
 def test_a_group_sees_the_base_and_leaves_other_groups_alone():
     model = base_model()
-    add_group(model, "first", config(target_modules=["all"]))
+    add_adapter(model, "first", config(target_modules=["all"]))
     nn.init.normal_(model[0].adapters["first"].lora_B)
     before = {name: tensor.clone() for name, tensor in model[0].adapters["first"].state_dict().items()}
-    adapters = add_group(model, "second", config(target_modules=["1"]))
-    activate(model, "first")
+    adapters = add_adapter(model, "second", config(target_modules=["1"]))
+    set_adapter(model, "first")
     x_ND, _ = clustered()
     seen = base_model()[0](x_ND)
     data_driven_init(model, adapters, lambda: model(x_ND))

@@ -8,23 +8,23 @@ from torch import nn
 
 from src.config.schema import LoraConfig
 from src.core.errors import UserError
-from src.lora.adapter import GroupedLinear, adapters_disabled, iter_adapters, list_groups
+from src.lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapters, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict, merge_adapters
 from src.lora.expert_groups import (
     ExpertGroup,
-    activate,
-    activated,
     active_group,
-    add_group,
+    add_adapter,
+    adopt_unnamed,
+    delete_adapter,
     expert_sizes,
     experts_used,
     freeze_groups_except,
     group_adapters,
     merged,
-    name_adapters,
     prune_experts,
     pruned,
-    remove_group,
+    set_adapter,
+    use_adapter,
 )
 from src.lora.injection import apply_method, count_parameters, describe_adapters, find_targets, remove_adapters
 from src.lora.moe_layer import MoELoRALinear
@@ -55,7 +55,7 @@ def learned(*names, method="mope"):
     model = base_model()
     for seed, name in enumerate(names):
         torch.manual_seed(100 + seed)
-        add_group(model, name, config(method))
+        add_adapter(model, name, config(method))
         train_a_little(model)
     return model
 
@@ -72,7 +72,7 @@ def method(request):
 
 def test_a_new_group_is_the_base_bit_for_bit_active_and_all_that_trains(x, method):
     model = base_model()
-    adapters = add_group(model, "cells", config(method))
+    adapters = add_adapter(model, "cells", config(method))
     assert list_groups(model) == ["cells"]
     assert active_group(model) == "cells"
     assert group_adapters(model, "cells") == adapters
@@ -96,10 +96,10 @@ def test_learning_a_second_domain_leaves_the_first_as_it_was(x, method):
     model = learned("cells", method=method)
     out = model(x)
     weights = {name: tensor.clone() for name, tensor in adapter_state_dict(model).items()}
-    add_group(model, "endoscopy", config(method, experts=5, targets=["0"]))
+    add_adapter(model, "endoscopy", config(method, experts=5, targets=["0"]))
     train_a_little(model)
     changed = model(x)
-    activate(model, "cells")
+    set_adapter(model, "cells")
     assert not torch.allclose(changed, out, atol=1e-2)
     assert torch.equal(model(x), out)
     assert all(torch.equal(adapter_state_dict(model)[name], tensor) for name, tensor in weights.items())
@@ -109,17 +109,17 @@ def test_adding_and_removing_others_changes_no_group(x, method):
     model = learned("a", "b", "c", method=method)
     out = {}
     for name in "abc":
-        with activated(model, name):
+        with use_adapter(model, name):
             out[name] = model(x)
-    activate(model, "b")
-    remove_group(model, "a")
+    set_adapter(model, "b")
+    delete_adapter(model, "a")
     assert torch.equal(model(x), out["b"])
-    remove_group(model, "b")
+    delete_adapter(model, "b")
     assert active_group(model) is None
     assert torch.equal(model(x), base_model()(x))
-    activate(model, "c")
+    set_adapter(model, "c")
     assert torch.equal(model(x), out["c"])
-    remove_group(model, "c")
+    delete_adapter(model, "c")
     assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert list(model.state_dict()) == list(base_model().state_dict())
 
@@ -131,27 +131,27 @@ def test_without_an_active_group_only_the_base_layer_runs(x, monkeypatch):
         raise AssertionError("an adapter ran")
 
     monkeypatch.setattr(MoELoRALinear, "forward", never)
-    activate(model, None)
+    set_adapter(model, None)
     assert torch.equal(model(x), base_model()(x))
 
 
 def test_adapters_disabled_is_the_base_whatever_group_is_active(x):
     model = learned("cells", "endoscopy")
     out = model(x)
-    with adapters_disabled(model):
+    with disable_adapters(model):
         assert torch.equal(model(x), base_model()(x))
     assert torch.equal(model(x), out)
 
 
 def test_a_scope_ends_as_it_began_also_on_errors():
     model = learned("cells", "endoscopy")
-    with pytest.raises(KeyError), activated(model, "cells"):
+    with pytest.raises(KeyError), use_adapter(model, "cells"):
         assert active_group(model) == "cells"
         raise KeyError
     assert active_group(model) == "endoscopy"
     with (
         pytest.raises(UserError, match="no expert group 'cell'; the model has cells, endoscopy"),
-        activated(model, "cell"),
+        use_adapter(model, "cell"),
     ):
         pass
     assert active_group(model) == "endoscopy"
@@ -161,37 +161,37 @@ def test_a_scope_ends_as_it_began_also_on_errors():
 @settings(max_examples=20, deadline=None)
 def test_each_element_of_a_batch_may_use_its_own_group(groups):
     model = learned("a", "b", "c")
-    remove_group(model, "c")
-    add_group(model, "c", config("lora", targets=["2"]))
+    delete_adapter(model, "c")
+    add_adapter(model, "c", config("lora", targets=["2"]))
     train_a_little(model)
     x = torch.randn(len(groups), 4, 6)
-    activate(model, groups)
+    set_adapter(model, groups)
     out = model(x)
     for i, group in enumerate(groups):
-        with activated(model, group):
+        with use_adapter(model, group):
             torch.testing.assert_close(out[i], model(x[i : i + 1])[0], rtol=0, atol=1e-5)
 
 
 def test_the_batch_must_be_that_of_the_active_groups(x):
     model = learned("a")
-    activate(model, ["a", None])
+    set_adapter(model, ["a", None])
     with pytest.raises(ValueError, match="2 active groups were given for a batch of 20"):
         model(x)
-    remove_group(model, "a")
+    delete_adapter(model, "a")
     assert torch.equal(model(x), base_model()(x))
 
 
 def test_removing_a_group_takes_it_out_of_a_mixed_batch():
     model = learned("a", "b")
-    activate(model, ["a", "b"])
-    remove_group(model, "a")
+    set_adapter(model, ["a", "b"])
+    delete_adapter(model, "a")
     assert active_group(model) == (None, "b")
 
 
 def test_gradients_of_a_mixed_batch_reach_each_group_and_only_its_elements_are_recorded():
     model = learned("a", "b")
     model.requires_grad_(True)
-    activate(model, ["a", None, "b", "b"])
+    set_adapter(model, ["a", None, "b", "b"])
     with record_routing(model) as routing:
         model(torch.randn(4, 3, 6)).sum().backward()
     tokens = {name: len(call.logits_NE) for name, call in routing.layers().items()}
@@ -206,15 +206,15 @@ def test_naming_adapters_changes_nothing_else(x, method):
     train_a_little(model)
     out, trains = model(x), {p for p in model.parameters() if p.requires_grad}
     with pytest.raises(ValueError, match="name_adapters"):
-        add_group(model, "endoscopy", config())
-    name_adapters(model, "cells")
+        add_adapter(model, "endoscopy", config())
+    adopt_unnamed(model, "cells")
     assert list_groups(model) == ["cells"]
     assert torch.equal(model(x), out)
     assert {p for p in model.parameters() if p.requires_grad} == trains
     with pytest.raises(ValueError, match="only adapters without groups"):
-        name_adapters(model, "again")
+        adopt_unnamed(model, "again")
     with pytest.raises(ValueError, match="only adapters without groups"):
-        name_adapters(base_model(), "nothing")
+        adopt_unnamed(base_model(), "nothing")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_names_that_are_refused(name, said, x):
     model = learned("cells")
     before = list(model.state_dict())
     with pytest.raises(UserError, match=said):
-        add_group(model, name, config())
+        add_adapter(model, name, config())
     assert list(model.state_dict()) == before
 
 
@@ -234,14 +234,14 @@ def test_a_config_that_does_not_fit_leaves_the_model_alone(x):
     model = learned("cells")
     before, out = list(model.state_dict()), model(x)
     with pytest.raises(UserError, match="target_modules"):
-        add_group(model, "endoscopy", config(targets=["nowhere"]))
+        add_adapter(model, "endoscopy", config(targets=["nowhere"]))
     with pytest.raises(ValueError, match="no adapters"):
-        add_group(model, "endoscopy", config("full"))
+        add_adapter(model, "endoscopy", config("full"))
     assert list(model.state_dict()) == before
     assert torch.equal(model(x), out)
 
 
-@pytest.mark.parametrize("action", [remove_group, freeze_groups_except, activate])
+@pytest.mark.parametrize("action", [delete_adapter, freeze_groups_except, set_adapter])
 def test_unknown_groups_are_named(action):
     with pytest.raises(UserError, match="no expert group 'b'; the model has a"):
         action(learned("a"), "b")
@@ -257,7 +257,7 @@ def test_freezing_all_but_one():
 
 def test_a_layer_with_groups_stands_in_for_its_linear():
     model = learned("a")
-    assert isinstance(model[0], GroupedLinear)
+    assert isinstance(model[0], MultiAdapterLinear)
     assert (model[0].in_features, model[0].out_features) == (6, 8)
     assert model[0].weight is model[0].base_layer.weight
     assert model[0].bias is model[0].base_layer.bias
@@ -277,7 +277,7 @@ def test_the_base_is_told_apart_from_the_groups():
 def test_a_copied_model_is_its_own(x):
     model = learned("a", "b")
     copied = copy.deepcopy(model)
-    activate(copied, None)
+    set_adapter(copied, None)
     assert torch.equal(copied(x), base_model()(x))
     assert active_group(model) == "b"
     assert copied[0].adapters["a"].base_layer is copied[0].base_layer is not model[0].base_layer
@@ -298,13 +298,13 @@ def test_lora_groups_merge_one_by_one(x):
     out = model(x)
     merge_adapters(model)
     torch.testing.assert_close(model(x), out, rtol=1e-4, atol=1e-4)
-    activate(model, None)
+    set_adapter(model, None)
     assert torch.equal(model(x), base_model()(x))
 
 
 def test_pruning_experts_that_are_never_chosen_keeps_the_output(x):
     model = learned("a", "b")
-    activate(model, "a")
+    set_adapter(model, "a")
     for adapter in group_adapters(model, "a").values():
         with torch.no_grad():
             adapter.gate.bias[1] = -1e6
@@ -380,7 +380,7 @@ def test_merged_groups_compete(x):
     both = merged(groups)
     assert both.config.experts == 6
     joint = base_model()
-    for layer, adapter in add_group(joint, "both", both.config).items():
+    for layer, adapter in add_adapter(joint, "both", both.config).items():
         adapter.load_state_dict(
             {key.removeprefix(f"{layer}."): t for key, t in both.weights.items() if key.startswith(layer)}, strict=False
         )
@@ -388,7 +388,7 @@ def test_merged_groups_compete(x):
     for adapter in group_adapters(joint, "both").values():
         with torch.no_grad():
             adapter.gate.bias[3:] = -1e6
-    activate(model, "a")
+    set_adapter(model, "a")
     torch.testing.assert_close(joint(x), model(x), rtol=0, atol=1e-5)
 
 

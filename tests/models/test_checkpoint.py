@@ -13,7 +13,7 @@ import torch
 from src.config.schema import load_config
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapters
 from src.models.checkpoint import Checkpoint, load_trained, read_checkpoint
 from src.models.sam2.build import build_model
 from src.tasks.tracking.predict import predicting, track
@@ -79,7 +79,7 @@ class TestLoadTrained:
         model = base(run)
         expected = masks(model, run)
         load_trained(model, best)
-        with adapters_disabled(model):
+        with disable_adapters(model):
             off = masks(model, run)
         assert all(np.array_equal(a, b) for a, b in zip(off, expected, strict=True))
 

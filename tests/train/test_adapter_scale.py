@@ -14,7 +14,7 @@ from src.lora.adapter_io import WEIGHTS_FILE
 from src.lora.injection import apply_method
 from src.models.checkpoint import read_checkpoint
 from src.models.sam2.build import build_model
-from src.train.adapter_scale import weaken, weakened
+from src.train.adapter_scale import scale_adapters, scaled_adapters
 from src.train.trainer import Trainer
 
 
@@ -29,12 +29,12 @@ def test_half_of_an_adapter_adds_half(method):
             parameter.normal_()
     x = torch.randn(5, layer.in_features)
     base, before, state = layer.base_layer(x), layer(x), {k: t.clone() for k, t in model.state_dict().items()}
-    with weakened(model, 0.5):
+    with scaled_adapters(model, 0.5):
         assert torch.allclose(layer(x) - base, 0.5 * (before - base), atol=1e-4)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     for parameter in layer.parameters():
         parameter.requires_grad_(False)
-    weaken(model, 0.5)
+    scale_adapters(model, 0.5)
     assert torch.equal(layer(x), before)  # adapters that did not train stay
 
 

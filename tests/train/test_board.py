@@ -17,7 +17,7 @@ from evaluate import evaluate
 from src.config.schema import Config, load_config
 from src.evaluation.tables import Comparison, gate_rates
 from src.lora.adapter import iter_adapters
-from src.train.board import COMPARED, compared, evenness, write_results
+from src.train.board import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer
 
 SETTINGS = (
@@ -252,9 +252,9 @@ def test_a_base_of_other_clips_is_not_shown_beside_later_scores(run, tmp_path):
 
 
 def test_evenness():
-    assert evenness(np.array([[1.0, 1.0, 1.0]])) == pytest.approx(1)
-    assert evenness(np.array([[0.0, 5.0, 0.0]])) == pytest.approx(0, abs=1e-6)
-    assert evenness(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]])) == pytest.approx((np.log(2) / np.log(3) + 1) / 2)
+    assert load_balance(np.array([[1.0, 1.0, 1.0]])) == pytest.approx(1)
+    assert load_balance(np.array([[0.0, 5.0, 0.0]])) == pytest.approx(0, abs=1e-6)
+    assert load_balance(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]])) == pytest.approx((np.log(2) / np.log(3) + 1) / 2)
 
 
 def test_columns_are_keys_of_the_config(make_config):

@@ -12,7 +12,7 @@ from src.data.unlabelled import open_unlabelled
 from src.lora.adapter import iter_adapters
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips
-from src.train.distill import Distiller, difference, find_things, general_clips
+from src.train.distill import Distillation, difference, general_clips, propose_masks
 
 SIZE, FRAMES = 64, 3
 
@@ -27,7 +27,7 @@ def new_model(method="mope", targets=("memory_attention.*.q_proj", "image_encode
 def distiller(model, **settings):
     config = DistillConfig(**{"weight": 2.0, "clips": 6, "batch_size": 2, **settings})
     data = make_videos(SOURCE, 6, 0, FRAMES, SIZE)
-    return Distiller(model, data, ClipConfig(frames=FRAMES), SIZE, config, LossConfig(), seed=0)
+    return Distillation(model, data, ClipConfig(frames=FRAMES), SIZE, config, LossConfig(), seed=0)
 
 
 def disturb(model):
@@ -91,7 +91,7 @@ class TestDistiller:
         kept, drawn = distiller(model), distiller(model)
         disturb(model)
         for step in (0, 1, 0):
-            monkeypatch.setattr("src.train.distill.ROOM", 1000)
+            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 1000)
             expected = drawn.losses(step)["total"]
             monkeypatch.undo()
             assert torch.equal(kept.losses(step)["total"], expected)
@@ -104,9 +104,9 @@ class TestDistiller:
         disturb(model)
         monkeypatch.setattr("src.train.distill.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of))
         for step in (0, 1, 0, 1):
-            monkeypatch.setattr("src.train.distill.ROOM", 1000)
+            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 1000)
             expected = made_anew.losses(step)["total"]
-            monkeypatch.setattr("src.train.distill.ROOM", 2**30)
+            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 2**30)
             before = len(encoded)
             assert torch.equal(kept.losses(step)["total"], expected)
         assert before == len(encoded)
@@ -126,15 +126,15 @@ class TestDistiller:
         for step in range(12):
             taught.losses(step)
         assert len(taught.lessons) == 3
-        monkeypatch.setattr("src.train.distill.find_things", None)
+        monkeypatch.setattr("src.train.distill.propose_masks", None)
         for step in range(12):
             taught.losses(step)
 
     def test_every_third_step_is_taught_three_times_as_strongly(self):
         model = new_model()
         always, seldom = distiller(model), distiller(model, every=3)
-        assert [step for step in range(7) if seldom.teaches(step)] == [0, 3, 6]
-        assert all(always.teaches(step) for step in range(7))
+        assert [step for step in range(7) if seldom.is_due(step)] == [0, 3, 6]
+        assert all(always.is_due(step) for step in range(7))
         disturb(model)
         assert seldom.losses(3)["total"].item() == pytest.approx(3 * always.losses(3)["total"].item(), rel=1e-5)
         assert torch.equal(seldom.losses(3)["mask"], always.losses(3)["mask"])
@@ -197,7 +197,7 @@ class TestTrackClips:
 def test_things_found_are_different_and_within_the_picture():
     model = new_model().eval()
     picture = make_videos(SOURCE, 1, 3, 1, SIZE).videos[0].frames[0].read()
-    masks = find_things(model, picture, 3, np.random.default_rng(0))
+    masks = propose_masks(model, picture, 3, np.random.default_rng(0))
     assert masks.dtype == bool and masks.shape[1:] == (SIZE, SIZE)
     assert 1 <= len(masks) <= 3 and all(mask.any() for mask in masks)
 

@@ -14,7 +14,7 @@ import src.train.trainer
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch
 from src.lora.injection import routed_layers
-from src.train.safety import dead_experts, missing_sets, unmoved_loss
+from src.train.safety import check_loss_plateau, check_unused_datasets, dead_experts
 from src.train.trainer import Trainer
 
 QUICK = ("training.max_steps=3", "training.overlay_clips=0", "training.domain_gate=false")
@@ -222,9 +222,9 @@ class TestWarnings:
         assert dead_experts({}, 2) is None
 
     def test_a_set_without_clips(self):
-        assert missing_sets([], {"a": 1}) is None
-        assert missing_sets(["a", "b"], {"a": 1, "b": 2}) is None
-        assert "no clip of b was trained on" in (missing_sets(["a", "b"], {"a": 1}) or "")
+        assert check_unused_datasets([], {"a": 1}) is None
+        assert check_unused_datasets(["a", "b"], {"a": 1, "b": 2}) is None
+        assert "no clip of b was trained on" in (check_unused_datasets(["a", "b"], {"a": 1}) or "")
 
     @pytest.mark.parametrize(
         ("losses", "told"),
@@ -232,7 +232,7 @@ class TestWarnings:
          ([4, 4, 4, 4], False)],
     )  # fmt: skip
     def test_a_loss_that_does_not_move_is_told_once(self, losses, told):
-        assert (unmoved_loss([{"total": value} for value in losses]) is not None) == told
+        assert (check_loss_plateau([{"total": value} for value in losses]) is not None) == told
 
     def test_it_is_told_by_a_run(self, make_config, monkeypatch):
         monkeypatch.setattr("src.train.safety.LEAST_MOVE", 0.9)

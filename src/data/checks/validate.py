@@ -32,7 +32,7 @@ from ...core.console import PROGRAM, progress_bar
 from ...core.errors import UserError
 from ...core.files import write_text
 from ..decode.images import ImageFile, misnamed
-from ..records import Contents, DataSet, Finding, FrameSource, Source, SourceVideos, VideoRecord, object_sides
+from ..records import DataSet, DatasetFingerprint, FrameSource, Issue, Source, SourceVideos, VideoRecord, object_sides
 
 QUOTED = 5
 """Errors that a refusal quotes."""
@@ -54,7 +54,7 @@ class Report:
         listed: videos and images in the data set.
         keep: the indices of those that can be used, in order.
         frames, objects: how many these have, objects counted once a video.
-        fingerprint: of all that :class:`~src.data.records.Contents` names.
+        fingerprint: of all that :class:`~src.data.records.DatasetFingerprint` names.
         median_side: the median over their objects and frames of the area's square root, as a share of the frame's;
             None without any.
         findings: all errors, and the first of every kind of repair and note.
@@ -69,23 +69,23 @@ class Report:
     objects: int = 0
     fingerprint: str = ""
     median_side: float | None = None
-    findings: list[Finding] = field(default_factory=list)
-    dropped: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
+    dropped: list[Issue] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"repaired": {}, "note": {}})
     decoded: bool = True
 
     @property
-    def errors(self) -> list[Finding]:
+    def errors(self) -> list[Issue]:
         return [finding for finding in self.findings if finding.severity == "error"]
 
     @property
-    def skipped(self) -> list[Finding]:
+    def skipped(self) -> list[Issue]:
         """What is left out where damage may be: every error, and videos for some of their frames."""
         return [*(replace(finding, action="left out") for finding in self.errors), *self.dropped]
 
-    def examples(self, severity: str) -> list[tuple[int, Finding]]:
+    def examples(self, severity: str) -> list[tuple[int, Issue]]:
         """Every kind of repair or note: how often it was met, and the first of them."""
-        first: dict[str, Finding] = {}
+        first: dict[str, Issue] = {}
         for finding in self.findings:
             if finding.severity == severity:
                 first.setdefault(finding.problem, finding)
@@ -102,7 +102,7 @@ class Report:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Report:
-        lists = {key: [Finding(**finding) for finding in content[key]] for key in ("findings", "dropped")}
+        lists = {key: [Issue(**finding) for finding in content[key]] for key in ("findings", "dropped")}
         return cls(**{**content, **lists})
 
 
@@ -153,7 +153,7 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
         where = source.files[0] if source.files else source.name
         raise UserError(f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}")
     videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
-    contents = Contents(len(report.keep), report.frames, report.objects, report.fingerprint)
+    contents = DatasetFingerprint(len(report.keep), report.frames, report.objects, report.fingerprint)
     return DataSet(source.name, videos, report.notes, report.median_side, contents)
 
 
@@ -171,7 +171,7 @@ def load_checked(source: Source, place: DomainConfig, config: Config) -> DataSet
     return data
 
 
-def list_skipped(place: DomainConfig, config: Config, skipped: list[Finding]) -> None:
+def list_skipped(place: DomainConfig, config: Config, skipped: list[Issue]) -> None:
     """Put what is left out of a data set into the run's ``skipped.json``, beside what other sets leave out."""
     path = Path(config.output_dir) / SKIPPED_FILE
     try:
@@ -203,7 +203,7 @@ def state_of_files(place: DomainConfig, config: Config) -> str:
     return hashlib.sha256(json.dumps([entry["content"], entry["stamps"]]).encode()).hexdigest()
 
 
-def _refusal(source: Source, errors: list[Finding]) -> str:
+def _refusal(source: Source, errors: list[Issue]) -> str:
     if len(errors) == 1:
         return f"{errors[0]}, or leave it out with --skip-bad"
     quoted = f", the first {QUOTED}" if len(errors) > QUOTED else ""
@@ -225,9 +225,9 @@ class _Checked:
     """
 
     index: int
-    findings: list[Finding]
+    findings: list[Issue]
     paths: set[str]
-    dropped: Finding | None = None
+    dropped: Issue | None = None
     frames: int = 0
     objects: int = 0
     sides: np.ndarray | None = None
@@ -239,7 +239,7 @@ def _check_one(source: Source, index: int, decode: bool) -> _Checked:
     checked = _Checked(index, list(met), {finding.file for finding in met})
     if record is None:
         return checked
-    damaged: list[Finding] = []
+    damaged: list[Issue] = []
     for frame in record.frames:
         checked.paths.update(_files_of(frame))
         if decode:
@@ -249,7 +249,7 @@ def _check_one(source: Source, index: int, decode: bool) -> _Checked:
     if damaged and len(record) > 1:
         problem = f"{len(damaged)} of its {len(record)} frames cannot be used"
         entry = f"video {record.video_id}"
-        checked.dropped = Finding("error", damaged[0].file, entry, problem, "the video is left out whole")
+        checked.dropped = Issue("error", damaged[0].file, entry, problem, "the video is left out whole")
     if not damaged:
         checked.frames, checked.objects = len(record), len(record.objects)
         checked.sides = object_sides(record).astype(np.float32)
@@ -266,18 +266,18 @@ def _fingerprint(record: VideoRecord, sides: np.ndarray) -> bytes:
     return hashlib.sha256(text.encode() + sides.tobytes()).digest()
 
 
-def _check_frame(frame: FrameSource, record: VideoRecord) -> list[Finding]:
+def _check_frame(frame: FrameSource, record: VideoRecord) -> list[Issue]:
     """Decode a frame: errors if it is damaged or of another size than its labels, notes if its name is wrong."""
     try:
         height, width = frame.read().shape[:2]
     except UserError as error:
         problem = str(error).removeprefix(f"{frame.name}: ")
-        return [Finding("error", frame.name, "", problem, "fix or delete it")]
+        return [Issue("error", frame.name, "", problem, "fix or delete it")]
     if (height, width) != (record.height, record.width):
         problem = f"the frame is {width}×{height} pixels, its labels are for {record.width}×{record.height}"
-        return [Finding("error", frame.name, "", problem, "fix or delete it")]
+        return [Issue("error", frame.name, "", problem, "fix or delete it")]
     if isinstance(frame, ImageFile) and misnamed(frame.path):
-        return [Finding("note", frame.name, "", "images of another type than their name says", "read by their content")]
+        return [Issue("note", frame.name, "", "images of another type than their name says", "read by their content")]
     return []
 
 
@@ -307,7 +307,7 @@ class _Collected:
             self.sides.append(checked.sides)
             self.fingerprints.append(checked.fingerprint)
 
-    def add_findings(self, findings: Iterable[Finding]) -> None:
+    def add_findings(self, findings: Iterable[Issue]) -> None:
         for finding in findings:
             if finding.severity != "error":
                 counts = self.report.counts[finding.severity]
@@ -372,7 +372,7 @@ def _crashed(source: Source, index: int, decode: bool) -> _Checked:
     paths = sorted(parsed[0].paths) if parsed else []
     file = paths[0] if paths else str(source.files[0])
     problem = f"reading entry {index} (counted from 0) of {source.name} ended the process that did"
-    return _Checked(index, [Finding("error", file, "", problem, "fix or delete it")], set(paths))
+    return _Checked(index, [Issue("error", file, "", problem, "fix or delete it")], set(paths))
 
 
 _work: tuple[Source, bool]

@@ -30,7 +30,7 @@ from .transforms import (
     to_pixels,
 )
 
-Address: TypeAlias = tuple[int, int]
+SampleKey: TypeAlias = tuple[int, int]
 """(epoch, index) of a draw: with the run's seed, all that a clip of a :class:`ClipDataset` is drawn from."""
 
 
@@ -49,7 +49,7 @@ class Clip:
     masks_TOHW: np.ndarray
     annotated_T: np.ndarray
     seed: int = 0
-    address: Address | None = None
+    address: SampleKey | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ClipBatch:
     """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
 
     ``frames_BTHWC``: uint8, without channels if the clips have none; ``masks_TOHW``: bool; ``annotated_TO``: bool, what
-    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``addresses``:
+    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``keys``:
     of the draws, where all clips are a data set's, else none.
     """
 
@@ -67,14 +67,14 @@ class ClipBatch:
     annotated_TO: Tensor
     video_of_object: Tensor
     seeds: tuple[int, ...]
-    addresses: tuple[Address, ...] = ()
+    keys: tuple[SampleKey, ...] = ()
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
         """Put clips of equal length and size together."""
         counts = torch.tensor([clip.masks_TOHW.shape[1] for clip in clips])
         video_of_object = torch.repeat_interleave(torch.arange(len(clips)), counts)
-        addresses = tuple(clip.address for clip in clips if clip.address is not None)
+        keys = tuple(clip.address for clip in clips if clip.address is not None)
         return cls(
             names=tuple(clip.name for clip in clips),
             frames_BTHWC=torch.from_numpy(np.stack([clip.frames_THWC for clip in clips])),
@@ -82,7 +82,7 @@ class ClipBatch:
             annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
             video_of_object=video_of_object,
             seeds=tuple(clip.seed for clip in clips),
-            addresses=addresses if len(addresses) == len(clips) else (),
+            keys=keys if len(keys) == len(clips) else (),
         )
 
     @property
@@ -92,7 +92,7 @@ class ClipBatch:
     def clips(self) -> list[Clip]:
         """The clips that were put together."""
         own = [self.video_of_object == number for number in range(len(self.names))]
-        addresses = self.addresses or [None] * len(self.names)
+        keys = self.keys or [None] * len(self.names)
         return [
             Clip(
                 name,
@@ -103,7 +103,7 @@ class ClipBatch:
                 address,
             )
             for name, frames_THWC, o, seed, address in zip(
-                self.names, self.frames_BTHWC, own, self.seeds, addresses, strict=True
+                self.names, self.frames_BTHWC, own, self.seeds, keys, strict=True
             )
         ]
 
@@ -165,7 +165,7 @@ class ClipDataset(Dataset):
         order = self._orders[chosen]
         return self.sets[chosen], self.sets[chosen].videos[int(order[place % len(order)])]
 
-    def address(self, epoch: int, index: int) -> Address:
+    def address(self, epoch: int, index: int) -> SampleKey:
         """The draw that a clip is: its own or, with ``views``, the first one that was the same."""
         if self.views is None:
             return epoch, index
@@ -191,13 +191,13 @@ class ClipDataset(Dataset):
         """A batch of this data set, drawn once more if it has no pixels. Raises UserError if they cannot be read."""
         if batch.has_pixels:
             return batch
-        drawn = [self[address] for address in batch.addresses]
+        drawn = [self[address] for address in batch.keys]
         for clip in drawn:
             if isinstance(clip, UserError):
                 raise clip
         return ClipBatch.collate([clip for clip in drawn if isinstance(clip, Clip)])
 
-    def __getitem__(self, key: Address | tuple[int, int, bool]) -> Clip | UserError:
+    def __getitem__(self, key: SampleKey | tuple[int, int, bool]) -> Clip | UserError:
         epoch, index, *asked = key
         address = self.address(epoch, index)
         rng = np.random.default_rng((self.seed, *address))
@@ -469,9 +469,9 @@ class BatchSampler(Sampler[list[tuple[Any, ...]]]):
 
     def __init__(
         self, sampler: EpochSampler, batch_size: int, rank: int = 0, size: int = 1,
-        is_known: Callable[[int, int], bool] | None = None,
+        is_cached: Callable[[int, int], bool] | None = None,
     ) -> None:  # fmt: skip
-        self.sampler, self.batch_size, self.rank, self.size, self.is_known = sampler, batch_size, rank, size, is_known
+        self.sampler, self.batch_size, self.rank, self.size, self.is_cached = sampler, batch_size, rank, size, is_cached
 
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
@@ -480,5 +480,5 @@ class BatchSampler(Sampler[list[tuple[Any, ...]]]):
         keys = iter(self.sampler)
         while batch := list(islice(keys, self.batch_size)):
             part = batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
-            known = self.is_known is not None and all(self.is_known(*key) for key in part)
+            known = self.is_cached is not None and all(self.is_cached(*key) for key in part)
             yield [(*key, False) for key in part] if known else [*part]

@@ -1,6 +1,6 @@
 """Videos read one frame at a time, in constant memory, from an image, a folder of frames or a video file; and written.
 
-``open_footage(path)`` says which of them a path is. Frames come as RGB, uint8, (H, W, 3), upright, all of one size.
+``open_stream(path)`` says which of them a path is. Frames come as RGB, uint8, (H, W, 3), upright, all of one size.
 ``VideoFrame(path, index)`` is any one frame of a video file, the same to the bit as reading from the start gives.
 Video files are decoded and encoded by FFmpeg (through PyAV): https://pyav.basswood-io.com
 """
@@ -42,7 +42,7 @@ MAX_FRAMES = 1_000_000
 _BT709 = 1  # in FFmpeg's numbering of matrices, primaries and transfer curves; its limited range is 1 as well
 
 
-class Footage(Protocol):
+class FrameStream(Protocol):
     """A video to read."""
 
     @property
@@ -119,7 +119,7 @@ class VideoFile:
                 raise UserError(f"{self.path}: the video holds no frame that can be read")
 
 
-def open_footage(path: str | Path) -> FrameFiles | VideoFile:
+def open_stream(path: str | Path) -> FrameFiles | VideoFile:
     """An image file, a folder of image files (in natural order: 2 before 10), or a video file.
 
     A folder called JPEGImages takes the name of the one it lies in.

@@ -3,7 +3,7 @@
 Reads COCO as it ships (images elsewhere) and as labelling tools export it (Roboflow's ``_annotations.coco.json`` beside
 the images, CVAT, Label Studio). :func:`open_coco` indexes a file in one pass over its JSON; an image's header and its
 annotations are looked at when the image is asked for. Everything that was left out, mended or is damaged is a
-:class:`~src.data.records.Finding`. Masks are kept run-length encoded and decoded on demand; pixels are read on demand.
+:class:`~src.data.records.Issue`. Masks are kept run-length encoded and decoded on demand; pixels are read on demand.
 
 Format: https://cocodataset.org/#format-data
 """
@@ -25,11 +25,11 @@ from pycocotools import mask as coco_mask
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
-from ..records import RLE, Finding, FrameSource, ObjectTrack, VideoRecord
+from ..records import RLE, FrameSource, Issue, ObjectTrack, VideoRecord
 from .packed import PackedList
 from .parsing import (
     Bounds,
-    Log,
+    IssueLog,
     as_id,
     category_names,
     choose_videos,
@@ -84,7 +84,7 @@ class CocoSource:
 
     name: str
     files: list[Path]
-    findings: list[Finding]
+    findings: list[Issue]
     folder: Path
     entries: PackedList
     categories: dict[int | str, str]
@@ -95,13 +95,15 @@ class CocoSource:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video_id, image_fields, annotation_fields = self.entries[index]
         image, annotations = _Image(*image_fields), [_Annotation(*fields) for fields in annotation_fields]
-        log = Log(str(self.files[0]))
+        log = IssueLog(str(self.files[0]))
         return self._record(video_id, image, annotations, log), log.findings
 
-    def _record(self, video_id: str, image: _Image, annotations: list[_Annotation], log: Log) -> VideoRecord | None:
+    def _record(
+        self, video_id: str, image: _Image, annotations: list[_Annotation], log: IssueLog
+    ) -> VideoRecord | None:
         place = f"image {shown(image.key)} ({shown(image.file_name, 160)})"
         if image.backslashes:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
@@ -118,7 +120,7 @@ class CocoSource:
         log.repaired(place, "images without usable annotations")
         return None
 
-    def _counts(self, annotation: _Annotation, image: _Image, log: Log) -> bool:
+    def _counts(self, annotation: _Annotation, image: _Image, log: IssueLog) -> bool:
         """Whether an annotation stands for an object."""
         place = f"{annotation.place} ({shown(image.file_name, 160)})"
         if annotation.segmentation is None:
@@ -134,7 +136,7 @@ class CocoSource:
         return True
 
     def _objects(
-        self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: Log
+        self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
     ) -> list[ObjectTrack]:
         """The objects of one image, at most ``max_ann_per_img``, numbered from 1 in the file's order."""
         found: list[tuple[int, RLE, _Annotation]] = []
@@ -208,7 +210,7 @@ def open_coco(
         UserError: the file or the folder as a whole cannot be read, or there is no image of a wanted name.
     """
     folder, path = Path(img_folder), Path(ann_file)
-    log = Log(str(path))
+    log = IssueLog(str(path))
     content = _read_coco(path, log)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder")
@@ -222,7 +224,7 @@ def open_coco(
     return CocoSource(name, [path], log.findings, folder, entries, categories, crowds_only, max_ann_per_img, bounds)
 
 
-def _read_coco(path: Path, log: Log) -> dict[str, Any]:
+def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
     """The COCO object of a file: a dict whose ``images`` and ``annotations`` are lists."""
     content = read_json(path, log)
     missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
@@ -232,7 +234,7 @@ def _read_coco(path: Path, log: Log) -> dict[str, Any]:
     return content
 
 
-def _index_images(entries: list[Any], log: Log) -> dict[int | str, _Image]:
+def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
     """``images`` by id, in the file's order; an id that two files share is left out."""
     images: dict[int | str, _Image] = {}
     shared: set[int | str] = set()
@@ -272,7 +274,7 @@ def _holds_only_crowds(annotations: list[Any]) -> bool:
 
 
 def _group_by_image(
-    entries: list[Any], images: Iterable[int | str], log: Log
+    entries: list[Any], images: Iterable[int | str], log: IssueLog
 ) -> dict[int | str, list[_AnnotationFields]]:
     """The annotations of each image, in the file's order."""
     known = set(images)
@@ -298,7 +300,7 @@ def _group_by_image(
     return grouped
 
 
-def _note_odd_ids(images: list[Any], annotations: list[Any], log: Log) -> None:
+def _note_odd_ids(images: list[Any], annotations: list[Any], log: IssueLog) -> None:
     """Ids that are text, and annotations that share one: harmless here, not in every program."""
     entries = [entry for entry in annotations if isinstance(entry, dict)]
     ids = [entry.get("id") for entry in images if isinstance(entry, dict)]
@@ -346,7 +348,7 @@ def _without_depth(fields: _AnnotationFields) -> _AnnotationFields:
     return fields
 
 
-def _open_frame(folder: Path, image: _Image, log: Log, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
+def _open_frame(folder: Path, image: _Image, log: IssueLog, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
     """The image's file, turned as the annotator saw it, with height and width; None, and a finding, if it is damaged.
 
     Tools differ in whether they heed EXIF orientation. The size in the JSON tells which pixels the annotations were
@@ -363,14 +365,12 @@ def _open_frame(folder: Path, image: _Image, log: Log, bounds: Bounds) -> tuple[
         return ImageFile(path), *oriented
     if image.size == stored:
         log.findings.append(
-            Finding("repaired", str(path), "", "images annotated as stored", "read without EXIF rotation")
+            Issue("repaired", str(path), "", "images annotated as stored", "read without EXIF rotation")
         )
         return ImageFile(path, orient=False), *stored
     assert image.size is not None
     problem = f"the image is {sides(oriented)} pixels, the JSON says {shown(sides(image.size))}"
-    log.findings.append(
-        Finding("error", str(path), "", problem, "correct the JSON's size, or put the right image there")
-    )
+    log.findings.append(Issue("error", str(path), "", problem, "correct the JSON's size, or put the right image there"))
     return None
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from ...core.errors import UserError
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import frame_paths, is_image, natural
-from ..records import RLE, Finding, VideoRecord
-from .parsing import Bounds, Log, as_id, choose_videos, folder_of_both, make_objects, open_frames, sides
+from ..records import RLE, Issue, VideoRecord
+from .parsing import Bounds, IssueLog, as_id, choose_videos, folder_of_both, make_objects, open_frames, sides
 
 FRAMES, MASKS = "JPEGImages", "Annotations"
 """What the roots' names begin with (``JPEGImages_24fps``)."""
@@ -50,14 +50,14 @@ class DavisSource:
     videos: list[VideoFolders]
     max_ann_per_img: int
     bounds: Bounds
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video = self.videos[index]
-        log = Log(str(video.masks))
+        log = IssueLog(str(video.masks))
         try:
             paths, files = frame_paths(video.frames), _mask_files(video.masks)
         except UserError as error:
@@ -70,7 +70,7 @@ class DavisSource:
             return self._record(video.name, paths, files, log), log.findings
         return None, log.findings
 
-    def _record(self, name: str, paths: list[Path], files: MaskFiles, log: Log) -> VideoRecord | None:
+    def _record(self, name: str, paths: list[Path], files: MaskFiles, log: IssueLog) -> VideoRecord | None:
         masks = [_read_masks(files.get(path.stem, {}), log, self.bounds) for path in paths]
         labelled = next((image.size for images in masks for image in images.values()), None)
         sources, size = open_frames(paths, labelled, log, self.bounds)
@@ -94,7 +94,7 @@ class DavisSource:
         )
 
 
-def _masks_fit(paths: list[Path], files: MaskFiles, log: Log) -> bool:
+def _masks_fit(paths: list[Path], files: MaskFiles, log: IssueLog) -> bool:
     """Whether there are masks with the names of frames."""
     stems = {path.stem for path in paths}
     strays = [stem for stem in files if stem not in stems]
@@ -283,7 +283,7 @@ def _mask_files(folder: Path) -> MaskFiles:
     return files
 
 
-def _read_masks(files: dict[str, Path], log: Log, bounds: Bounds) -> dict[str, LabelImage]:
+def _read_masks(files: dict[str, Path], log: IssueLog, bounds: Bounds) -> dict[str, LabelImage]:
     """A frame's masks by object's folder; none at all if one of them is damaged, since then its objects are unknown."""
     images: dict[str, LabelImage] = {}
     for key, path in files.items():
@@ -296,13 +296,13 @@ def _read_masks(files: dict[str, Path], log: Log, bounds: Bounds) -> dict[str, L
 
 
 def _of_size(
-    images: dict[str, LabelImage], files: dict[str, Path], size: tuple[int, int], log: Log
+    images: dict[str, LabelImage], files: dict[str, Path], size: tuple[int, int], log: IssueLog
 ) -> dict[str, LabelImage]:
     """A frame's masks, none at all if one of them has another size."""
     others = [key for key, image in images.items() if image.size != size]
     for key in others:
         found = f"the mask is {sides(images[key].size)} pixels, the frames are {sides(size)}"
-        log.findings.append(Finding("error", str(files[key]), "", found, "save masks at the size of the frames"))
+        log.findings.append(Issue("error", str(files[key]), "", found, "save masks at the size of the frames"))
     return {} if others else images
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from ...core.errors import UserError
 from ..decode.labels import label_tracks, read_label_image
 from ..decode.video import is_image, natural
-from ..records import Finding, VideoRecord
+from ..records import Issue, VideoRecord
 from .davis import frames_within, masks_beside
-from .parsing import Bounds, Log, choose_videos, folder_of_both, make_objects, open_frames, sides
+from .parsing import Bounds, IssueLog, choose_videos, folder_of_both, make_objects, open_frames, sides
 
 MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt")
 """What may follow an image's name in that of its mask."""
@@ -42,23 +42,23 @@ class FolderSource:
     images: list[MaskedImage]
     max_ann_per_img: int
     bounds: Bounds
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         image = self.images[index]
         if image.mask is None:
-            log = Log(str(image.image))
+            log = IssueLog(str(image.image))
             log.repaired("", "images without a mask")
             return None, log.findings
-        log = Log(str(image.mask))
+        log = IssueLog(str(image.mask))
         for path in image.spare:
             log.repaired(path.name, "masks of an image that has another")
         return self._record(image.name, image.image, image.mask, log), log.findings
 
-    def _record(self, name: str, image: Path, mask: Path, log: Log) -> VideoRecord | None:
+    def _record(self, name: str, image: Path, mask: Path, log: IssueLog) -> VideoRecord | None:
         try:
             self.bounds.check(mask)
             labels = read_label_image(mask)
@@ -111,7 +111,7 @@ def open_folder(
         masks = Path(ann_folder)
     if not masks.is_dir():
         raise UserError(f"{masks}: no such folder of masks")
-    log = Log(str(masks))
+    log = IssueLog(str(masks))
     found = list(_beside(images) if masks == images else _apart(images, masks, log))
     if not any(image.mask for image in found):
         raise UserError(
@@ -138,7 +138,7 @@ def folders_of_stills(folder: Path) -> tuple[Path, Path]:
     return folder, masks_beside(folder) or folder
 
 
-def _apart(images: Path, masks: Path, log: Log) -> Iterator[MaskedImage]:
+def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
     """The images of one folder with the masks of another; a finding for each mask that is of none of them."""
     files, masks_by_name = _files(images), _by_image(_files(masks))
     for name, paths in files.items():

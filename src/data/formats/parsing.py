@@ -15,7 +15,7 @@ from typing import Any
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size, refuse_placeholder
-from ..records import Finding, ObjectTrack, Segmentation
+from ..records import Issue, ObjectTrack, Segmentation
 
 FIX = "fix or delete it"
 
@@ -24,27 +24,27 @@ MAX_JSON_BYTES = 8 * 2**30
 
 
 @dataclass
-class Log:
+class IssueLog:
     """What a parser meets in one file or folder."""
 
     file: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
 
     def error(self, entry: str, problem: str, action: str = FIX) -> None:
-        self.findings.append(Finding("error", self.file, entry, problem, action))
+        self.findings.append(Issue("error", self.file, entry, problem, action))
 
     def repaired(self, entry: str, problem: str, action: str = "left out") -> None:
-        self.findings.append(Finding("repaired", self.file, entry, problem, action))
+        self.findings.append(Issue("repaired", self.file, entry, problem, action))
 
     def note(self, entry: str, problem: str, action: str) -> None:
-        self.findings.append(Finding("note", self.file, entry, problem, action))
+        self.findings.append(Issue("note", self.file, entry, problem, action))
 
     def refused(self, path: Path, error: UserError) -> None:
         """A file that could not be read."""
-        self.findings.append(Finding("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
+        self.findings.append(Issue("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
 
 
-def read_json(path: Path, log: Log) -> dict[str, Any]:
+def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
     """The object of a JSON file; a byte order mark is a note.
 
     Raises:
@@ -178,7 +178,7 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def open_frames(
-    paths: Sequence[Path], labelled: tuple[int, int] | None, log: Log, bounds: Bounds
+    paths: Sequence[Path], labelled: tuple[int, int] | None, log: IssueLog, bounds: Bounds
 ) -> tuple[list[ImageFile | None], tuple[int, int] | None]:
     """The frames of a video by their headers: a source for each, None where it is damaged; and their (height, width).
 
@@ -207,7 +207,7 @@ def open_frames(
         else:
             found = sides(oriented if orient else stored)
             log.findings.append(
-                Finding("error", str(path), "", f"the frame is {found} pixels, those before it {sides(size)}", FIX)
+                Issue("error", str(path), "", f"the frame is {found} pixels, those before it {sides(size)}", FIX)
             )
             frames.append(None)
     return frames, size
@@ -219,7 +219,7 @@ Track = Sequence[Segmentation | None]
 def make_objects(
     tracks: Mapping[int | str, Track],
     limit: int,
-    log: Log,
+    log: IssueLog,
     categories: Mapping[int | str, str | None] | None = None,
     keep_ids: bool = True,
 ) -> list[ObjectTrack]:

@@ -19,8 +19,8 @@ from typing import Any
 from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from ..decode.video import VideoFrame, natural, read_header
-from ..records import RLE, Finding, VideoRecord
-from .parsing import Bounds, Log, as_id, choose_videos, declared_size, make_objects, read_json, sides
+from ..records import RLE, Issue, VideoRecord
+from .parsing import Bounds, IssueLog, as_id, choose_videos, declared_size, make_objects, read_json, sides
 
 STEP = 4
 """Frames of the 24 a second from one annotated frame to the next; the JSON does not say."""
@@ -49,14 +49,14 @@ class SavSource:
     videos: list[VideoFiles]
     max_ann_per_img: int
     bounds: Bounds
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         files = self.videos[index]
-        log = Log(str(files.masklets))
+        log = IssueLog(str(files.masklets))
         if not files.video.is_file():
             log.findings.append(_misfit(files, f"there is no video for {files.masklets}"))
             return None, log.findings
@@ -74,7 +74,7 @@ class SavSource:
         return self._record(files, content, header.count, header.size, log), log.findings
 
     def _record(
-        self, files: VideoFiles, content: dict[str, Any], count: int, size: tuple[int, int], log: Log
+        self, files: VideoFiles, content: dict[str, Any], count: int, size: tuple[int, int], log: IssueLog
     ) -> VideoRecord | None:
         declared = declared_size(content, "video_")
         if declared not in (None, size):
@@ -138,7 +138,7 @@ def open_sav(
     if not found:
         raise UserError(f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}")
     chosen = choose_videos([video.name for video in found], videos, place)
-    log = Log(str(folder))
+    log = IssueLog(str(folder))
     if videos is None:
         known = {video.video for video in found}
         for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
@@ -172,12 +172,12 @@ def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
         yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
 
 
-def _misfit(files: VideoFiles, problem: str) -> Finding:
+def _misfit(files: VideoFiles, problem: str) -> Issue:
     """A video that is not the one its JSON is of: a finding in the video's file, since that is what has to change."""
-    return Finding("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
+    return Issue("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
 
 
-def _annotated_frames(content: dict[str, Any], log: Log) -> list[Any] | None:
+def _annotated_frames(content: dict[str, Any], log: IssueLog) -> list[Any] | None:
     """The lists of masks, one an annotated frame; None, and a finding, if there are none."""
     labelled = content.get("masklet")
     if not isinstance(labelled, list) or not labelled:
@@ -187,7 +187,7 @@ def _annotated_frames(content: dict[str, Any], log: Log) -> list[Any] | None:
 
 
 def _tracks(
-    content: dict[str, Any], labelled: list[Any], count: int, size: tuple[int, int], log: Log
+    content: dict[str, Any], labelled: list[Any], count: int, size: tuple[int, int], log: IssueLog
 ) -> tuple[dict[int | str, list[RLE | None]], set[int]]:
     """Masklet's id → its area on every frame; and the frames that are annotated, all of whose masks are sound."""
     width = max((len(masks) for masks in labelled if isinstance(masks, list)), default=0)

@@ -24,10 +24,10 @@ from pycocotools import mask as coco_mask
 from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from ..decode.video import natural
-from ..records import RLE, Finding, VideoRecord
+from ..records import RLE, Issue, VideoRecord
 from .parsing import (
     Bounds,
-    Log,
+    IssueLog,
     as_id,
     category_names,
     choose_videos,
@@ -73,7 +73,7 @@ class Video:
     name: str
     file_names: list[str]
     size: tuple[int, int] | None
-    log: Log
+    log: IssueLog
     ids_are_numbers: bool = True
     pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
@@ -90,17 +90,17 @@ class YtvisSource:
     videos: list[Video]
     max_ann_per_img: int
     bounds: Bounds
-    findings: list[Finding]
+    findings: list[Issue]
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video = self.videos[index]
-        log = Log(video.log.file, list(video.log.findings))
+        log = IssueLog(video.log.file, list(video.log.findings))
         return self._record(video, log), log.findings
 
-    def _record(self, video: Video, log: Log) -> VideoRecord | None:
+    def _record(self, video: Video, log: IssueLog) -> VideoRecord | None:
         sources, size = open_frames([self.img_folder / name for name in video.file_names], video.size, log, self.bounds)
         if size is None:
             return None
@@ -143,7 +143,7 @@ def open_ytvis(
         UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
     """
     path, folder = Path(ann_file), Path(img_folder)
-    log = Log(str(path))
+    log = IssueLog(str(path))
     content = read_json(path, log)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder")
@@ -164,7 +164,7 @@ def open_ytvis(
     return YtvisSource(name, [path], folder, [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
 
 
-def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:
+def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
     """YouTube-VIS' own flavour."""
     videos: dict[int | str | None, Video] = {}
     for place, entry in _entries(content["videos"], "video", log):
@@ -175,7 +175,9 @@ def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:
             log.error(place, "file_names must be a list of paths within the image folder")
         else:
             files = [_slashes(file) for file in files]
-            videos[key] = Video(_name(entry.get("name"), files, key), files, declared_size(entry), Log(log.file), False)
+            videos[key] = Video(
+                _name(entry.get("name"), files, key), files, declared_size(entry), IssueLog(log.file), False
+            )
     categories = category_names(content.get("categories"))
     for place, entry in _objects(content["annotations"], "segmentations", log):
         video = videos.get(_id(entry, "video_id"))
@@ -194,7 +196,7 @@ def _videos_with_tracks(content: dict[str, Any], log: Log) -> list[Video]:
     return list(videos.values())
 
 
-def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
+def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
     """The flavour of one annotation per object and image."""
     videos, frames = _images_by_video(content, log)
     categories = category_names(content.get("categories"))
@@ -222,7 +224,7 @@ def _videos_of_images(content: dict[str, Any], log: Log) -> list[Video]:
 
 
 def _images_by_video(
-    content: dict[str, Any], log: Log
+    content: dict[str, Any], log: IssueLog
 ) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
     """The videos with their frames in order, and an image's id → its video and frame number.
 
@@ -260,12 +262,12 @@ def _images_by_video(
         placed.sort(key=lambda item: item[1].order)
         files = [image.file for _, image in placed]
         size = declared_size(placed[0][1].entry)
-        videos.append(Video(_name(names.get(video_key), files, video_key), files, size, Log(log.file)))
+        videos.append(Video(_name(names.get(video_key), files, video_key), files, size, IssueLog(log.file)))
         frames.update({key: (videos[-1], t) for t, (key, _) in enumerate(placed)})
     return videos, frames
 
 
-def _entries(entries: Any, kind: str, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
+def _entries(entries: Any, kind: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects in a list, each with what messages call it."""
     for position, entry in enumerate(entries):
         if isinstance(entry, dict):
@@ -274,7 +276,7 @@ def _entries(entries: Any, kind: str, log: Log) -> Iterator[tuple[str, dict[str,
             log.error(f"{kind} at [{position}]", "is not an object")
 
 
-def _objects(entries: Any, key: str, log: Log) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(entries: Any, key: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any]]]:
     """The annotations that have a segmentation and are no crowds, unless the file has nothing but crowds."""
     listed = list(_entries(entries, "annotation", log))
     crowds_only = all(_is_crowd(entry) for _, entry in listed)
@@ -334,7 +336,7 @@ def _with_unique_names(videos: list[Video]) -> list[Video]:
     return videos
 
 
-def _damaged_frames(video: Video, size: tuple[int, int], log: Log) -> set[int]:
+def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[int]:
     """The frames on which a segmentation is damaged, so that its object is neither seen nor known to be away."""
     damaged = set()
     for piece in (piece for pieces in video.pieces.values() for piece in pieces):

@@ -21,7 +21,7 @@ from ...config.schema import ModelConfig
 from ...core.errors import UserError
 from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict
-from .cpu_kernels import make_lean
+from .cpu_kernels import use_fast_cpu_kernels
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -120,7 +120,7 @@ def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2
     assert isinstance(model_config, dict)
     model_config["_target_"] = target
     model = instantiate({**model_config, **arguments})
-    make_lean(model)
+    use_fast_cpu_kernels(model)
     if config.checkpoint is not None:
         load_base(model, config.checkpoint, config.name)
     return model

@@ -23,17 +23,17 @@ LEVELS = 2**16  # of the random numbers that decide what is dropped
 SCORES_AT_ONCE = 2**18  # what is done to so many of them one after another stays in a CPU's cache
 
 
-def make_lean(model: nn.Module) -> None:
+def use_fast_cpu_kernels(model: nn.Module) -> None:
     """Spare copies that change no number: of positions for each frame, and of the encoder's learned positions."""
     _take_classes(model, {PositionEmbeddingSine: SharedPositions, Hiera: HieraWithKeptPositions})
 
 
-def make_dropout_lean(model: nn.Module) -> None:
+def use_fast_dropout(model: nn.Module) -> None:
     """Draw dropout in ``nn.Dropout`` and in SAM 2's rotary attention from faster random numbers, on a CPU."""
     _take_classes(model, {nn.Dropout: LeanDropout, RoPEAttention: LeanRoPEAttention})
 
 
-def make_stock(model: nn.Module) -> None:
+def use_reference_kernels(model: nn.Module) -> None:
     """Undo both, so that a model is SAM 2's own again, which ours can be compared with."""
     _take_classes(model, {type(m): type(m).__bases__[0] for m in model.modules() if type(m).__module__ == __name__})
 

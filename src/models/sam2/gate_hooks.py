@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ...config.schema import GATE_MODES
 from ...core.errors import UserError
 from ...gating.domain_gate import GATE_FILE, Decision, DomainGate
-from ...lora.adapter import GroupedLinear, adapters_disabled, iter_adapted, iter_adapters, list_groups
+from ...lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapted, iter_adapters, list_groups
 from ...lora.adapter_io import base_fingerprint
 from ..checkpoint import ADAPTER_FOLDER
 from .build import PIXEL_MEAN, PIXEL_STD
@@ -58,7 +58,7 @@ class Gating:
         model: a SAM2Base, or another model with the same encoder and adapters in it.
         gate: fitted on its base.
         mode: ``auto``, ``on``, ``off`` or a domain's name.
-        encode: as for :func:`describe`.
+        encode: as for :func:`gate_features`.
 
     Attributes:
         gate: what decides.
@@ -77,7 +77,7 @@ class Gating:
                 f"the domain gate knows {', '.join(strangers)}, but the expert groups are {', '.join(groups)}; "
                 "a group must be called after its domain"
             )
-        self._grouped = [layer for _, layer in iter_adapted(model) if isinstance(layer, GroupedLinear)]
+        self._grouped = [layer for _, layer in iter_adapted(model) if isinstance(layer, MultiAdapterLinear)]
         adapters = dict(iter_adapters(model))
         self.in_encoder = any(name.startswith(("image_encoder.", "vision_encoder.")) for name in adapters)
         self.in_images = any(not name.startswith("memory_") for name in adapters)
@@ -91,7 +91,7 @@ class Gating:
         if self.mode in self.gate.domains:
             return [Decision(self.mode, {})] * len(images_B3SS)
         mean, std = _pixel_scale(images_B3SS.device)
-        features_BD = describe(model, images_B3SS.float() * std + mean, self._encode)
+        features_BD = gate_features(model, images_B3SS.float() * std + mean, self._encode)
         return [self.gate.decide(f) if self.mode == "auto" else self.gate.decide_nearest(f) for f in features_BD]
 
     @contextmanager
@@ -114,7 +114,7 @@ class Gating:
 
 
 @torch.no_grad()
-def describe(model: SAM2Base, pixels_B3SS: Tensor, encode: Encode | None = None) -> Tensor:
+def gate_features(model: SAM2Base, pixels_B3SS: Tensor, encode: Encode | None = None) -> Tensor:
     """What the gate knows of images: mean and deviation of every channel on every level of the base's encoder.
 
     Exposure is evened out first: brightness and contrast over all pixels and channels are set to fixed values. Adapters
@@ -134,7 +134,7 @@ def describe(model: SAM2Base, pixels_B3SS: Tensor, encode: Encode | None = None)
     even = ((pixels_B3SS - center) / contrast * EVEN_STD + EVEN_MEAN).clamp(0, 1)
     mean, std = _pixel_scale(even.device)
     images = ((even - mean) / std).to(next(model.parameters()).dtype)
-    with adapters_disabled(model), torch.autocast(images.device.type, enabled=False):
+    with disable_adapters(model), torch.autocast(images.device.type, enabled=False):
         levels = encode(images) if encode is not None else model.forward_image(images)["backbone_fpn"]
     statistics = [f(level.float(), dim=(2, 3)) for level in levels for f in (torch.mean, torch.std)]
     return torch.cat(statistics, dim=1)
@@ -149,7 +149,7 @@ def to_pixels(model: SAM2Base, frame: np.ndarray) -> Tensor:
 def decide_for_frame(model: SAM2Base, gate: DomainGate, frame: np.ndarray) -> Decision:
     """What the gate says of a frame, RGB uint8 (H, W, 3); the model is in eval mode."""
     device = next(model.parameters()).device
-    return gate.decide(describe(model, to_pixels(model, frame)[None].to(device))[0])
+    return gate.decide(gate_features(model, to_pixels(model, frame)[None].to(device))[0])
 
 
 def install_gate(model: SAM2Base, gate: DomainGate, mode: str = "auto") -> None:

@@ -2,7 +2,7 @@
 
 The models and predictors are stock classes of the ``sam2`` package, built by its own builders, but for parts that give
 the same numbers in less time (:mod:`src.models.sam2.cpu_kernels`). With untrained adapters, or with adapters switched off
-(:func:`src.lora.adapter.adapters_disabled`), their masks are stock SAM 2's bit for bit.
+(:func:`src.lora.adapter.disable_adapters`), their masks are stock SAM 2's bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ...lora.expert_groups import active_group
 from ...lora.injection import apply_method, freeze_base
 from ..checkpoint import load_trained
 from .build import MODEL_ZOO, config_overrides, load_base
-from .cpu_kernels import make_lean
+from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor, install_saved_gate
 
 Mode = Literal["eval", "train"]
@@ -165,12 +165,12 @@ def _build(
             model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
         except MissingConfigException:
             raise UserError(f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}") from None
-    make_lean(model)
+    use_fast_cpu_kernels(model)
     if ckpt_path is not None:
         load_base(model, ckpt_path, name)
     _put_adapters(model, adapter, lora)
     install_saved_gate(model, adapter, gate)
-    print(_what_was_loaded(model, ckpt_path, adapter))
+    print(_load_summary(model, ckpt_path, adapter))
     return model.to(pick_device(str(device))).train(mode == "train")
 
 
@@ -185,7 +185,7 @@ def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig 
         freeze_base(model)
 
 
-def _what_was_loaded(model: SAM2Base, ckpt_path: str | Path | None, adapter: str | Path | None) -> str:
+def _load_summary(model: SAM2Base, ckpt_path: str | Path | None, adapter: str | Path | None) -> str:
     """One line that accounts for every key of the model."""
     keys, adapter_keys = len(base_state_dict(model)), len(adapter_state_dict(model))
     base = (

@@ -32,7 +32,7 @@ from ...data.clips.dataset import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapters
 from .build import PIXEL_MEAN, PIXEL_STD, build_model
-from .cpu_kernels import make_dropout_lean
+from .cpu_kernels import use_fast_dropout
 from .gate_hooks import gate_video_methods
 
 Features: TypeAlias = list[Tensor]
@@ -109,7 +109,7 @@ class TrainableSAM2(SAM2Train):
 
 
 @dataclass(frozen=True)
-class Whole:
+class BatchTotals:
     """What a part of a batch must know of all of it: its objects, and which frames are annotated for all of them.
 
     ``annotated_T``: bool, on the CPU.
@@ -119,7 +119,7 @@ class Whole:
     annotated_T: Tensor
 
     @classmethod
-    def of(cls, batch: ClipBatch) -> Whole:
+    def from_batch(cls, batch: ClipBatch) -> BatchTotals:
         """Of a batch that is in one part."""
         return cls(len(batch.video_of_object), batch.annotated_TO.all(dim=1))
 
@@ -172,7 +172,7 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
         num_correction_pt_per_frame=prompts.correction_clicks,
         prob_to_sample_from_gt_for_train=0.1,
     )
-    make_dropout_lean(model)
+    use_fast_dropout(model)
     return model
 
 
@@ -200,7 +200,7 @@ def normalise(frames: Tensor) -> Tensor:
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 
-def to_datapoint(batch: ClipBatch, device: torch.device, whole: Whole | None = None) -> Datapoint:
+def to_datapoint(batch: ClipBatch, device: torch.device, whole: BatchTotals | None = None) -> Datapoint:
     """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
 
     Args:
@@ -301,7 +301,7 @@ def segmentation_losses(
     model: SAM2Train,
     loss: AnnotatedLoss,
     batch: ClipBatch,
-    whole: Whole | None = None,
+    whole: BatchTotals | None = None,
     features: Features | None = None,
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
@@ -320,7 +320,7 @@ def segmentation_losses(
         all averaged over objects and summed over annotated frames; of a part, its share: the parts' add up to the
         whole batch's.
     """
-    whole = Whole.of(batch) if whole is None else whole
+    whole = BatchTotals.from_batch(batch) if whole is None else whole
     datapoint = to_datapoint(batch, next(model.parameters()).device, whole)
     known = () if features is None else (features,)
     with _drawn_by_object(batch):

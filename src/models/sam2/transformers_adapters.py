@@ -3,8 +3,8 @@
     model = Sam2VideoModel.from_pretrained(exported)             # of sam2-mope export --format transformers
     add_adapter_to_transformers(model, exported + "/adapter")    # LoRA, MoPE, expert groups; the domain gate decides
 
-The layers are this project's own, so :func:`~src.lora.adapter.adapters_disabled`,
-:func:`~src.lora.expert_groups.activate` and :func:`~src.lora.router.record_routing` work on such a model too.
+The layers are this project's own, so :func:`~src.lora.adapter.disable_adapters`,
+:func:`~src.lora.expert_groups.set_adapter` and :func:`~src.lora.router.record_routing` work on such a model too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...lora.adapter_io import (
     key_mistakes,
     read_adapter,
 )
-from ...lora.expert_groups import UNNAMED, ExpertGroup, activate, attach
+from ...lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, attach, set_adapter
 from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
 from ...lora.router import watch_memory
 from .gate_hooks import DECISION, Gating, gate_for
@@ -46,7 +46,7 @@ def add_adapter_to_transformers(
     """Put the adapters of a folder into a transformers model with the base they were trained on, and freeze the base.
 
     Of expert groups a single one is active, of several none, until the gate or
-    :func:`~src.lora.expert_groups.activate` says so. A Sam2Model has no memory, so adapters there are left out, which a
+    :func:`~src.lora.expert_groups.set_adapter` says so. A Sam2Model has no memory, so adapters there are left out, which a
     line on the screen says.
 
     Args:
@@ -75,11 +75,12 @@ def add_adapter_to_transformers(
     base = _claimed_base(model) if images_only else fingerprint(sam2_state_dict(model.state_dict()))
     check_base(folder, file.config, base)
     adapters = {
-        name: _new_adapters(model, group, folder, images_only) for name, group in groups_of(file, UNNAMED).items()
+        name: _new_adapters(model, group, folder, images_only)
+        for name, group in groups_of(file, DEFAULT_ADAPTER).items()
     }
     domain_gate = gate_for(folder, base, gate)
     try:
-        _put_in(model, adapters, grouped=not isinstance(file.config.lora, LoraConfig))
+        _inject(model, adapters, grouped=not isinstance(file.config.lora, LoraConfig))
         if domain_gate is not None:
             (_switch_by_hand if images_only else _install_gate)(model, domain_gate, gate)
     except UserError:
@@ -143,17 +144,17 @@ def _new_adapters(
     return adapters
 
 
-def _put_in(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grouped: bool) -> None:
+def _inject(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grouped: bool) -> None:
     """Put adapters, by group and layer, into their places."""
     if hasattr(model, "memory_attention"):
         watch_memory(model.get_submodule("memory_attention"))
     if not grouped:
-        for layer, adapter in adapters[UNNAMED].items():
+        for layer, adapter in adapters[DEFAULT_ADAPTER].items():
             replace_module(model, layer, adapter)
         return
     for group, of_layers in adapters.items():
         attach(model, group, of_layers)
-    activate(model, next(iter(adapters)) if len(adapters) == 1 else None)
+    set_adapter(model, next(iter(adapters)) if len(adapters) == 1 else None)
 
 
 def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
@@ -168,7 +169,7 @@ def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
     if mode == "off":
         set_adapters_enabled(model, False)
     elif list_groups(model):
-        activate(model, next(iter(gate.domains)) if mode == "on" else mode)
+        set_adapter(model, next(iter(gate.domains)) if mode == "on" else mode)
 
 
 def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:

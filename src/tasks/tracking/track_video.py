@@ -1,6 +1,6 @@
 """Follow what is pointed at through an image, a folder of frames or a video, and write down what is found.
 
-``follow`` gives the objects frame by frame, :class:`PredictionWriter` writes them as they come: masks as palette PNGs,
+``track_video`` gives the objects frame by frame, :class:`PredictionWriter` writes them as they come: masks as palette PNGs,
 all of them as COCO JSON, and the frames with the masks drawn on them. Neither keeps frames, so memory does not grow
 with the length of the video.
 """
@@ -27,7 +27,7 @@ from ...core.console import progress_bar
 from ...core.device import pick_device
 from ...core.errors import UserError
 from ...core.files import write_atomically
-from ...data.decode.video import Footage, VideoWriter
+from ...data.decode.video import FrameStream, VideoWriter
 from ...data.drawing import draw_masks
 from ...data.prompts import PromptsByFrame, check_prompts
 from ...data.records import RLE
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 Overlay = Literal["video", "images", "none"]
 
 
-def follow(
-    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame
+def track_video(
+    tracker: StreamingTracker, footage: FrameStream, prompts: PromptsByFrame
 ) -> Iterator[tuple[np.ndarray, Prediction]]:
     """Every frame, RGB uint8 (H, W, 3), with the objects found on it.
 
@@ -74,7 +74,7 @@ def follow(
 
 
 def write_prediction(
-    tracker: StreamingTracker, footage: Footage, prompts: PromptsByFrame, output: Path, overlay: Overlay
+    tracker: StreamingTracker, footage: FrameStream, prompts: PromptsByFrame, output: Path, overlay: Overlay
 ) -> tuple[int, dict[int, int]]:
     """Follow, and write everything as it comes.
 
@@ -82,7 +82,7 @@ def write_prediction(
         The number of frames, and object id → the number of frames it was found on.
     """
     with PredictionWriter(output, footage, overlay) as writer:
-        found = follow(tracker, footage, prompts)
+        found = track_video(tracker, footage, prompts)
         for frame, prediction in progress_bar(found, total=footage.count, desc=footage.name, unit="frame"):
             writer.add(frame, prediction)
     return writer.frames, writer.found
@@ -102,7 +102,7 @@ class PredictionWriter:
         found: object id → the number of frames it was found on.
     """
 
-    def __init__(self, output: Path, footage: Footage, overlay: Overlay) -> None:
+    def __init__(self, output: Path, footage: FrameStream, overlay: Overlay) -> None:
         self.output, self.footage, self.overlay = output, footage, overlay
         self.found: dict[int, int] = {}
         self._coco = CocoWriter(output / f"{footage.name}.json", footage)
@@ -168,7 +168,7 @@ class CocoWriter:
     Images are numbered from 1 in the video's order. Objects that are not seen on a frame have no annotation there.
     """
 
-    def __init__(self, path: Path, footage: Footage) -> None:
+    def __init__(self, path: Path, footage: FrameStream) -> None:
         self.path, self.footage = path, footage
         self.annotations = self.images = 0
         self.size = (0, 0)

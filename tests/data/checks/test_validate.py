@@ -20,7 +20,7 @@ from src.data.checks.validate import EXAMPLES, Report, check, data_set
 from src.data.decode.images import ImageFile
 from src.data.formats.coco import CocoSource, open_coco
 from src.data.formats.registry import load_data
-from src.data.records import RLE, ArrayFrame, Finding, ObjectTrack, VideoRecord
+from src.data.records import RLE, ArrayFrame, Issue, ObjectTrack, VideoRecord
 
 SIZE = 32
 
@@ -123,12 +123,12 @@ class Listed:
     records: list[VideoRecord]
     name: str = "listed"
     files: list[Path] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def read(self, index: int) -> tuple[VideoRecord | None, list[Finding]]:
+    def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         return self.records[index], []
 
 

@@ -452,10 +452,10 @@ class TestViews:
         draws = dataset.count_draws(self.VIEWS)
         assert draws == self.VIEWS * max(length, self.VIDEOS)
         places = [divmod(place, length) for place in range(3 * draws)]
-        addresses = [dataset.address(*place) for place in places]
-        assert len(set(addresses)) == draws
-        assert addresses[draws:] == addresses[:-draws]
-        assert {dataset.source(*address)[1].video_id for address in addresses} == {
+        keys = [dataset.address(*place) for place in places]
+        assert len(set(keys)) == draws
+        assert keys[draws:] == keys[:-draws]
+        assert {dataset.source(*address)[1].video_id for address in keys} == {
             video.video_id for video in dataset.sets[0].videos
         }
 
@@ -488,7 +488,7 @@ class TestViews:
 
     def test_pixels_are_asked_for_where_a_clip_of_the_batch_is_unknown(self):
         order = list(EpochSampler(6, 0))
-        sampler = BatchSampler(EpochSampler(6, 0), 2, is_known=lambda epoch, index: index != order[3][1])
+        sampler = BatchSampler(EpochSampler(6, 0), 2, is_cached=lambda epoch, index: index != order[3][1])
         assert list(sampler) == [[(*key, False) for key in order[:2]], order[2:4], [(*key, False) for key in order[4:]]]
 
 

@@ -24,7 +24,7 @@ from src.data.decode.video import (
     VideoFile,
     VideoFrame,
     VideoWriter,
-    open_footage,
+    open_stream,
     read_header,
 )
 
@@ -64,7 +64,7 @@ def with_display_matrix(path: Path, *values: int) -> Path:
 
 class TestVideoFiles:
     def test_what_is_written_is_read(self, video):
-        footage = open_footage(video)
+        footage = open_stream(video)
         assert isinstance(footage, VideoFile)
         assert (footage.name, footage.count, footage.rate) == ("clip", 5, Fraction(30000, 1001))
         assert footage.frame_file(12) == "00012.jpg"
@@ -84,14 +84,14 @@ class TestVideoFiles:
         ],
     )
     def test_frames_are_turned_as_the_metadata_ask(self, video, matrix, shape, seen):
-        frame = next(iter(open_footage(with_display_matrix(video, *matrix))))
+        frame = next(iter(open_stream(with_display_matrix(video, *matrix))))
         assert frame.shape[:2] == shape
         assert colours_at(frame) == seen
 
     def test_odd_sides_grow_by_a_pixel(self, tmp_path):
         with VideoWriter(tmp_path / "odd.mp4") as writer:
             writer.write(corners(47, 63))
-        (frame,) = open_footage(tmp_path / "odd.mp4")
+        (frame,) = open_stream(tmp_path / "odd.mp4")
         assert frame.shape == (48, 64, 3)
         assert colours_at(frame) == "RGB."
 
@@ -102,14 +102,14 @@ class TestVideoFiles:
     def test_other_files_are_refused(self, tmp_path, content, message):
         (tmp_path / "x.mp4").write_bytes(content)
         with pytest.raises(UserError, match=message):
-            open_footage(tmp_path / "x.mp4")
+            open_stream(tmp_path / "x.mp4")
 
     def test_sound_without_pictures_is_refused(self, tmp_path):
         with wave.open(str(tmp_path / "x.wav"), "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
             sound.writeframes(bytes(8000))
         with pytest.raises(UserError, match="no pictures"):
-            open_footage(tmp_path / "x.wav")
+            open_stream(tmp_path / "x.wav")
 
     def test_damage_inside_is_told_when_it_is_reached(self, video):
         content = video.read_bytes()
@@ -118,7 +118,7 @@ class TestVideoFiles:
             content[:start] + b"\xff" * (content.index(b"moov") - 4 - start) + content[content.index(b"moov") - 4 :]
         )
         with pytest.raises(UserError, match=r"clip\.mp4: "):
-            list(open_footage(video))
+            list(open_stream(video))
 
 
 def encode(
@@ -164,7 +164,7 @@ class TestSingleFrames:
     )
     def test_any_order_gives_what_reading_from_the_start_gives(self, tmp_path, name, codec, options, start):
         path = encode(tmp_path / name, codec=codec, options=options, start=start)
-        expected = list(open_footage(path))
+        expected = list(open_stream(path))
         assert read_header(path).count == len(expected)
         assert read_header(path).size == (48, 64)
         indices = [*range(len(expected)), *reversed(range(len(expected))), 3, 3, 4, 20, 5]
@@ -187,7 +187,7 @@ class TestSingleFrames:
         content[edit : edit + 4] = struct.pack(">i", begin + 5 * 512)  # of 12288 a second
         cut = tmp_path / "cut.mp4"
         cut.write_bytes(content)
-        expected = list(open_footage(cut))
+        expected = list(open_stream(cut))
         assert 0 < len(expected) < 40
         assert read_header(cut).count == len(expected)
         for index in (len(expected) - 1, 0, 9, 3):
@@ -221,7 +221,7 @@ class TestSingleFrames:
 
     def test_threads_and_forked_processes_read_the_same(self, tmp_path):
         path = encode(tmp_path / "x.mp4", options={"bf": "3", "g": "12"})
-        expected = list(open_footage(path))
+        expected = list(open_stream(path))
         found: dict[int, np.ndarray] = {}
         threads = [
             threading.Thread(target=lambda i=i: found.update({i: VideoFrame(path, i).read()})) for i in (30, 2, 17)
@@ -292,7 +292,7 @@ class TestFrameFiles:
             Image.new("RGB", (8, 6), (number * 10,) * 3).save(tmp_path / name)
         (tmp_path / "._frame1.png").write_bytes(b"left by macOS")
         (tmp_path / "notes.txt").write_text("no frame")
-        footage = open_footage(tmp_path)
+        footage = open_stream(tmp_path)
         assert isinstance(footage, FrameFiles)
         assert (footage.name, footage.count) == (tmp_path.name, 4)
         assert [footage.frame_file(i) for i in range(4)] == ["a.webp", "frame2.PNG", "frame9.jpeg", "frame10.jpg"]
@@ -301,35 +301,35 @@ class TestFrameFiles:
     def test_frames_are_read_one_at_a_time(self, tmp_path):
         Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
         (tmp_path / "1.png").write_bytes(b"damaged")
-        frames = iter(open_footage(tmp_path))
+        frames = iter(open_stream(tmp_path))
         assert next(frames).shape == (6, 8, 3)
         with pytest.raises(UserError, match=r"1\.png"):
             next(frames)
 
     def test_one_image_is_a_video_of_one_frame(self, tmp_path):
         Image.new("RGB", (8, 6)).save(tmp_path / "cat.jpg")
-        footage = open_footage(tmp_path / "cat.jpg")
+        footage = open_stream(tmp_path / "cat.jpg")
         assert (footage.name, footage.count, footage.frame_file(0)) == ("cat", 1, "cat.jpg")
 
     def test_the_davis_folder_takes_its_parents_name(self, tmp_path):
         (tmp_path / "chair" / "JPEGImages").mkdir(parents=True)
         Image.new("RGB", (8, 6)).save(tmp_path / "chair" / "JPEGImages" / "0.jpg")
-        assert open_footage(tmp_path / "chair" / "JPEGImages").name == "chair"
+        assert open_stream(tmp_path / "chair" / "JPEGImages").name == "chair"
 
     def test_frames_of_several_sizes_are_refused(self, tmp_path):
         Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
         Image.new("RGB", (9, 6)).save(tmp_path / "1.png")
         with pytest.raises(UserError, match=r"1\.png: the frame is 9×6 pixels, those before it 8×6"):
-            list(open_footage(tmp_path))
+            list(open_stream(tmp_path))
 
     def test_two_files_for_one_frame_are_refused(self, tmp_path):
         Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
         Image.new("RGB", (8, 6)).save(tmp_path / "0.jpg")
         with pytest.raises(UserError, match="same frame"):
-            open_footage(tmp_path)
+            open_stream(tmp_path)
 
     def test_nothing_to_read_is_told(self, tmp_path):
         with pytest.raises(UserError, match="no frames"):
-            open_footage(tmp_path)
+            open_stream(tmp_path)
         with pytest.raises(UserError, match="no such file"):
-            open_footage(tmp_path / "none.mp4")
+            open_stream(tmp_path / "none.mp4")

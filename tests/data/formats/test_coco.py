@@ -15,14 +15,14 @@ from src.core.errors import UserError
 from src.data.checks.validate import check, data_set
 from src.data.decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from src.data.formats.coco import open_coco
-from src.data.records import RLE, DataSet, Finding
+from src.data.records import RLE, DataSet, Issue
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]  # columns 1 to 3, rows 1 and 2
 BLOCK = [5, 4, 7, 4, 7, 6, 5, 6]  # columns 5 and 6, rows 4 and 5
 
 
-def scan_coco(*arguments: Any, **options: Any) -> tuple[DataSet, list[Finding]]:
+def scan_coco(*arguments: Any, **options: Any) -> tuple[DataSet, list[Issue]]:
     """What is sound of a COCO set, and its errors."""
     source = open_coco(*arguments, **options)
     report = check(source, workers=0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from src.core.errors import UserError
 from src.data.formats.davis import open_davis
-from src.data.records import Finding, VideoRecord
+from src.data.records import Issue, VideoRecord
 from src.data.writers import write_palette_png
 
 HEIGHT, WIDTH = 6, 8
@@ -34,7 +34,7 @@ def make(frames: Path, masks: Path | None, stems=("00000", "00001"), labelled=No
             write_palette_png(masks / f"{stem}.png", IDS)
 
 
-def read(source, index: int = 0) -> tuple[VideoRecord | None, list[Finding]]:
+def read(source, index: int = 0) -> tuple[VideoRecord | None, list[Issue]]:
     return source.read(index)
 
 

@@ -13,7 +13,7 @@ from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.video import VideoWriter
 from src.data.formats.sav import STEP, open_sav
-from src.data.records import RLE, Finding
+from src.data.records import RLE, Issue
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 10
 
@@ -125,7 +125,7 @@ def test_a_video_that_is_put_right_is_checked_again(tmp_path, before):
             for _ in range(before):
                 writer.write(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
 
-    def errors() -> list[Finding]:
+    def errors() -> list[Issue]:
         source = open_sav(tmp_path / "videos", tmp_path / "json")
         return check(source, workers=0, cache=tmp_path / "cache.json").errors
 

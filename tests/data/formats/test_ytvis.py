@@ -12,7 +12,7 @@ from PIL import Image
 
 from src.core.errors import UserError
 from src.data.formats.ytvis import YtvisSource, open_ytvis
-from src.data.records import RLE, Finding, VideoRecord
+from src.data.records import RLE, Issue, VideoRecord
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [[1, 1, 4, 1, 4, 3, 1, 3]]
@@ -70,7 +70,7 @@ def open_file(tmp_path):
     return open_content
 
 
-def read(source: YtvisSource) -> tuple[VideoRecord | None, list[Finding]]:
+def read(source: YtvisSource) -> tuple[VideoRecord | None, list[Issue]]:
     record, findings = source.read(0)
     return record, source.findings + findings
 

@@ -18,9 +18,9 @@ from src.models.sam2.cpu_kernels import (
     LeanDropout,
     SharedPositions,
     attention_with_dropout,
-    make_dropout_lean,
-    make_lean,
-    make_stock,
+    use_fast_cpu_kernels,
+    use_fast_dropout,
+    use_reference_kernels,
 )
 from src.models.sam2.train_forward import build_trainable
 
@@ -33,7 +33,7 @@ def model():
 
 def stock_copy(model):
     stock = copy.deepcopy(model)
-    make_stock(stock)
+    use_reference_kernels(stock)
     return stock
 
 
@@ -42,7 +42,7 @@ class TestPositions:
     def both(self):
         stock = PositionEmbeddingSine(16)
         lean = copy.deepcopy(stock)
-        make_lean(lean)
+        use_fast_cpu_kernels(lean)
         assert type(lean) is SharedPositions
         return stock, lean
 
@@ -181,7 +181,7 @@ class TestAttention:
     def test_a_lean_layer_has_the_stock_layers_output_without_dropout(self):
         stock = RoPEAttention(embedding_dim=32, num_heads=2, feat_sizes=(4, 4), dropout=0.1)
         lean = copy.deepcopy(stock)
-        make_dropout_lean(lean)
+        use_fast_dropout(lean)
         x = torch.randn(1, 16, 32)
         assert torch.equal(lean.eval()(x, x, x), stock.eval()(x, x, x))
 
@@ -193,7 +193,7 @@ class TestAttention:
             "src.models.sam2.cpu_kernels.attention_with_dropout", lambda *a, **k: calls.append(k) or ours(*a, **k)
         )
         lean = RoPEAttention(embedding_dim=32, num_heads=2, feat_sizes=(4, 4), dropout=0.1)
-        make_dropout_lean(lean)
+        use_fast_dropout(lean)
         x = torch.randn(1, 16, 32)
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
             lean(x, x, x).sum().backward()

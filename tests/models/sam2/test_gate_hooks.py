@@ -19,9 +19,9 @@ from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted
 from src.gating.domain_gate import Decision, DomainGate
 from src.gating.fit import fit_gate
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapters
 from src.lora.adapter_io import base_fingerprint, save_adapter
-from src.lora.expert_groups import activate, activated, active_group, add_group
+from src.lora.expert_groups import active_group, add_adapter, set_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides
 from src.models.sam2.gate_hooks import DECISION, decide_for_frame, gated, install_gate, remove_gate
@@ -118,7 +118,7 @@ def segmented(model: SAM2Base, frame: np.ndarray) -> torch.Tensor:
 def base_and_adapted(compute, model, *arguments):
     """What the base and what the adapters give, without a gate; they differ."""
     on = compute(model, *arguments)
-    with adapters_disabled(model):
+    with disable_adapters(model):
         return compute(model, *arguments), on
 
 
@@ -174,7 +174,7 @@ class TestVideo:
 
     def test_adapters_switched_off_by_others_stay_off(self, model, fitted):
         base, _ = base_and_adapted(tracked, model, CELLS_VIDEO)
-        with gated(model, fitted, "on"), adapters_disabled(model):
+        with gated(model, fitted, "on"), disable_adapters(model):
             assert torch.equal(tracked(model, CELLS_VIDEO), base)
 
     def test_the_encoder_runs_once_more_a_video(self, in_memory, fitted):
@@ -195,7 +195,7 @@ class TestVideo:
         assert torch.equal(tracked(twin, SOURCE_VIDEO), base)
 
     def test_evaluation_follows_it_and_training_goes_on(self, model, fitted):
-        with adapters_disabled(model), predicting(model) as predictor:
+        with disable_adapters(model), predicting(model) as predictor:
             expected = track(predictor, SOURCE_VIDEO, "mask")
         model.train()
         with gated(model, fitted), predicting(model) as predictor:
@@ -214,7 +214,7 @@ def alone(model: SAM2Base, video) -> torch.Tensor:
 
 
 def alone_base(model: SAM2Base, video) -> torch.Tensor:
-    with adapters_disabled(model):
+    with disable_adapters(model):
         return alone(model, video)
 
 
@@ -232,9 +232,9 @@ class TestGroups:
         model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
         torch.manual_seed(1)
         for name, config in (("cells", MEMORY), ("source", EVERYWHERE)):
-            for adapter in add_group(model, name, config).values():
+            for adapter in add_adapter(model, name, config).values():
                 torch.nn.init.normal_(adapter.lora_B, std=0.3)
-        activate(model, None)
+        set_adapter(model, None)
         return model
 
     def test_each_video_gets_the_group_of_its_domain(self, fitted):
@@ -243,7 +243,7 @@ class TestGroups:
         fit_gate(model, "source", frames_of(make_videos(SOURCE, 24, 0, frames=1).videos), gate)
         expected = {}
         for name in ("cells", "source", None):
-            with activated(model, name):
+            with use_adapter(model, name):
                 expected[name] = [tracked(model, video) for video in (CELLS_VIDEO, SOURCE_VIDEO)]
         assert not torch.equal(expected["cells"][0], expected["source"][0])
         with gated(model, gate):
@@ -257,7 +257,7 @@ class TestGroups:
 
     def test_a_domain_without_a_group_is_refused(self, fitted):
         model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
-        add_group(model, "other", MEMORY)
+        add_adapter(model, "other", MEMORY)
         with pytest.raises(UserError, match="knows cells, but the expert groups are other"):
             install_gate(model, fitted)
 
@@ -343,7 +343,7 @@ class TestFitting:
     def test_a_seed_is_a_gate_and_adapters_do_not_matter(self, in_memory):
         frames = frames_of(make_videos(CELLS, 3, 0, frames=1).videos)
         one = fit_gate(in_memory, "cells", frames)
-        with adapters_disabled(in_memory):
+        with disable_adapters(in_memory):
             two = fit_gate(in_memory, "cells", iter([*frames, *frames]), limit=3)
         assert torch.equal(one.domains["cells"].whitening, two.domains["cells"].whitening)
         assert one.base_fingerprint == base_fingerprint(in_memory)

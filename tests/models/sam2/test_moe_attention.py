@@ -10,7 +10,7 @@ from sam2.modeling.sam.transformer import Attention, RoPEAttention
 from src.config.schema import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapters
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
 from src.lora.injection import inject_adapters, replace_module
 from src.lora.moe_layer import MoELoRALinear
@@ -52,7 +52,7 @@ class TestConversion:
         assert torch.equal(converted(**inputs(arguments)), expected)
         train_a_little(converted)
         assert not torch.allclose(converted(**inputs(arguments)), expected)
-        with adapters_disabled(converted):
+        with disable_adapters(converted):
             assert torch.equal(converted(**inputs(arguments)), expected)
 
     def test_weights_are_copies_and_the_original_stays(self, arguments):

@@ -17,7 +17,7 @@ from src.config.schema import Config, LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapters
 from src.lora.adapter_io import (
     adapter_state_dict,
     base_state_dict,
@@ -26,7 +26,7 @@ from src.lora.adapter_io import (
     save_adapter,
     write_adapter,
 )
-from src.lora.expert_groups import activate
+from src.lora.expert_groups import set_adapter
 from src.lora.injection import count_parameters
 from src.lora.moe_layer import MoELoRALinear
 from src.models.sam2.build import build_model, config_overrides
@@ -125,7 +125,7 @@ class TestUntrainedAdaptersAreStockSAM2:
 
         train_a_little(ours)
         assert not torch.equal(segment(ours), expected)
-        with adapters_disabled(ours):
+        with disable_adapters(ours):
             assert torch.equal(segment(ours), expected)
 
     def test_video_of_stock_tiny_from_an_official_file(self, tiny_weights):
@@ -280,10 +280,10 @@ class TestAdapter:
         loaded = build_sam2_video_predictor_moe(tiny_yaml, device="cpu", adapter=tmp_path / "joined")
         assert "8 adapter keys from" in (said := capsys.readouterr().out)
         assert "expert groups cells, endoscopy (active: none)" in said
-        with adapters_disabled(plain):
+        with disable_adapters(plain):
             base = track_forward(plain)
         assert torch.equal(track_forward(loaded), base)
-        activate(loaded, "endoscopy")
+        set_adapter(loaded, "endoscopy")
         assert torch.equal(track_forward(loaded), track_forward(plain))
         assert not torch.equal(track_forward(loaded), base)
 

@@ -18,8 +18,8 @@ from src.data.clips.dataset import Clip, ClipBatch, draw_clip
 from src.data.synthetic.worlds import CELLS, make_video
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import (
+    BatchTotals,
     TrainableSAM2,
-    Whole,
     as_video_predictor,
     build_loss,
     build_trainable,
@@ -189,7 +189,7 @@ def test_shares_of_parts_add_up_to_the_loss_of_the_whole(annotated):
     clips = [replace(clip, masks_TOHW=clip.masks_TOHW[:, : 1 + i % 2]) for i, clip in enumerate(clips)]
     clips[2] = replace(clips[2], annotated_T=np.isin(range(4), annotated))
     batch, model, loss = ClipBatch.collate(clips), trainable(4, PromptConfig(mask=0, box=0.5, point=0.5)), LossConfig()
-    whole, parts = Whole.of(batch), [ClipBatch.collate(clips[:2]), ClipBatch.collate(clips[2:])]
+    whole, parts = BatchTotals.from_batch(batch), [ClipBatch.collate(clips[:2]), ClipBatch.collate(clips[2:])]
 
     def losses(part, rank):
         seed_draws(model, rank, 0, 5)

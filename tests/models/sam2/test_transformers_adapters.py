@@ -17,12 +17,12 @@ from src.config.schema import LoraConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.gating.domain_gate import DomainGate, KnownDomain
-from src.lora.adapter import adapters_disabled, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapters
 from src.lora.adapter_io import Configs, base_fingerprint, save_adapter
-from src.lora.expert_groups import activated, add_group
+from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
-from src.models.sam2.gate_hooks import DECISION, describe, to_pixels
+from src.models.sam2.gate_hooks import DECISION, gate_features, to_pixels
 from src.models.sam2.predictors import image_predictor
 from src.models.sam2.transformers_adapters import add_adapter_to_transformers
 from src.models.sam2.transformers_format import FINGERPRINT, MINIMUM_VERSION, save_transformers
@@ -75,7 +75,7 @@ def learn(model: SAM2Base, lora: Configs, folder: Path) -> Path:
         apply_method(model, lora)
     else:
         for name, config in lora.items():
-            add_group(model, name, config)
+            add_adapter(model, name, config)
     for _, adapter in iter_adapters(model):
         torch.nn.init.normal_(adapter.lora_B, std=0.3)
     save_adapter(model.eval(), folder, lora, {})
@@ -85,7 +85,7 @@ def learn(model: SAM2Base, lora: Configs, folder: Path) -> Path:
 def knowing(model: SAM2Base, folder: Path, *domains: str) -> DomainGate:
     """A gate beside the adapters that knows, under the first name, the very frame KNOWN begins with."""
     gate = DomainGate(base_fingerprint(model))
-    features_D = describe(model, to_pixels(model, KNOWN[0])[None])[0]
+    features_D = gate_features(model, to_pixels(model, KNOWN[0])[None])[0]
     for distance, name in enumerate(domains):
         gate.domains[name] = KnownDomain(features_D + 9 * distance, torch.eye(len(features_D)), threshold=1e-3)
     gate.save(folder)
@@ -115,7 +115,7 @@ def test_a_video_model_computes_what_the_adapted_model_computes(new_base, new_vi
     expected = probe(new_base)
     assert relative_difference(expected, before) > 1e-2
     assert relative_difference(probe_transformers(model, exported), expected) < 1e-4
-    with adapters_disabled(model):
+    with disable_adapters(model):
         off = probe_transformers(model, exported)
     assert all(torch.equal(off[name], base[name]) for name in base)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
@@ -131,7 +131,7 @@ def test_expert_groups_are_activated_by_hand(new_base, new_video_model, exported
     found = probe_transformers(model, exported)
     assert all(torch.equal(found[name], base[name]) for name in base)  # of several groups none is active
     for group in ("cells", "polyps"):
-        with activated(model, group), activated(new_base, group):
+        with use_adapter(model, group), use_adapter(new_base, group):
             assert relative_difference(probe_transformers(model, exported), probe(new_base)) < 1e-4
 
 
@@ -173,7 +173,7 @@ class TestGate:
         add_adapter_to_transformers(by_hand, tmp_path)
         knowing(new_base, tmp_path, "cells", "polyps")
         add_adapter_to_transformers(model := new_video_model(), tmp_path)
-        with activated(by_hand, "cells"):
+        with use_adapter(by_hand, "cells"):
             assert torch.equal(tracked(model, KNOWN, exported)[0], tracked(by_hand, KNOWN, exported)[0])
 
     @pytest.mark.parametrize("mode", ["off", "polyps"])
@@ -183,7 +183,7 @@ class TestGate:
         add_adapter_to_transformers(by_hand, tmp_path)
         knowing(new_base, tmp_path, "cells", "polyps")
         add_adapter_to_transformers(model := new_video_model(), tmp_path, gate=mode)
-        with activated(by_hand, None if mode == "off" else mode):
+        with use_adapter(by_hand, None if mode == "off" else mode):
             assert torch.equal(tracked(model, KNOWN, exported)[0], tracked(by_hand, KNOWN, exported)[0])
 
     def test_a_gate_for_other_groups_leaves_the_model_as_it_was(self, new_base, new_video_model, tmp_path):
@@ -245,7 +245,7 @@ class TestImages:
         with pytest.raises(UserError, match="say off, or which domain its images are of: cells, polyps"):
             add_adapter_to_transformers(new_model(), tmp_path, gate="on")
         add_adapter_to_transformers(model := new_model(), tmp_path, gate="polyps")
-        with activated(new_base, "polyps"):
+        with use_adapter(new_base, "polyps"):
             assert torch.allclose(self.masks(model, new_base).clamp(-32, 32), self.expected(new_base), atol=1e-4)
 
     def test_a_choice_per_frame_is_refused(self, new_base, new_model, tmp_path):
