@@ -1,0 +1,82 @@
+"""What the rest of the program knows of a model: facts, and where the code that builds it is.
+
+Nothing here imports torch or a model's package, so that a mistake in a YAML is reported at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model by name.
+
+    Attributes:
+        name: what ``model.name`` says.
+        task: the name of the task that it is trained for (:mod:`src.tasks`).
+        room: the module that builds, loads and adapts it, imported when it is asked for (:meth:`load`).
+        image_size: its own side in pixels, which ``model.image_size: null`` stands for.
+        stride: image sizes are multiples of it.
+        pixel_mean, pixel_std: of RGB in 0–1, channel by channel.
+        default_targets: what ``lora.target_modules`` is by default.
+        target_aliases: short names that ``lora.target_modules`` takes, and the patterns that they stand for.
+        encoder, memory, decoder: prefixes of the dotted names of these parts' modules. Still images pass through all
+            but ``memory``.
+        checkpointed_blocks: globs of the blocks whose activations are recomputed with
+            ``training.activation_checkpointing``.
+        requires: packages that it needs beyond the project's own, by the name that pip takes.
+        details: what only its own room reads, such as the config file that describes it.
+    """
+
+    name: str
+    task: str
+    room: str
+    image_size: int
+    stride: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    default_targets: tuple[str, ...]
+    encoder: tuple[str, ...]
+    memory: tuple[str, ...]
+    decoder: tuple[str, ...]
+    target_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    checkpointed_blocks: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    def load(self) -> ModuleType:
+        """Import the room."""
+        return import_module(self.room, __package__)
+
+    def check_image_size(self, size: int) -> None:
+        """Raise ValueError, with a size that fits, unless the model can see images of this side."""
+        if size % self.stride:
+            near = max(self.stride, round(size / self.stride) * self.stride)
+            raise ValueError(f"must be a multiple of {self.stride}, such as {near}")
+
+
+_SPECS: dict[str, ModelSpec] = {}
+
+
+def register_model(spec: ModelSpec) -> ModelSpec:
+    """Make a model known by its name; one of the same name is replaced."""
+    _SPECS[spec.name] = spec
+    return spec
+
+
+def model_spec(name: str) -> ModelSpec:
+    """Return the model of this name. Raises KeyError where there is none."""
+    from . import zoo  # noqa: F401  (registers the models that ship)
+
+    return _SPECS[name]
+
+
+def model_names() -> list[str]:
+    """Return the names of all models."""
+    from . import zoo  # noqa: F401  (registers the models that ship)
+
+    return list(_SPECS)
