@@ -10,7 +10,15 @@ class UserError(Exception):
 
     The message is what the user reads, without a traceback: it names the key, file or annotation and says what to
     do. Every command turns it into exit status 2 (:func:`src.cli.command.run`).
+
+    Args:
+        message: for people; its wording may change.
+        code: for programs and tests, such as ``resume.other-base``; it stays.
     """
+
+    def __init__(self, message: str, code: str = "error") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Stopped(Exception):

@@ -1,0 +1,18 @@
+"""Asserting that something is refused, by the error's code and not by its wording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from src.core.errors import UserError
+
+
+@contextmanager
+def refuses(code: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Expect a UserError of this code inside; ``value`` of what is given is the error."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
