@@ -18,7 +18,7 @@ from src.core.errors import UserError
 
 def measure(settings: list[str], config_file: str, steps: int, rounds: int) -> dict[str, float]:
     """Seconds of a step without distillation and of one with it, and of the teacher's answer on a clip."""
-    from src.config.schema import load_config
+    from src.config import load_config
     from src.train.trainer import Trainer
 
     with TemporaryDirectory() as folder:

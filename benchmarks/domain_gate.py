@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from src import cli
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.data.records import VideoRecord
 from src.data.synthetic.worlds import (
     CELLS,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.data.formats.registry import load_split
 from src.data.synthetic.worlds import SOURCE, make_videos

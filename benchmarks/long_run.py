@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from src import cli
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.core.errors import UserError
 
 SAMPLES = 100  # of every process

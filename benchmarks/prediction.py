@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measuring import clock, ratio
 from src import cli
-from src.config.schema import LoraConfig, ModelConfig, ModelName
+from src.config import LoraConfig, ModelConfig, ModelName
 from src.core.errors import UserError
 from src.data.prompts import Prompt
 from src.data.synthetic.worlds import SOURCE, make_videos

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 from src import cli
-from src.config.schema import (
+from src.config import (
     AugmentationConfig,
     ClipConfig,
     LoraConfig,

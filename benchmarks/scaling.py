@@ -20,7 +20,7 @@ from benchmarks.index_large_coco import make_coco
 from benchmarks.measuring import clock, in_own_process, peak_mb
 from benchmarks.training_step import Case, Step
 from src import cli
-from src.config.schema import ModelName
+from src.config import ModelName
 from src.data.formats.coco import open_coco
 
 SWEEPS: dict[str, tuple[int, ...]] = {

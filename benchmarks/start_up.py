@@ -39,7 +39,7 @@ def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, flo
     import torch  # noqa: F401
 
     done("import torch")
-    from src.config.schema import load_config
+    from src.config import load_config
 
     config = load_config(config_file, overrides)
     done("read the config")

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from src import cli
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.data.clips.dataset import ClipBatch

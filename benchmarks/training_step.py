@@ -26,7 +26,7 @@ from training.model.sam2 import SAM2Train
 
 from benchmarks.measuring import clock, in_own_process, in_turn, peak_mb, ratio
 from src import cli
-from src.config.schema import (
+from src.config import (
     ClipConfig,
     LoraConfig,
     LossConfig,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from src import cli
-from src.config.schema import ClipConfig, PromptConfig, load_config
+from src.config import ClipConfig, PromptConfig, load_config
 from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.lora.adapter_io import save_adapter

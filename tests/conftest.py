@@ -17,7 +17,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 
 from src.cli.main import COMMANDS, main
-from src.config.schema import Config, ModelConfig, load_config
+from src.config import Config, ModelConfig, load_config
 from src.core.console import show_messages
 from src.data.checks.validate import check, data_set
 from src.data.formats.coco import open_coco

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from src.config.schema import Config, Section
+from src.config import Config, Section
 
 GUIDE = Path(__file__).parents[1] / "LORA_IMPLEMENTATION_GUIDE.md"
 

@@ -21,7 +21,7 @@ import torch
 
 import src.data.decode.video
 import src.data.formats.parsing
-from src.config.schema import MAX_YAML_CHARACTERS, DomainConfig, load_config
+from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
 from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.images import read_image

@@ -19,7 +19,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.data import DataLoader, IterableDataset
 
 from src import cli
-from src.config.schema import (
+from src.config import (
     AugmentationConfig,
     ClipConfig,
     LossConfig,

@@ -28,7 +28,7 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config.schema import Config, LoraConfig, load_config, parse_config
+from ..config import Config, LoraConfig, load_config, parse_config
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text

@@ -10,7 +10,7 @@ import os
 import threading
 from pathlib import Path
 
-from ..config.schema import load_config
+from ..config import load_config
 from ..core.errors import UserError
 from ..demo.session import Models
 from ..models.checkpoint import ADAPTER_FOLDER

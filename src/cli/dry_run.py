@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ..config.schema import load_config
+from ..config import load_config
 from . import command
 
 logger = logging.getLogger(__name__)

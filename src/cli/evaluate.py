@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config.schema import load_config
+from ..config import load_config
 from ..core import distributed
 from ..core.errors import UserError
 from ..evaluation.run import evaluate

@@ -14,7 +14,7 @@ from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from ..config.schema import Config, LoraConfig, load_config, parse_config
+from ..config import Config, LoraConfig, load_config, parse_config
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_folder_atomically, write_text

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config.schema import LoraConfig
+from ..config import LoraConfig
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..gating.domain_gate import DomainGate, KnownDomain

@@ -21,7 +21,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from ..config.schema import load_config
+from ..config import load_config
 from ..data.decode.video import VideoFile, open_stream
 from ..data.prompts import parse_prompts
 from ..tasks.tracking.track_video import Overlay, load_tracker, write_prediction

@@ -17,7 +17,7 @@ def main(arguments: argparse.Namespace) -> int | None:
 
         write_config(arguments.init, arguments.output)
         return None
-    from ..config.schema import load_config
+    from ..config import load_config
 
     extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
     config = load_config(arguments.config, arguments.overrides + extend)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..config.schema import Config, DomainConfig, Split, load_config
+from ..config import Config, DomainConfig, Split, load_config
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
 from ..data.checks.validate import SKIPPED_FILE, Report, cache_file, check, data_set, list_skipped

@@ -1,0 +1,53 @@
+"""The one schema of the one YAML: what a run is, checked before anything starts.
+
+``load_config(path, overrides)`` gives a :class:`Config` or raises :class:`~src.core.errors.UserError`, which lists every
+mistake with its dotted key. ``Config.to_yaml`` writes the resolved config, from which the run can be repeated.
+"""
+
+from .adapter import ADAPTER_METHODS, LoraConfig, Method, RouterConfig
+from .dataset import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, SetConfig
+from .evaluation import EvaluationConfig
+from .loading import load_config, parse_config, parse_section, read_yaml, set_key
+from .model import ModelConfig, ModelName
+from .run import Config
+from .section import GATE_MODES, TAKEN_NAMES, DomainName, Format, Prompt, Protocol, Section, Split
+from .training import DistillConfig, FeatureCacheConfig, LossConfig, PenaltyConfig, PromptConfig, TrainingConfig
+from .yaml_text import MAX_YAML_CHARACTERS, one_line_yaml
+
+__all__ = [
+    "ADAPTER_METHODS",
+    "GATE_MODES",
+    "MAX_YAML_CHARACTERS",
+    "TAKEN_NAMES",
+    "AugmentationConfig",
+    "ClipConfig",
+    "Config",
+    "DatasetConfig",
+    "DistillConfig",
+    "DomainConfig",
+    "DomainName",
+    "EvaluationConfig",
+    "FeatureCacheConfig",
+    "Format",
+    "LoraConfig",
+    "LossConfig",
+    "Method",
+    "ModelConfig",
+    "ModelName",
+    "MotionConfig",
+    "PenaltyConfig",
+    "Prompt",
+    "PromptConfig",
+    "Protocol",
+    "RouterConfig",
+    "Section",
+    "SetConfig",
+    "Split",
+    "TrainingConfig",
+    "load_config",
+    "one_line_yaml",
+    "parse_config",
+    "parse_section",
+    "read_yaml",
+    "set_key",
+]

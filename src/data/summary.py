@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.schema import DomainConfig, Format, Split
+from ..config import DomainConfig, Format, Split
 from ..core.console import progress_bar
 from ..core.errors import UserError
 from .decode.video import natural

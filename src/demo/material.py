@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.schema import Config
+from ..config import Config
 from ..core.errors import UserError
 from ..data.clips.dataset import still_in_motion
 from ..data.decode.images import ImageFile

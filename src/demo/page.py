@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import gradio as gr
 
 from ..cli.command import format_error
-from ..config.schema import Config
+from ..config import Config
 from ..core.errors import UserError
 from ..data.decode.video import IMAGE_SUFFIXES
 from .material import DemoInput, find_samples, open_input

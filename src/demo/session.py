@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ..config.schema import GATE_MODES, Config
+from ..config import GATE_MODES, Config
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically

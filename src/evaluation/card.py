@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..config.schema import Config, Prompt, SetConfig, Split
+from ..config import Config, Prompt, SetConfig, Split
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.formats.registry import load_split
@@ -192,7 +192,7 @@ def _loading(config: Config) -> str:
 With SAM2-MoPE's code and the base's weights at hand, and this folder at `adapter`:
 
 ```python
-from ..config.schema import parse_config
+from ..config import parse_config
 from ..models.sam2.build import build_model
 from ..models.checkpoint import load_trained
 from ..models.sam2.gate_hooks import install_saved_gate

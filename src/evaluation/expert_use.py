@@ -15,7 +15,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from ..config.schema import LoraConfig, Prompt
+from ..config import LoraConfig, Prompt
 from ..core.errors import UserError
 from ..lora.expert_groups import best_experts, experts_pruned, group_adapters, use_adapter
 from ..lora.moe_layer import MoELoRALinear

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config.schema import Config, MotionConfig, Prompt, Protocol, SetConfig, Split
+from ..config import Config, MotionConfig, Prompt, Protocol, SetConfig, Split
 from ..core.console import progress_bar
 from ..core.distributed import ALL, Shard
 from ..core.errors import UserError

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config.schema import Protocol
+from ..config import Protocol
 from ..data.records import RLE, ObjectTrack, VideoRecord
 
 MEANING: dict[Protocol, str] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config.schema import Config, Prompt, Split
+from ..config import Config, Prompt, Split
 from ..core import distributed
 from ..core.console import PROGRAM
 from ..core.device import pick_device

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config.schema import GATE_MODES
+from ..config import GATE_MODES
 from ..core.errors import UserError
 from ..core.files import write_atomically
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..config.schema import ADAPTER_METHODS, LoraConfig
+from ..config import ADAPTER_METHODS, LoraConfig
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text

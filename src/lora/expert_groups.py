@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import LoraConfig
+from ..config import LoraConfig
 from ..core.errors import UserError
 from .adapter import ActiveGroup, AdapterLayer, MultiAdapterLinear, iter_adapted, list_groups
 from .injection import new_adapters, replace_module

@@ -11,7 +11,7 @@ from typing import TypeGuard
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..config.schema import ADAPTER_METHODS, LoraConfig
+from ..config import ADAPTER_METHODS, LoraConfig
 from ..core.errors import UserError
 from .adapter import AdapterLayer, iter_adapted, iter_adapters, list_groups
 from .lora_layer import LoRALinear

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.schema import Config, LoraConfig, Method, parse_config
+from ..config import Config, LoraConfig, Method, parse_config
 from ..core.errors import UserError
 from ..core.files import write_atomically
 from ..core.torch_files import read_pt, save_pt

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..config.schema import (
+from ..config import (
     Config,
     DistillConfig,
     DomainConfig,

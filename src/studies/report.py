@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..config.schema import ADAPTER_METHODS
+from ..config import ADAPTER_METHODS
 from ..core.files import write_text
 from ..evaluation.continual import Continual, continual
 from ..evaluation.figures import Table, heat_map, heat_maps, save_figure

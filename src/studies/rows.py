@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config.schema import Config
+from ..config import Config
 from ..core.console import progress_bar
 from ..core.device import pick_device
 from ..core.files import write_text

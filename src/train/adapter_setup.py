@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from training.model.sam2 import SAM2Train
 
-from ..config.schema import Config, LoraConfig
+from ..config import Config, LoraConfig
 from ..core.device import evaluating
 from ..core.errors import UserError
 from ..data.clips.dataset import ClipBatch, ClipDataset

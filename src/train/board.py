@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ..config.schema import Config, Prompt, one_line_yaml
+from ..config import Config, Prompt, one_line_yaml
 from ..evaluation.expert_report import short_names
 from ..evaluation.figures import heat_map
 from ..evaluation.report import summary_markdown

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config.schema import Config
+from ..config import Config
 from ..data.clips.dataset import ClipDataset
 from ..data.clips.preview import contact_sheet
 from ..data.formats.registry import load_split

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.schema import ClipConfig, Config, DistillConfig, LossConfig, Prompt
+from ..config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
 from ..core import distributed
 from ..core.device import evaluating
 from ..core.errors import UserError

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config.schema import Config, one_line_yaml, parse_config
+from ..config import Config, one_line_yaml, parse_config
 from ..core import distributed
 from ..core.console import is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory

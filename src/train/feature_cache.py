@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config.schema import Config
+from ..config import Config
 from ..core.files import remove_leftovers, write_atomically
 from ..data.checks.validate import state_of_files
 from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey

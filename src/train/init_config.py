@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..config.schema import TAKEN_NAMES, Config, DomainConfig, ModelName, Prompt, Split, load_config, one_line_yaml
+from ..config import TAKEN_NAMES, Config, DomainConfig, ModelName, Prompt, Split, load_config, one_line_yaml
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_text

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.schema import TrainingConfig
+from ..config import TrainingConfig
 
 MOST_WARMUP = 0.1
 """Share of a run's steps that warm-up may take; longer, a short run hardly learns at its full rate."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
-from ..config.schema import ClipConfig, Config
+from ..config import ClipConfig, Config
 from ..core import distributed
 from ..core.console import progress_bar
 from ..core.device import evaluating

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import Config
+from ..config import Config
 from ..core.errors import UserError
 from ..data.records import DataSet
 from ..models.checkpoint import Checkpoint, differences, read_checkpoint

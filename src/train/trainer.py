@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
-from ..config.schema import Config
+from ..config import Config
 from ..core import distributed
 from ..core.console import progress_bar
 from ..core.device import pick_device

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config.schema import Config, Prompt
+from ..config import Config, Prompt
 from ..data.records import RLE, VideoRecord
 from ..evaluation.forgetting import Domain, DomainResult, evaluate_domain
 from ..evaluation.metrics import aggregate

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.schema import Config
+from src.config import Config
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "long_run.py"
 BOUNDS = {"memory": 4.0, "files": 0.5, "threads": 0.5}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.schema import ClipConfig
+from src.config import ClipConfig
 from src.core.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.lora.injection import find_targets
 from src.models.sam2.build import build_model
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import save_adapter
 from src.lora.expert_groups import add_adapter

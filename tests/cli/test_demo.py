@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.demo.session import Models
 from src.gating.fit import fit_gate

@@ -14,7 +14,7 @@ from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli import export
-from src.config.schema import Config, ModelConfig, load_config
+from src.config import Config, ModelConfig, load_config
 from src.core.errors import UserError
 from src.gating.domain_gate import GATE_FILE
 from src.lora.adapter_io import WEIGHTS_FILE, join_adapters, read_adapter, save_adapter, write_adapter

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.cli import export
-from src.config.schema import Config, LoraConfig, load_config
+from src.config import Config, LoraConfig, load_config
 from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.synthetic.worlds import CELLS, make_videos

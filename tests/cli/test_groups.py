@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config, save_adapter

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from src.cli.predict import frame_rate
-from src.config.schema import LoraConfig, load_config
+from src.config import LoraConfig, load_config
 from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt, parse_prompts

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import src.train.trainer
-from src.config.schema import load_config
+from src.config import load_config
 from src.core import distributed
 from src.data.clips.dataset import BatchSampler, EpochSampler
 from src.train.trainer import Trainer

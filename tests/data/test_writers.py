@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import DomainConfig, MotionConfig
+from src.config import DomainConfig, MotionConfig
 from src.core.errors import UserError
 from src.data.checks.validate import check, data_set
 from src.data.decode.labels import davis_palette

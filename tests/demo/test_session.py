@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.config.schema import Config, LoraConfig, load_config
+from src.config import Config, LoraConfig, load_config
 from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.models.sam2.build import build_model
 
 

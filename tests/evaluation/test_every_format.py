@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
+from src.config import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
 from src.data.checks.validate import check, data_set
 from src.data.clips.dataset import ClipDataset, collate
 from src.data.formats.registry import open_source

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import LoraConfig, MotionConfig
+from src.config import LoraConfig, MotionConfig
 from src.core.errors import UserError
 from src.data.records import DataSet, ObjectTrack
 from src.data.synthetic.worlds import SOURCE, make_videos

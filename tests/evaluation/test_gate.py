@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import LoraConfig, ModelConfig, MotionConfig
+from src.config import LoraConfig, ModelConfig, MotionConfig
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos
 from src.evaluation.forgetting import Domain, evaluate_domain, with_gate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import MotionConfig
+from src.config import MotionConfig
 from src.core.errors import UserError
 from src.data.formats.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import MotionConfig
+from src.config import MotionConfig
 from src.data.records import RLE
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.evaluation.forgetting import Domain, DomainResult, VideoResult

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.config.schema import MotionConfig
+from src.config import MotionConfig
 from src.data.records import RLE
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.evaluation.forgetting import Domain, DomainResult, VideoResult

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.lora.adapter_io import WEIGHTS_FILE
 from src.lora.injection import apply_method
 from src.models.sam2.predictors import build_sam2_moe

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.core.errors import UserError
 from src.lora.adapter import iter_adapters, list_groups
 from src.lora.adapter_io import (

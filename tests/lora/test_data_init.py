@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.lora.data_init import data_driven_init
 from src.lora.expert_groups import add_adapter, set_adapter
 from src.lora.injection import apply_method

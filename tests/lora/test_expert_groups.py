@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.core.errors import UserError
 from src.lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapters, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict, merge_adapters

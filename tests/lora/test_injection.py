@@ -5,7 +5,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from torch import nn
 
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.core.errors import UserError
 from src.lora.injection import (
     apply_method,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from src.config.schema import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.prompts import Prompt

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapters

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.models.sam2.build import build_model
 
 ROOT = Path(__file__).parents[2]

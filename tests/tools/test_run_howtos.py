@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.data.formats.registry import recognise
 from src.data.summary import find_splits, look_at

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.config.schema import LoraConfig, ModelConfig
+from src.config import LoraConfig, ModelConfig
 from src.lora.adapter import iter_adapters
 from src.lora.adapter_io import WEIGHTS_FILE
 from src.lora.injection import apply_method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import list_groups

@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from evaluate import evaluate
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.evaluation.tables import Comparison, gate_rates
 from src.lora.adapter import iter_adapters
 from src.train.board import COMPARED, compared, load_balance, write_results

@@ -11,7 +11,7 @@ import torch
 
 import src.data.clips.dataset
 import src.train.feature_cache
-from src.config.schema import Config
+from src.config import Config
 from src.core.console import progress_bar
 from src.train.feature_cache import CACHE_FOLDER
 from src.train.trainer import Trainer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import Clip, ClipBatch, draw_unlabelled
 from src.data.synthetic.worlds import SOURCE, make_videos, write_coco

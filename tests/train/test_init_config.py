@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.machine import Machine, free_memory, this_machine
 from src.data.formats.registry import load_split

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE
 from src.train.trainer import Trainer
 from tests.train.processes import end_as_a_command

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.config.schema import ClipConfig, LoraConfig, ModelConfig, PromptConfig
+from src.config import ClipConfig, LoraConfig, ModelConfig, PromptConfig
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable

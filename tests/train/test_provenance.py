@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.train.provenance import git_state
 from src.train.trainer import Trainer
 from tests.train.steps import read_steps

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.core.errors import UserError
 from src.models.checkpoint import read_checkpoint
 from src.train.resume import check_same_run, find_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config.schema import load_config
+from src.config import load_config
 from src.lora.adapter import iter_adapters
 from src.train.trainer import Trainer
 

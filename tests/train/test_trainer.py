@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from tqdm import tqdm
 
-from src.config.schema import Config, load_config
+from src.config import Config, load_config
 from src.core.device import pick_device
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from ...config.schema import Config, DomainConfig
+from ...config import Config, DomainConfig
 from ...core.console import PROGRAM, progress_bar
 from ...core.errors import UserError
 from ...core.files import write_text

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ...config.schema import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig
+from ...config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig
 from ...core.errors import UserError
 from ..records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from .transforms import (

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
-from ...config.schema import AugmentationConfig, MotionConfig
+from ...config import AugmentationConfig, MotionConfig
 
 MEAN_COLOUR = (123.0, 116.0, 103.0)  # what SAM 2's recipe puts where a turned picture leaves nothing
 LARGE, FACTOR = 2048, 4

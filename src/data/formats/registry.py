@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ...config.schema import Config, DomainConfig, Format, SetConfig, Split
+from ...config import Config, DomainConfig, Format, SetConfig, Split
 from ...core.errors import UserError
 from ..checks.validate import load_checked
 from ..records import DataSet, Source

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from ...config.schema import ModelConfig
+from ...config import ModelConfig
 from ...core.errors import UserError
 from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict

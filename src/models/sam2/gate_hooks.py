@@ -32,7 +32,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor, nn
 
-from ...config.schema import GATE_MODES
+from ...config import GATE_MODES
 from ...core.errors import UserError
 from ...gating.domain_gate import GATE_FILE, Decision, DomainGate
 from ...lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapted, iter_adapters, list_groups

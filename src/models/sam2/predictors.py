@@ -21,7 +21,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from ...config.schema import LoraConfig, load_config
+from ...config import LoraConfig, load_config
 from ...core.device import pick_device
 from ...core.errors import UserError
 from ...lora.adapter import iter_adapters, list_groups
@@ -56,7 +56,7 @@ def build_sam2_moe(
     Args:
         config_file: a run's YAML, which says which model, base weights, image size and adapters; or the name of a
             config of the ``sam2`` package, such as ``configs/sam2.1/sam2.1_hiera_b+.yaml``, then with the default
-            adapters (10 experts of rank 4, 2 per token, in memory attention; :class:`~src.config.schema.LoraConfig`).
+            adapters (10 experts of rank 4, 2 per token, in memory attention; :class:`~src.config.LoraConfig`).
         ckpt_path: base weights, an official ``.pt`` or safetensors; None takes the YAML's ``model.checkpoint``, and
             without one random weights (with a YAML those that its run began with).
         device: ``auto`` is CUDA where there is one, else the CPU.

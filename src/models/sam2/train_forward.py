@@ -27,7 +27,7 @@ from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
-from ...config.schema import LossConfig, ModelConfig, Prompt, PromptConfig
+from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
 from ...data.clips.dataset import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapters

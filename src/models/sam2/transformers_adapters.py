@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ...config.schema import GATE_MODES, LoraConfig
+from ...config import GATE_MODES, LoraConfig
 from ...core.console import PROGRAM
 from ...core.errors import UserError
 from ...gating.domain_gate import DomainGate

@@ -18,7 +18,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
-from ...config.schema import Prompt
+from ...config import Prompt
 from ...core.errors import UserError
 from ...data.decode.masks import bounding_box, centre_point
 from ...data.records import RLE, ObjectTrack, VideoRecord

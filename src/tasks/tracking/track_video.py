@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ...config.schema import Config
+from ...config import Config
 from ...core.console import progress_bar
 from ...core.device import pick_device
 from ...core.errors import UserError

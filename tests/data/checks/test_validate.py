@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config.schema import Config, DomainConfig
+from src.config import Config, DomainConfig
 from src.core.errors import UserError
 from src.data.checks.validate import EXAMPLES, Report, check, data_set
 from src.data.decode.images import ImageFile

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from src.config.schema import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
+from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import (
     BatchSampler,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.config.schema import ClipConfig, DatasetConfig
+from src.config import ClipConfig, DatasetConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipDataset, EpochSampler
 from src.data.clips.preview import CAPTION, contact_sheet

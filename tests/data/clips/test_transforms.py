@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as torchvision_colour
 
-from src.config.schema import AugmentationConfig, MotionConfig
+from src.config import AugmentationConfig, MotionConfig
 from src.data import transforms
 from src.data.clips.transforms import (
     MEAN_COLOUR,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.schema import DomainConfig
+from src.config import DomainConfig
 from src.core.errors import UserError
 from src.data.checks.validate import check, data_set
 from src.data.formats.registry import open_source, recognise, wanted_videos

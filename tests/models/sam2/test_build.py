@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.core.errors import UserError
 from src.models.sam2.build import MODEL_ZOO, build_model, image_size_of, load_base, read_weights
 

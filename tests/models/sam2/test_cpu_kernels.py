@@ -12,7 +12,7 @@ from sam2.modeling.sam.transformer import RoPEAttention
 from torch import nn
 from torch.nn import functional as F
 
-from src.config.schema import ModelConfig, PromptConfig
+from src.config import ModelConfig, PromptConfig
 from src.models.sam2.build import build_model, checkpoint_activations
 from src.models.sam2.cpu_kernels import (
     LeanDropout,

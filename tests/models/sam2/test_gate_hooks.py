@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 
-from src.config.schema import LoraConfig, ModelConfig
+from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted

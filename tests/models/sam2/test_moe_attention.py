@@ -7,7 +7,7 @@ import torch
 from sam2.build_sam import build_sam2
 from sam2.modeling.sam.transformer import Attention, RoPEAttention
 
-from src.config.schema import LoraConfig, ModelConfig
+from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapters

@@ -13,7 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 
-from src.config.schema import Config, LoraConfig, ModelConfig
+from src.config import Config, LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.synthetic.worlds import SOURCE, make_video

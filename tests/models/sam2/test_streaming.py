@@ -11,7 +11,7 @@ import torch
 from sam2 import sam2_video_predictor
 from sam2.modeling.sam2_base import SAM2Base
 
-from src.config.schema import LoraConfig, ModelConfig
+from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
 from src.lora.adapter import iter_adapters

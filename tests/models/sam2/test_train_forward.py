@@ -13,7 +13,7 @@ from training.loss_fns import MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
 
-from src.config.schema import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
 from src.data.clips.dataset import Clip, ClipBatch, draw_clip
 from src.data.synthetic.worlds import CELLS, make_video
 from src.lora.injection import apply_method

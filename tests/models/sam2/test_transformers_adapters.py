@@ -13,7 +13,7 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli.export import probe, probe_transformers, relative_difference
-from src.config.schema import LoraConfig
+from src.config import LoraConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.gating.domain_gate import DomainGate, KnownDomain

@@ -19,7 +19,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from src.config.schema import ModelConfig
+from src.config import ModelConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.lora.adapter_io import base_fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.config.schema import ModelConfig, MotionConfig
+from src.config import ModelConfig, MotionConfig
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, DataSet, VideoRecord
 from src.data.synthetic.worlds import SOURCE, make_video

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 
-from src.config.schema import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
+from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.decode.masks import bounding_box, centre_point

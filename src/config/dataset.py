@@ -1,0 +1,107 @@
+"""The section ``dataset``: the domains to learn, and how clips are made of them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .section import DomainName, Format, Section
+
+
+class MotionConfig(Section):
+    """Simulated camera and object motion that turns a still image into a clip; magnitudes are per clip."""
+
+    degrees: float = Field(12.0, ge=0, le=180, description="rotation over the clip, up to ±")
+    translate: float = Field(0.12, ge=0, le=1, description="shift over the clip, as a share of the image side, up to ±")
+    scale: float = Field(0.15, ge=0, lt=1, description="growth or shrinking over the clip, up to ±")
+    shear: float = Field(5.0, ge=0, le=45, description="degrees, up to ±")
+    brightness: float = Field(0.15, ge=0, lt=1)
+    contrast: float = Field(0.15, ge=0, lt=1)
+    elastic: float = Field(
+        0.02, ge=0, le=0.2, description="smooth warp: its deviation, as a share of half the image side"
+    )
+    occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
+
+
+class ClipConfig(Section):
+    """How clips are cut from videos."""
+
+    frames: int = Field(4, ge=1)
+    max_objects: int = Field(3, ge=1, description="objects drawn per clip")
+    max_stride: int = Field(1, ge=1, description="frames of a video are taken in steps of 1 to this many, drawn a clip")
+    reverse: float = Field(0.0, ge=0, le=1, description="chance that a video is played backwards")
+    motion: MotionConfig = Field(default_factory=MotionConfig)
+
+
+class AugmentationConfig(Section):
+    """What is drawn for a whole training clip, and for each frame (``frame_*``); the defaults are SAM 2's recipe."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="chance that the clip is mirrored")
+    degrees: float = Field(25.0, ge=0, le=180, description="rotation, up to ±")
+    shear: float = Field(20.0, ge=0, le=45, description="degrees, up to ±")
+    scale: float = Field(0.0, ge=0, lt=1, description="growth or shrinking, up to ±")
+    translate: float = Field(0.0, ge=0, le=1, description="shift, as a share of the image side, up to ±")
+    brightness: float = Field(0.1, ge=0, le=1, description="times a number within 1 ± this; so are the next two")
+    contrast: float = Field(0.03, ge=0, le=1)
+    saturation: float = Field(0.03, ge=0, le=1)
+    grey: float = Field(0.05, ge=0, le=1, description="chance that the clip loses its colours")
+    frame_brightness: float = Field(
+        0.1, ge=0, le=1, description="as brightness, drawn for each frame; so are the next two"
+    )
+    frame_contrast: float = Field(0.05, ge=0, le=1)
+    frame_saturation: float = Field(0.05, ge=0, le=1)
+
+
+class DomainConfig(Section):
+    """One data set, all of it: where it lies, and the name it is reported under."""
+
+    name: DomainName
+    img_folder: str = Field(description="images, frames or videos; what the annotations' file names are relative to")
+    ann_file: str | None = Field(None, description="annotation file or folder; null: looked for in img_folder")
+    format: Format = Field("auto", description="auto: recognised by the files")
+    videos: str | list[str] | None = Field(
+        None, description="only these: names, or a text file with one a line (DAVIS' ImageSets); null: all"
+    )
+
+
+class SetConfig(Section):
+    """A domain to learn: its splits, each an image folder and annotations."""
+
+    name: DomainName = "target"
+    weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
+    license: str | None = Field(None, description="of the data, as the adapter's model card states it")
+    format: Format = Field("auto", description="auto: recognised by the files")
+    train_img_folder: str
+    train_ann_file: str | None = None
+    train_videos: str | list[str] | None = None
+    val_img_folder: str | None = None
+    val_ann_file: str | None = None
+    val_videos: str | list[str] | None = None
+    test_img_folder: str | None = None
+    test_ann_file: str | None = None
+    test_videos: str | list[str] | None = None
+
+
+class DatasetConfig(SetConfig):
+    """The new domain, or several of them in one run, and how clips are made of them."""
+
+    train_img_folder: str = "data/sample/train"
+    val_img_folder: str | None = "data/sample/valid"
+    more: list[SetConfig] = Field(default_factory=list, description="further domains to learn in the same run")
+    skip_bad: bool = Field(False, description="leave damaged entries out, listed in skipped.json, instead of stopping")
+    follow_links: bool = Field(
+        False, description="use images, masks and videos outside their folder that a link leads to"
+    )
+    resolution: int | None = Field(None, gt=0, description="pixels; null: model.image_size")
+    max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
+    min_object_side: float = Field(
+        1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
+    )
+    clip: ClipConfig = Field(default_factory=ClipConfig)
+    augmentation: AugmentationConfig | None = Field(
+        default_factory=AugmentationConfig, description="of training clips; null: none"
+    )
+
+    @property
+    def sets(self) -> list[SetConfig]:
+        """All domains to learn, the first one first."""
+        return [self, *self.more]

@@ -1,0 +1,54 @@
+"""A whole run: its sections, and what must fit between them."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from .adapter import ADAPTER_METHODS, LoraConfig
+from .dataset import DatasetConfig
+from .evaluation import EvaluationConfig
+from .model import ModelConfig
+from .section import TAKEN_NAMES, Section
+from .training import TrainingConfig
+from .yaml_text import dump_yaml
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    output_dir: str = "experiments"
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Config:
+        training = self.training
+        if training.extend and training.start_from:
+            raise ValueError("training.extend and training.start_from exclude each other")
+        if training.extend and (len(self.dataset.sets) > 1 or self.lora.method not in ADAPTER_METHODS):
+            raise ValueError("training.extend learns one domain at a time, with lora.method mope or lora")
+        if training.strengths != [1.0] and (training.start_from or self.lora.method not in ADAPTER_METHODS):
+            raise ValueError("training.strengths needs new adapters: lora.method mope or lora, and no start_from")
+        if training.adapter_init == "data" and self.lora.method not in ADAPTER_METHODS:
+            raise ValueError(f"training.adapter_init is data, but lora.method {self.lora.method} has no adapters")
+        if training.adapter_init == "data" and training.start_from:
+            raise ValueError("training.adapter_init is data, but training.start_from says how the adapters begin")
+        return self
+
+    @model_validator(mode="after")
+    def _unique_domains(self) -> Config:
+        names = [data.name for data in self.dataset.sets] + [domain.name for domain in self.evaluation.domains]
+        taken = {name for name in names if names.count(name) > 1 or name in TAKEN_NAMES}
+        if taken:
+            raise ValueError(
+                "names under dataset, dataset.more and evaluation.domains must be unique and none of "
+                f"{', '.join(TAKEN_NAMES)}: {', '.join(sorted(taken))}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults included, as YAML that :func:`load_config` reads back to an equal one."""
+        return dump_yaml(self.model_dump(mode="json"))

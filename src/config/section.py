@@ -1,0 +1,27 @@
+"""What all sections share: how strict they are, and the names that several of them use."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Prompt = Literal["mask", "box", "point"]
+Protocol = Literal["after_prompt", "davis", "sav"]
+Split = Literal["train", "valid", "test"]
+DomainName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]*[^/\\. ]$")]
+"""A name for files and tables: without slashes, and not ending in a dot or a space."""
+
+GATE_MODES = ("auto", "on", "off")
+"""Of the domain gate; beside them it takes a domain's name."""
+
+TAKEN_NAMES = ("source", *GATE_MODES)
+"""That no domain may have; ``source`` is the bundled base's own."""
+
+Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
+
+
+class Section(BaseModel):
+    """A section of the YAML: unknown keys are mistakes, values are coerced only where nothing is lost."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
