@@ -24,9 +24,10 @@ from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.data.clips.dataset import ClipBatch
-from src.evaluation.forgetting import evaluate_domain, retention_domains, target_domain
+from src.evaluation.domains import retention_domains, target_domain
 from src.lora.adapter import iter_adapters
 from src.lora.injection import count_parameters
+from src.tasks.tracking.evaluation import evaluate_domain
 from src.train.trainer import Trainer
 
 CONFIGS = Path(__file__).parents[1] / "src" / "configs"

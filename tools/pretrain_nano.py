@@ -32,10 +32,11 @@ from src.config import (
 from src.data.clips.dataset import Clip, ClipBatch, draw_clip
 from src.data.records import DataSet
 from src.data.synthetic.worlds import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
-from src.evaluation import forgetting
+from src.evaluation import domains
 from src.evaluation.metrics import region_similarity
 from src.models.sam2.build import build_model
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
+from src.tasks.tracking.evaluation import evaluate_domain
 from src.tasks.tracking.predict import predicting, track
 from src.train.optim import build_optimizer
 
@@ -154,8 +155,8 @@ def report(weights: Path, clips: int) -> None:
     """Print how well the weights do on held-out clips of 8 frames."""
     model = build_model(CONFIG.model_copy(update={"checkpoint": str(weights)}))
     data = make_videos(SOURCE, clips, HELD_OUT_SEED)
-    domain = forgetting.Domain(SOURCE.name, data, frames=8, max_objects=3, max_side=128, motion=MotionConfig())
-    tracked = forgetting.evaluate_domain(model, domain, "mask")
+    domain = domains.Domain(SOURCE.name, data, frames=8, max_objects=3, max_side=128, motion=MotionConfig())
+    tracked = evaluate_domain(model, domain, "mask")
     print(f"held-out source clips of 8 frames: {clips} clips, {tracked.objects} objects")
     print(f"  tracked from the first frame's mask: J {tracked.scores['J']:.3f}, F {tracked.scores['F']:.3f}")
     print(f"  image, from a box: J {prompted_frame_J(model, data, 'box'):.3f}")

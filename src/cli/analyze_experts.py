@@ -33,6 +33,7 @@ from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.formats.registry import place_of
+from ..evaluation.domains import Domain, retention_domains, target_domain
 from ..evaluation.expert_report import as_json, heat_maps_of, summary
 from ..evaluation.expert_use import (
     SCORE,
@@ -44,11 +45,11 @@ from ..evaluation.expert_use import (
     measure_utilization,
 )
 from ..evaluation.figures import save_figure
-from ..evaluation.forgetting import Domain, describe, retention_domains, target_domain
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed, experts_used
 from ..models.checkpoint import load_trained
-from ..models.sam2.build import build_model
+from ..models.sam2.build import build_model, image_size_of
+from ..tasks.tracking.evaluation import describe
 from ..train.board import write_expert_use
 from . import command
 
@@ -165,7 +166,7 @@ def main(arguments: argparse.Namespace) -> None:
         reports[name] = GroupUse(lora, own, dead_experts(own, arguments.dead), pruning)
 
     about = {
-        "about": describe(config, prompt),
+        "about": describe(config.model.name, image_size_of(config.model), prompt, config.evaluation.protocol),
         "adapter": str(arguments.adapter),
         "prompt": prompt,
         "dead_below": arguments.dead,

@@ -16,7 +16,7 @@ from ..data.decode.images import ImageFile
 from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
 from ..data.formats.registry import place_of
 from ..data.records import ArrayFrame, FrameSource
-from ..evaluation.forgetting import Domain, retention_domains, target_domain
+from ..evaluation.domains import Domain, retention_domains, target_domain
 
 SAMPLES = 4
 """Videos or pictures offered of each domain of a run."""

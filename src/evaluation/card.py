@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..config import Config, Prompt, SetConfig, Split
+from ..config import Config, SetConfig, Split
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.formats.registry import load_split
@@ -20,7 +20,6 @@ from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
 from ..models.sam2.build import image_size_of
-from .forgetting import describe
 from .tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
 
 CARD_FILE = "README.md"
@@ -41,7 +40,7 @@ def write_card(
     config: Config,
     comparisons: list[Comparison],
     split: Split,
-    prompt: Prompt,
+    about: str,
     gate: DomainGate | None,
 ) -> None:
     """Write the card into an adapter folder.
@@ -51,7 +50,7 @@ def write_card(
         config: the run that made it.
         comparisons: base and adapted model, domain by domain: the learned ones first, as the config has them.
         split: which split of the learned ones.
-        prompt: how objects were prompted.
+        about: what the scores mean, in one line.
         gate: the adapter's domain gate.
 
     Raises:
@@ -68,7 +67,7 @@ def write_card(
         _base(config, about.base_fingerprint),
         _data(config, comparisons[:learned], split),
         _method(config),
-        _scores(config, comparisons, learned, prompt),
+        _scores(about, comparisons, learned),
         _gate(comparisons, gate),
         _licence(config),
         _loading(config),
@@ -151,8 +150,8 @@ def _method(config: Config) -> str:
     return "\n".join(["## Method", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _scores(config: Config, comparisons: list[Comparison], learned: int, prompt: Prompt) -> str:
-    lines = ["## Scores", "", f"{describe(config, prompt)}.", "", table(comparisons, markdown=True), ""]
+def _scores(about: str, comparisons: list[Comparison], learned: int) -> str:
+    lines = ["## Scores", "", f"{about}.", "", table(comparisons, markdown=True), ""]
     lines += legend(comparisons)
     lines += ["", "What was forgotten, adapters forced on:"]
     for c in comparisons[learned:]:

@@ -20,8 +20,10 @@ from ..core.errors import UserError
 from ..lora.expert_groups import best_experts, experts_pruned, group_adapters, use_adapter
 from ..lora.moe_layer import MoELoRALinear
 from ..lora.router import RoutingRecord, TopKGatingNetwork, record_routing
-from .forgetting import Domain, DomainResult, evaluate_domain
+from ..tasks.tracking.evaluation import evaluate_domain
+from .domains import Domain
 from .intervals import bootstrap, change, intervals
+from .results import DomainResult
 
 NULL = "null"
 SCORE = "J&F"  # what pruning costs is counted in

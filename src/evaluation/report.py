@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 from ..core.files import write_text
 from ..data.drawing import draw_masks
 from ..data.records import RLE, VideoRecord
-from ..tasks.tracking.images import ImageResult, shown_prompts
 from .figures import save_figure
-from .forgetting import GatedResult, VideoResult
+from .image_results import ImageResult, shown_prompts
 from .metrics import ObjectScores, aggregate
+from .results import GatedResult, VideoResult
 from .tables import (
     GATE_TITLE,
     IMAGES_TITLE,

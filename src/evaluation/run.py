@@ -19,12 +19,14 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import active_group
 from ..models.checkpoint import load_trained
-from ..models.sam2.build import build_model
+from ..models.sam2.build import build_model, image_size_of
 from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
+from ..tasks.tracking.evaluation import describe, evaluate_domain
 from ..tasks.tracking.images import evaluate_images
 from .card import card_folder, write_card
-from .forgetting import describe, evaluate_domain, retention_domains, target_domain, with_gate
+from .domains import retention_domains, target_domain
 from .report import write_report
+from .results import with_gate
 from .tables import (
     GATE_TITLE,
     IMAGES_TITLE,
@@ -89,21 +91,22 @@ def evaluate(
     distributed.barrier()
     if not distributed.is_main_process():
         return []
+    scores_mean = describe(config.model.name, image_size_of(config.model), prompt, config.evaluation.protocol)
     about = {
-        "about": describe(config, prompt),
+        "about": scores_mean,
         "prompt": prompt,
         "split": split,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
     write_report(folder, comparisons, about, "What was gained, and what was forgotten", config.evaluation.overlays)
-    print("\n".join(["", describe(config, prompt), "", table(comparisons), "", *legend(comparisons), ""]))
+    print("\n".join(["", scores_mean, "", table(comparisons), "", *legend(comparisons), ""]))
     if gate is not None:
         print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n\n{rates_line(comparisons)}\n")
     if config.evaluation.clicks:
         print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
     adapter = card_folder(folder, checkpoint)
     if adapter is not None:
-        write_card(adapter, config, comparisons, split, prompt, gate)
+        write_card(adapter, config, comparisons, split, scores_mean, gate)
     logger.info(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
     if save_masks:
         logger.info(f"masks in {folder / 'predictions'}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..tasks.tracking.images import ImageResult, shown_prompts
-from .forgetting import Domain, DomainResult, GatedResult
+from .domains import Domain
+from .image_results import ImageResult, shown_prompts
 from .intervals import DRAWS, bootstrap, change, intervals
 from .metrics import ObjectScores
+from .results import DomainResult, GatedResult
 
 Scores = dict[str, float]
 Intervals = dict[str, tuple[float, float]] | None

@@ -14,8 +14,8 @@ from scipy import stats
 from ..config import ADAPTER_METHODS
 from ..core.files import write_text
 from ..evaluation.continual import Continual, continual
+from ..evaluation.domains import SOURCE_DOMAIN
 from ..evaluation.figures import Table, heat_map, heat_maps, save_figure
-from ..evaluation.forgetting import SOURCE_DOMAIN
 from ..evaluation.tables import aligned
 from .plan import Row, StudyConfig, plan_rows, run_config
 from .rows import base_file, gate_file, row_file

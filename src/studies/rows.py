@@ -25,13 +25,14 @@ from ..data.records import DataSet, ObjectTrack
 from ..data.synthetic.worlds import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
 from ..data.synthetic.worlds import Domain as World
 from ..data.writers import write_davis
-from ..evaluation.forgetting import SOURCE_DOMAIN, Domain, domain_of, evaluate_domain, target_domain
+from ..evaluation.domains import SOURCE_DOMAIN, Domain, domain_of, target_domain
 from ..evaluation.protocol import first_prompted_frame
 from ..gating.domain_gate import DomainGate
 from ..lora.injection import count_parameters, routed_layers
 from ..lora.router import record_routing
 from ..models.sam2.build import build_model
 from ..models.sam2.gate_hooks import decide_for_frame
+from ..tasks.tracking.evaluation import evaluate_domain
 from ..train.data import fit_gate_to
 from ..train.trainer import Trainer
 from .plan import BUNDLED, Row, StudyConfig, plan_rows, run_config

@@ -34,7 +34,8 @@ from ..core.shutdown import GracefulShutdown, has_ended, leave_signals_to_the_pa
 from ..data.checks.validate import CHECKS_FOLDER
 from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
 from ..data.records import DataSet
-from ..evaluation.forgetting import DomainResult, evaluate_domain, retention_domains, target_domain
+from ..evaluation.domains import retention_domains, target_domain
+from ..evaluation.results import DomainResult
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters
 from ..lora.adapter_io import base_fingerprint, save_adapter
@@ -49,6 +50,7 @@ from ..models.checkpoint import (
 )
 from ..models.sam2.build import checkpoint_activations, image_size_of
 from ..models.sam2.train_forward import BatchTotals, build_loss, build_trainable, seed_draws, segmentation_losses
+from ..tasks.tracking.evaluation import evaluate_domain
 from .adapter_scale import scale_adapters, scaled_adapters
 from .adapter_setup import init_from_data, setup_adapters
 from .board import BASE, TensorBoardLogger

@@ -13,9 +13,11 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ..config import Config, Prompt
 from ..data.records import RLE, VideoRecord
-from ..evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from ..evaluation.domains import Domain
 from ..evaluation.metrics import aggregate
 from ..evaluation.report import overlay_sheet, shown_frames, true_masks
+from ..evaluation.results import DomainResult
+from ..tasks.tracking.evaluation import evaluate_domain
 
 SCORES = ("J", "J&F")
 """The scores that are watched, and that stand beside the base's."""
@@ -63,7 +65,7 @@ class ValidationMonitor:
             ``prompts/<prompt>/<score>``, of several validation sets their mean, and ``kept/<domain>/<score>``.
 
         Raises:
-            UserError: as :func:`~src.evaluation.forgetting.evaluate_domain`.
+            UserError: as :func:`~src.tasks.tracking.evaluation.evaluate_domain`.
         """
         found: dict[str, list[dict[str, float]]] = defaultdict(list)
         for result in results if self.views else ():

@@ -25,7 +25,7 @@ from src.data.writers import (
     write_tracked_coco,
     write_ytvis,
 )
-from src.evaluation.forgetting import Domain
+from src.evaluation.domains import Domain
 
 FRAMES, SIDE = 6, 32
 

@@ -15,8 +15,9 @@ from src.data.formats.registry import open_source
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
-from src.evaluation.forgetting import Domain, evaluate_domain
+from src.evaluation.domains import Domain
 from src.models.sam2.build import build_model
+from src.tasks.tracking.evaluation import evaluate_domain
 
 FRAMES, SIDE = 6, 64
 

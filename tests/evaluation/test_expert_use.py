@@ -15,6 +15,7 @@ from src.config import LoraConfig, MotionConfig
 from src.core.errors import UserError
 from src.data.records import DataSet, ObjectTrack
 from src.data.synthetic.worlds import SOURCE, make_videos
+from src.evaluation.domains import Domain
 from src.evaluation.expert_report import as_json, heat_maps_of, summary
 from src.evaluation.expert_use import (
     NULL,
@@ -29,9 +30,10 @@ from src.evaluation.expert_use import (
     measure_utilization,
     overlap,
 )
-from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from src.evaluation.results import DomainResult
 from src.lora.expert_groups import add_adapter, group_adapters
 from src.lora.router import record_routing
+from src.tasks.tracking.evaluation import evaluate_domain
 
 QUERY = "memory_attention.layers.0.self_attn.q_proj"
 KEY = "memory_attention.layers.0.cross_attn_image.k_proj"

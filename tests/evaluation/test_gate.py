@@ -12,12 +12,14 @@ import torch
 from src.config import LoraConfig, ModelConfig, MotionConfig
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos
-from src.evaluation.forgetting import Domain, evaluate_domain, with_gate
+from src.evaluation.domains import Domain
+from src.evaluation.results import with_gate
 from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapters
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.gate_hooks import decide_for_frame, gated
+from src.tasks.tracking.evaluation import evaluate_domain
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/sam2_nano.safetensors"
 

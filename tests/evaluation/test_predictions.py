@@ -15,8 +15,10 @@ from src.data.formats.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, SOURCE, make_video, make_videos
 from src.data.writers import write_palette_png
-from src.evaluation.forgetting import Domain, DomainResult, evaluate_domain
+from src.evaluation.domains import Domain
 from src.evaluation.predictions import object_folders, refuse_overlap, write_masks
+from src.evaluation.results import DomainResult
+from src.tasks.tracking.evaluation import evaluate_domain
 from tests.evaluation import reference
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from src.config import MotionConfig
 from src.data.records import RLE
 from src.data.synthetic.worlds import CELLS, make_videos
-from src.evaluation.forgetting import Domain, DomainResult, VideoResult
+from src.evaluation.domains import Domain
+from src.evaluation.image_results import ImageObject, ImageResult, Segmented
 from src.evaluation.metrics import ObjectScores, aggregate
 from src.evaluation.report import (
     click_curves,
@@ -21,8 +22,8 @@ from src.evaluation.report import (
     true_masks,
     write_report,
 )
+from src.evaluation.results import DomainResult, VideoResult
 from src.evaluation.tables import Comparison, image_table, intervals_table, statistics_table, table
-from src.tasks.tracking.images import ImageObject, ImageResult, Segmented
 
 ABOUT = {"about": "nano at 64 px", "prompt": "mask"}
 

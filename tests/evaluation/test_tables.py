@@ -10,10 +10,11 @@ import pytest
 from src.config import MotionConfig
 from src.data.records import RLE
 from src.data.synthetic.worlds import CELLS, make_videos
-from src.evaluation.forgetting import Domain, DomainResult, VideoResult
+from src.evaluation.domains import Domain
+from src.evaluation.image_results import ImageObject, ImageResult, Segmented
 from src.evaluation.metrics import ObjectScores
+from src.evaluation.results import DomainResult, VideoResult
 from src.evaluation.tables import Comparison, image_table, intervals_table, legend, statistics_table, table
-from src.tasks.tracking.images import ImageObject, ImageResult, Segmented
 
 NAMES = ("J", "F", "J&F", "mIoU", "Dice", "J_recall", "J_decay", "F_recall", "F_decay")
 BASE = dict(zip(NAMES, (0.5, 0.4, 0.45, 0.55, 0.6, 0.7, 0.1, 0.65, 0.2), strict=True))

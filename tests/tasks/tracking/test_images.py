@@ -12,20 +12,13 @@ from src.config import ModelConfig, MotionConfig
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, DataSet, VideoRecord
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.evaluation import coco_eval
-from src.evaluation.forgetting import Domain
+from src.evaluation.domains import Domain
+from src.evaluation.image_results import ImageObject, ImageResult, Segmented, average_precision, shown_prompts
 from src.evaluation.metrics import dice, region_similarity
 from src.models.sam2.build import build_model
 from src.models.sam2.predictors import image_predictor
-from src.tasks.tracking.images import (
-    ImageObject,
-    ImageResult,
-    Segmented,
-    average_precision,
-    evaluate_images,
-    next_click,
-    shown_prompts,
-)
+from src.tasks.tracking import images as images_module
+from src.tasks.tracking.images import evaluate_images, next_click
 
 WEIGHTS = Path(__file__).parents[3] / "checkpoints/sam2_nano.safetensors"
 CLICKS = 4
@@ -170,7 +163,7 @@ def test_what_a_result_holds(result, still):
 
 
 def test_a_small_batch_changes_nothing_but_the_time(model, still, result, monkeypatch):
-    monkeypatch.setattr(coco_eval, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(images_module, "PIXELS_AT_ONCE", 1)
     for one, together in zip(images_of(model, still, clicks=2).objects, result.objects, strict=True):
         assert one.found["2 clicks"].iou == pytest.approx(together.found["2 clicks"].iou, abs=0.01)
 
@@ -210,8 +203,8 @@ def test_a_mask_that_is_right_is_left_alone(monkeypatch, still):
         masks, scores = next(answers)
         return masks[:, None], np.array(scores), np.zeros((2, 1, 8, 8))
 
-    monkeypatch.setattr(coco_eval, "_predict", predict)
-    steps = list(coco_eval._from_clicks(None, truths, np.ones((20, 60), bool), clicks=4))
+    monkeypatch.setattr(images_module, "_predict", predict)
+    steps = list(images_module._from_clicks(None, truths, np.ones((20, 60), bool), clicks=4))
     assert [np.array_equal(masks, truths) for masks, _ in steps] == [False, True, True, True]
     assert steps[-1][1].tolist() == [0.9, 0.8]
     assert asked == [[[1], [1]], [[1, -1], [1, 1]]], "nothing is asked once all is right"
