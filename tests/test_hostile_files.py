@@ -27,7 +27,7 @@ from src.data.checks.validate import check
 from src.data.decode.images import read_image
 from src.data.decode.segmentation import check_segmentation
 from src.data.decode.video import VideoWriter, open_stream, read_header
-from src.data.formats.parsing import Bounds, Log, open_frames, read_json
+from src.data.formats.parsing import Bounds, IssueLog, open_frames, read_json
 from src.data.formats.registry import ROBOFLOW, open_source
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, make_videos
@@ -146,7 +146,7 @@ def as_links(folder: Path, elsewhere: Path, pattern: str) -> int:
 
 def image_is_sound(path: Path, folder: Path) -> bool:
     """Whether the frame can be opened; an error that names it where it cannot."""
-    log = Log("a")
+    log = IssueLog("a")
     (frame,), _ = open_frames([path], None, log, Bounds.of(False, folder))
     assert (frame is None) == ([finding.file for finding in log.findings] == [str(path)])
     return frame is not None
@@ -241,13 +241,13 @@ class TestBombs:
         with open(tmp_path / "huge.json", "wb") as file:
             file.truncate(src.data.formats.parsing.MAX_JSON_BYTES + 1)  # takes no room on the disk
         with pytest.raises(UserError, match=r"huge\.json: \d+ bytes are over the limit"):
-            read_json(tmp_path / "huge.json", Log("huge.json"))
+            read_json(tmp_path / "huge.json", IssueLog("huge.json"))
 
     @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "9" * 100_000 + "}"])
     def test_json_that_is_deep_or_has_huge_numbers(self, tmp_path, content):
         (tmp_path / "deep.json").write_text(content)
         with pytest.raises(UserError, match=r"deep\.json: not valid JSON"):
-            read_json(tmp_path / "deep.json", Log("deep.json"))
+            read_json(tmp_path / "deep.json", IssueLog("deep.json"))
 
     @pytest.mark.parametrize(
         "rle",

@@ -11,7 +11,7 @@ import pytest
 from src.config import load_config
 from src.core.errors import UserError
 from src.data.formats.registry import recognise
-from src.data.summary import find_splits, look_at
+from src.data.summary import find_splits, summarize
 from tools import run_howtos
 from tools.run_howtos import Command, commands_of, in_shell, run_page, shortened
 
@@ -107,7 +107,7 @@ class TestRunning:
 def test_stand_ins_are_laid_out_as_the_real_sets(tmp_path, name, counts, kind):
     run_howtos.STAND_INS[name](tmp_path / name)
     splits = find_splits(tmp_path / name)
-    assert {split: look_at(place).count for split, place in splits.items()} == counts
+    assert {split: summarize(place).count for split, place in splits.items()} == counts
     assert recognise(splits["train"])[0] == kind
 
 

@@ -19,13 +19,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 
 from ...config import Config, DomainConfig
 from ...core.console import PROGRAM, progress_bar
@@ -33,6 +31,7 @@ from ...core.errors import UserError
 from ...core.files import write_text
 from ..decode.images import ImageFile, misnamed
 from ..records import DataSet, DatasetFingerprint, FrameSource, Issue, Source, SourceVideos, VideoRecord, object_sides
+from .cache import content_hash, make_entry, read_entry
 
 QUOTED = 5
 """Errors that a refusal quotes."""
@@ -120,9 +119,9 @@ def check(source: Source, workers: int = 1, decode: bool = True, cache: Path | N
     Raises:
         UserError: the cache cannot be written.
     """
-    content = _content_hash(source)
-    if cache is not None and (known := _read_cache(cache, content, decode)) is not None:
-        return known
+    content = content_hash(source)
+    if cache is not None and (cached := read_entry(cache, content, decode)) is not None:
+        return Report.from_json(cached)
     collected = _Collected(Report(listed=len(source), decoded=decode))
     collected.add_findings(source.findings)
     with progress_bar(total=len(source), desc=f"checking {source.name}", leave=False) as bar:
@@ -131,10 +130,8 @@ def check(source: Source, workers: int = 1, decode: bool = True, cache: Path | N
             bar.update()
     report = collected.finish()
     if cache is not None:
-        hashed = set(map(str, source.files))
-        stamps = {path: _stamp(path) for path in sorted(collected.paths - hashed)}
-        entry = {"content": content, "stamps": stamps, "report": report.to_json()}
-        write_text(cache, json.dumps(entry))
+        others = collected.paths - set(map(str, source.files))
+        write_text(cache, json.dumps(make_entry(content, others, report.to_json())))
     return report
 
 
@@ -396,52 +393,3 @@ def _end_with(parent: int) -> None:
 def _check_chunk(chunk: range) -> list[_Checked]:
     source, decode = _work
     return [_check_one(source, index, decode) for index in chunk]
-
-
-# The report, kept in a file
-
-
-def _read_cache(cache: Path, content: str, decode: bool) -> Report | None:
-    """The report in a file, None unless it is of the same files, none of them changed."""
-    try:
-        entry = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if entry["content"] != content or (decode and not entry["report"]["decoded"]):
-        return None
-    if any(stamp != _stamp(path) for path, stamp in entry["stamps"].items()):
-        return None
-    return Report.from_json(entry["report"])
-
-
-def _stamp(path: str | Path) -> list[int] | None:
-    """A file's size in bytes and time of change in nanoseconds; None where there is no file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _content_hash(source: Source) -> str:
-    """A hash of the annotation files' bytes, of the stamps of all files in their folders, and of the program."""
-    digest = hashlib.sha256(_program_hash())
-    for path in source.files:
-        digest.update(f"{path}\0".encode(errors="replace"))
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                folders.sort()
-                lines = [f"{folder}/{name} {_stamp(os.path.join(folder, name))}\n" for name in sorted(names)]
-                digest.update("".join(lines).encode(errors="replace"))
-        else:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _program_hash() -> bytes:
-    """What decides of the same files what is found: the parsers, and the library that decodes images."""
-    digest = hashlib.sha256(PIL.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.digest()

@@ -241,6 +241,25 @@ class TestTheCache:
         path.write_bytes(content)
         assert looked() == 4
 
+    @pytest.mark.parametrize("what", ["CHECK_VERSION", "PIL.__version__", "av.__version__"])
+    def test_is_stale_when_what_decides_of_its_content_changes(self, looked, what):
+        looked()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"src.data.checks.cache.{what}", "another")
+            assert looked() == 4
+            assert looked() == 0
+        assert looked() == 4
+
+    def test_is_stale_when_another_reader_opens_the_same_files(self, place, tmp_path):
+        class OtherReader(Listed):
+            pass
+
+        files, cache = [Path(str(place.ann_file))], tmp_path / "cache.json"
+        assert check(Listed([], files=files), workers=0, cache=cache).notes == {}
+        issue = Issue("note", "a", "", "a problem", "an action")
+        other = OtherReader([], files=files, findings=[issue])
+        assert check(other, workers=0, cache=cache).notes == {"a problem, an action": 1}
+
     def test_a_damaged_one_is_made_anew(self, looked, tmp_path):
         (tmp_path / "cache.json").write_text("{")
         assert looked() == 4

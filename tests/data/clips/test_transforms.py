@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as torchvision_colour
 
 from src.config import AugmentationConfig, MotionConfig
-from src.data import transforms
+from src.data.clips import transforms
 from src.data.clips.transforms import (
     MEAN_COLOUR,
     apply_view,

@@ -1,0 +1,79 @@
+"""A check's report in a file, which stands until a file that the check read changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import av
+import PIL
+
+from ..records import Source
+
+CHECK_VERSION = 1
+"""Part of every cached report's key. Raise it when the same files may give other issues, records or areas than before:
+after a change of a reader in ``formats``, of ``decode``, or of what a check looks at or reports."""
+
+
+def read_entry(cache: Path, content: str, decode: bool) -> dict[str, Any] | None:
+    """Return the report in a file as plain data; None unless it is of the same files, none of them changed.
+
+    Args:
+        cache: the file.
+        content: what :func:`content_hash` says of the data set now.
+        decode: whether a report for which no frame was decoded will not do.
+    """
+    try:
+        entry = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if entry["content"] != content or (decode and not entry["report"]["decoded"]):
+        return None
+    if any(stamp != _stamp(path) for path, stamp in entry["stamps"].items()):
+        return None
+    report: dict[str, Any] = entry["report"]
+    return report
+
+
+def make_entry(content: str, paths: Iterable[str], report: dict[str, Any]) -> dict[str, Any]:
+    """Return what is cached: a report, and the state of the files it is about.
+
+    Args:
+        content: hash of the data set, by :func:`content_hash`.
+        paths: further files whose change makes the report stale.
+        report: as plain data.
+    """
+    return {"content": content, "stamps": {path: _stamp(path) for path in sorted(paths)}, "report": report}
+
+
+def content_hash(source: Source) -> str:
+    """Return a hash of all that decides what a check reports, but for single images and videos.
+
+    It covers the annotation files' bytes, the stamps of all files in the source's folders, which reader it is, the
+    versions of the libraries that decode, and ``CHECK_VERSION``.
+    """
+    reader = f"{type(source).__module__}.{type(source).__qualname__}"
+    digest = hashlib.sha256(f"{CHECK_VERSION} {reader} Pillow {PIL.__version__} av {av.__version__}".encode())
+    for path in source.files:
+        digest.update(f"{path}\0".encode(errors="replace"))
+        if path.is_dir():
+            for folder, folders, names in os.walk(path):
+                folders.sort()
+                lines = [f"{folder}/{name} {_stamp(os.path.join(folder, name))}\n" for name in sorted(names)]
+                digest.update("".join(lines).encode(errors="replace"))
+        else:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp(path: str | Path) -> list[int] | None:
+    """A file's size in bytes and time of change in nanoseconds; None where there is no file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
