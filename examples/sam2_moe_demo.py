@@ -21,7 +21,7 @@ from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.evaluation.figures import save_figure
 from src.lora.injection import count_parameters, describe_adapters, routed_layers
-from src.lora.router import record_routing
+from src.lora.recording import record_routing
 from src.models.sam2.predictors import build_sam2_video_predictor_moe
 from src.tasks.tracking.predict import track
 
@@ -49,7 +49,7 @@ def expert_use(predictor: SAM2VideoPredictor, frames: int) -> dict[str, Tensor]:
     clip = make_videos(SOURCE, 1, first_seed=0, frames=frames, side=min(predictor.image_size, 512)).videos[0]
     with record_routing(predictor) as routing:
         track(predictor, clip, "mask")
-    return routing.usage()
+    return routing.utilization()
 
 
 def draw(usage: dict[str, Tensor], experts: int) -> Figure:

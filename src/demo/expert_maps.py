@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..data.drawing import COLOURS
 from ..evaluation.expert_use import choice_names
 from ..lora.moe_layer import MoELoRALinear
-from ..lora.router import GateCall, RoutingRecord, record_routing
+from ..lora.recording import RouterCall, RoutingRecord, record_routing
 
 MEMORY_STRIDE = 16  # pixels of a side of the tokens of memory attention
 STRIDES = (4, 8, 16, 32)  # of the encoder's feature maps
@@ -148,7 +148,7 @@ def _draw_largest(
     axes.legend(title="expert, part of the picture", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _laid_out(shape: tuple[int, ...], call: GateCall, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _laid_out(shape: tuple[int, ...], call: RouterCall, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
     """A call's choices and weights as (B, h, w, K), None where its tokens are no places."""
     side = image_size // MEMORY_STRIDE
     if len(shape) == 2 and shape[1] == side * side:
@@ -159,7 +159,7 @@ def _laid_out(shape: tuple[int, ...], call: GateCall, image_size: int) -> tuple[
         kept = max((image_size // s for s in STRIDES if image_size // s <= windows * shape[1]), default=0)
     else:
         return None
-    chosen_NK = call.chosen_NK()
+    chosen_NK = call.selected_NK()
     weights_NK = call.logits_NE.gather(1, chosen_NK).softmax(dim=1)
     return (
         _on_grid(chosen_NK.to(torch.uint8), shape, windows)[:, :kept, :kept],

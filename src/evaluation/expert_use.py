@@ -19,7 +19,8 @@ from ..config import LoraConfig, Prompt
 from ..core.errors import UserError
 from ..lora.expert_groups import best_experts, experts_pruned, group_adapters, use_adapter
 from ..lora.moe_layer import MoELoRALinear
-from ..lora.router import RoutingRecord, TopKGatingNetwork, record_routing
+from ..lora.recording import RoutingRecord, record_routing
+from ..lora.router import TopKGatingNetwork
 from ..tasks.tracking.evaluation import evaluate_domain
 from .domains import Domain
 from .intervals import bootstrap, change, intervals
@@ -169,9 +170,9 @@ def choice_names(gate: TopKGatingNetwork) -> list[str]:
 
 
 def _add(routing: RoutingRecord, frame: int, sums: dict[str, _Sums]) -> None:
-    usage, entropy = routing.usage(), routing.entropy()
+    usage, entropy = routing.utilization(), routing.entropy()
     for name, call in routing.layers().items():
-        sums.setdefault(name, _Sums()).add(frame, len(call.chosen_NE), usage[name], entropy[name])
+        sums.setdefault(name, _Sums()).add(frame, len(call.selected_NE), usage[name], entropy[name])
 
 
 def dead_experts(uses: Sequence[DomainUse], below: float) -> dict[str, list[int]]:

@@ -220,7 +220,7 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
         group: of method mope.
         keep: experts kept per layer; ``top_k`` is lowered where it would be more than there are to choose from.
         scores: by layer, (E,) or (E + 1,) with the null expert last, such as
-            :meth:`~src.lora.router.RoutingRecord.usage`; None: :func:`expert_sizes`.
+            :meth:`~src.lora.recording.RoutingRecord.utilization`; None: :func:`expert_sizes`.
 
     Raises:
         UserError: the group has no experts, scores are missing or for another number of experts, or ``keep`` is not
@@ -267,7 +267,7 @@ def experts_used(usage: dict[str, Tensor], share: float) -> int:
     """How many experts to keep, so that in each layer those with at least this share of its choices stay; 1 or more.
 
     Args:
-        usage: per layer (E,), as :meth:`~src.lora.router.RoutingRecord.usage` says, null experts left out.
+        usage: per layer (E,), as :meth:`~src.lora.recording.RoutingRecord.utilization` says, null experts left out.
         share: between 0 and 1.
     """
     return max([1, *(int((use_E >= share).sum()) for use_E in usage.values())])

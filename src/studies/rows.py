@@ -29,7 +29,7 @@ from ..evaluation.domains import SOURCE_DOMAIN, Domain, domain_of, target_domain
 from ..evaluation.protocol import first_prompted_frame
 from ..gating.domain_gate import DomainGate
 from ..lora.injection import count_parameters, routed_layers
-from ..lora.router import record_routing
+from ..lora.recording import record_routing
 from ..models.sam2.build import build_model
 from ..models.sam2.gate_hooks import decide_for_frame
 from ..tasks.tracking.evaluation import evaluate_domain
@@ -174,7 +174,7 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
             scores: dict[str, DomainScores] = {}
             for name, domain in domains.items():
                 scores[name] = _score(trainer.model, domain, config)
-                use[name] = {layer: share_E.tolist() for layer, share_E in routing.usage().items()}
+                use[name] = {layer: share_E.tolist() for layer, share_E in routing.utilization().items()}
                 routing.clear()
         stages.append(
             {

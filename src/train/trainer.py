@@ -40,7 +40,8 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters
 from ..lora.adapter_io import base_fingerprint, save_adapter
 from ..lora.injection import describe_adapters, routed_layers
-from ..lora.router import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
+from ..lora.recording import record_routing
+from ..lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
 from ..models.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
@@ -692,7 +693,7 @@ class Trainer:
         if batch is not None:
             with record_routing(self.model) as routing:
                 losses = self.losses_of(batch, place, whole)
-            own = {layer: chosen_E.cpu() for layer, chosen_E in routing.choices().items()}
+            own = {layer: chosen_E.cpu() for layer, chosen_E in routing.expert_counts().items()}
         choices = distributed.all_reduce_sum(own)
         for layer, chosen_E in choices.items():
             used[layer] = used.get(layer, 0) + chosen_E / chosen_E.sum()

@@ -32,7 +32,7 @@ from src.evaluation.expert_use import (
 )
 from src.evaluation.results import DomainResult
 from src.lora.expert_groups import add_adapter, group_adapters
-from src.lora.router import record_routing
+from src.lora.recording import record_routing
 from src.tasks.tracking.evaluation import evaluate_domain
 
 QUERY = "memory_attention.layers.0.self_attn.q_proj"
@@ -94,7 +94,7 @@ def test_each_decision_counts_once_whatever_the_frame(with_experts, domain):
     assert list(use.layers) == list(group_adapters(model, "g"))
     for layer, of in use.layers.items():
         assert of.names == ["0", "1", "2", NULL]
-        np.testing.assert_allclose(of.use_E, routing.usage()[f"{layer}.groups.g"].numpy(), atol=1e-6)
+        np.testing.assert_allclose(of.use_E, routing.utilization()[f"{layer}.groups.g"].numpy(), atol=1e-6)
         assert of.entropy == pytest.approx(routing.entropy()[f"{layer}.groups.g"], abs=1e-5)
         assert of.entropy_share == pytest.approx(of.entropy / math.log(4))
         assert of.null_share == of.use_E[-1]

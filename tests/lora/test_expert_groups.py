@@ -28,7 +28,8 @@ from src.lora.expert_groups import (
 )
 from src.lora.injection import apply_method, count_parameters, describe_adapters, find_targets, remove_adapters
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.router import load_balancing_loss, record_routing
+from src.lora.recording import record_routing
+from src.lora.router_losses import load_balancing_loss
 
 
 def config(method="mope", targets=("0", "2"), **options):
@@ -310,7 +311,9 @@ def test_pruning_experts_that_are_never_chosen_keeps_the_output(x):
             adapter.gate.bias[1] = -1e6
     with record_routing(model) as routing:
         out = model(x)
-    usage = {name.removesuffix(".groups.a"): use_E for name, use_E in routing.usage().items() if name.endswith("a")}
+    usage = {
+        name.removesuffix(".groups.a"): use_E for name, use_E in routing.utilization().items() if name.endswith("a")
+    }
     assert experts_used(usage, 0.01) == 2
     trains = {name for name, p in model.named_parameters() if p.requires_grad}
     found = prune_experts(model, "a", config(), experts_used(usage, 0.01), usage)

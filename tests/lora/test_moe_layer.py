@@ -7,7 +7,8 @@ from torch import nn
 
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.router import load_balancing_loss, record_routing, router_z_loss
+from src.lora.recording import record_routing
+from src.lora.router_losses import load_balancing_loss, router_z_loss
 
 
 def trained_layer(num_experts=5, top_k=2, dtype=torch.float64, **options):
@@ -39,18 +40,31 @@ def by_loop(layer, x_ND):
 
 @pytest.mark.parametrize("null_expert", [False, True])
 @pytest.mark.parametrize("top_k", [1, 2, 5])
-def test_equals_a_loop_over_experts_in_outputs_and_gradients(top_k, null_expert):
+def test_the_reference_is_the_formula(top_k, null_expert):
     layer = trained_layer(top_k=top_k, null_expert=null_expert)
-    x = torch.randn(20, 12, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *layer.parameters()]
-    direction = torch.randn(20, 7, dtype=torch.float64)
-    out, expected = layer(x), by_loop(layer, x)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-9)
-    gradients = torch.autograd.grad((out * direction).sum(), inputs)
-    expected_gradients = torch.autograd.grad((expected * direction).sum(), inputs)
-    assert gradients[1].abs().max() > 0.1
-    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-9)
+    x = torch.randn(4, 5, 12, dtype=torch.float64)
+    expected = by_loop(layer, x.flatten(0, 1)).unflatten(0, (4, 5))
+    torch.testing.assert_close(layer.reference_forward(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"null_expert": True}, {"gate_bias": False}, {"dropout": 0.4}], ids=str)
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("frozen_base", [False, True])
+def test_the_fast_forward_equals_the_reference_in_outputs_and_all_gradients(frozen_base, top_k, options):
+    layer = trained_layer(top_k=top_k, **options)
+    layer.base_layer.requires_grad_(not frozen_base)
+    x = torch.randn(4, 5, 12, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(4, 5, 7, dtype=torch.float64)
+    trained = {"x": x} | {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    found = []
+    for forward in (layer, layer.reference_forward):
+        torch.manual_seed(1)
+        out = forward(x)
+        gradients = torch.autograd.grad((out * direction).sum(), list(trained.values()))
+        found.append({"out": out, **dict(zip(trained, gradients, strict=True))})
+    assert found[0]["x"].abs().max() > 0.1
+    for name, expected in found[1].items():
+        torch.testing.assert_close(found[0][name], expected, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
 OPTIONS = {

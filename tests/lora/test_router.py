@@ -14,16 +14,9 @@ from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.lora.injection import apply_method, routed_layers
 from src.lora.moe_layer import MoELoRALinear
-from src.lora.router import (
-    GateCall,
-    RoutingRecord,
-    TopKGatingNetwork,
-    load_balancing_loss,
-    record_routing,
-    router_z_loss,
-    update_balance_bias,
-    watch_memory,
-)
+from src.lora.recording import RouterCall, RoutingRecord, record_routing
+from src.lora.router import TopKGatingNetwork, watch_memory
+from src.lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
 from src.models.sam2.build import build_model, checkpoint_activations
 from src.models.sam2.streaming import StreamingTracker
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
@@ -41,7 +34,7 @@ def gate_with_logits(logits_E, **options):
 def call(logits, chosen, num_experts=None):
     logits, chosen = torch.tensor(logits, requires_grad=True), torch.tensor(chosen)
     chosen_NE = torch.zeros(logits.shape, dtype=torch.bool).scatter(1, chosen, True)
-    return GateCall(logits, chosen_NE, num_experts or logits.shape[-1], chosen.shape[1])
+    return RouterCall(logits, chosen_NE, num_experts or logits.shape[-1], chosen.shape[1])
 
 
 def test_gates_are_the_softmax_over_the_chosen_logits():
@@ -136,12 +129,12 @@ def test_minimising_the_balance_loss_balances():
         with record_routing(gate) as routing:
             gate(x)
         if step == 0:
-            assert routing.usage()[""].max() > 0.95
+            assert routing.utilization()[""].max() > 0.95
         loss = load_balancing_loss(routing)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert routing.usage()[""].max() < 0.4
+    assert routing.utilization()[""].max() < 0.4
 
 
 def test_balance_is_asked_among_the_experts_given_that_null_was_not_chosen():
@@ -186,7 +179,7 @@ def test_shares_of_parts_add_up_to_the_losses_of_the_whole():
     second = call([[0.5, -1.0, 0.2]], [[0, 1]], num_experts=2)
     whole, *parts = (RoutingRecord({"a": calls}) for calls in ([first, second], [first], [second]))
     for loss in (load_balancing_loss, router_z_loss):
-        shares = [loss(part, whole.choices()).item() for part in parts]
+        shares = [loss(part, whole.expert_counts()).item() for part in parts]
         assert sum(shares) == pytest.approx(loss(whole).item())
 
 
@@ -224,7 +217,7 @@ def test_the_record_names_layers_and_keeps_every_call(model):
     assert list(layers) == ["first", "second"]
     assert layers["first"].logits_NE.shape == (13, 4)
     assert layers["second"].logits_NE.shape == (13, 4)
-    assert layers["second"].chosen_NK().shape == (13, 2)
+    assert layers["second"].selected_NK().shape == (13, 2)
     assert layers["second"].num_experts == 3
 
 
@@ -276,7 +269,7 @@ def test_recomputation_under_checkpointing_counts_once_and_gives_the_same_gradie
 
 def test_usage_by_hand():
     calls = [call([[0.0] * 3] * 2, [[0, 1], [0, 2]], num_experts=2), call([[0.0] * 3] * 2, [[0, 1], [1, 0]], 2)]
-    usage = RoutingRecord({"a": calls, "idle": []}).usage()
+    usage = RoutingRecord({"a": calls, "idle": []}).utilization()
     assert list(usage) == ["a"]
     torch.testing.assert_close(usage["a"], torch.tensor([4 / 8, 3 / 8, 1 / 8]))
 
@@ -439,8 +432,8 @@ def test_the_balance_bias_balances_without_a_loss():
     for _ in range(60):
         with record_routing(gate) as routing, torch.no_grad():
             gate(x)
-        update_balance_bias(gate, routing.usage(), 0.05)
-    assert routing.usage()[""].max() < 0.5
+        update_balance_bias(gate, routing.utilization(), 0.05)
+    assert routing.utilization()[""].max() < 0.5
     assert gate.bias[0] == 2.0
 
 

@@ -10,7 +10,7 @@ from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor
 
 from ...lora.moe_layer import MoELoRALinear
-from ...lora.router import record_routing
+from ...lora.recording import record_routing
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -65,7 +65,7 @@ class MoERoPEAttention(RoPEAttention):
         """
         with record_routing(self) as routing:
             self(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
-        return routing.usage()
+        return routing.utilization()
 
 
 def convert_rope_attention_to_moe(

@@ -4,7 +4,7 @@
     add_adapter_to_transformers(model, exported + "/adapter")    # LoRA, MoPE, expert groups; the domain gate decides
 
 The layers are this project's own, so :func:`~src.lora.adapter.disable_adapters`,
-:func:`~src.lora.expert_groups.set_adapter` and :func:`~src.lora.router.record_routing` work on such a model too.
+:func:`~src.lora.expert_groups.set_adapter` and :func:`~src.lora.recording.record_routing` work on such a model too.
 """
 
 from __future__ import annotations
