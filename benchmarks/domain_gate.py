@@ -39,7 +39,7 @@ from src.data.synthetic.worlds import (
 )
 from src.gating.domain_gate import KnownDomain
 from src.gating.fit import VIEWS, photometric_jitter
-from src.models.sam2.build import PIXEL_MEAN, PIXEL_STD, build_model
+from src.models.sam2.build import FAMILY, build_model
 from src.models.sam2.gate_hooks import gate_features, to_pixels
 from src.tasks.tracking.predict import bounding_box
 
@@ -56,7 +56,7 @@ Describe = Callable[[SAM2Base, Tensor, tuple[float, ...]], Tensor]  # images (B,
 
 def as_is(model: SAM2Base, pixels_B3SS: Tensor, box: tuple[float, ...] = (0, 0, 1, 1)) -> Tensor:
     """Mean and deviation of the levels' channels inside a box, of the images as they are exposed."""
-    mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (FAMILY.pixel_mean, FAMILY.pixel_std))
     parts = []
     for level in model.forward_image((pixels_B3SS - mean) / std)["backbone_fpn"]:
         side = level.shape[-1]

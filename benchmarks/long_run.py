@@ -96,10 +96,11 @@ def train(config: Config, steps: int) -> dict[str, Series]:
 
 def stream(config: Config, frames: int) -> dict[str, Series]:
     """Track objects through a video again and again; what this process took."""
+    from src.config import image_size_of
     from src.data.prompts import Prompt
     from src.data.synthetic.worlds import SOURCE, make_videos
     from src.lora.injection import apply_method
-    from src.models.sam2.build import build_model, image_size_of
+    from src.models.sam2.build import build_model
     from src.models.sam2.streaming import StreamingTracker
 
     model = build_model(config.model)

@@ -12,7 +12,6 @@ import copy
 import random
 from collections.abc import Callable
 from statistics import median
-from typing import get_args
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measuring import clock, ratio
 from src import cli
-from src.config import LoraConfig, ModelConfig, ModelName
+from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
 from src.data.synthetic.worlds import SOURCE, make_videos
@@ -32,6 +31,7 @@ from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.cpu_kernels import use_reference_kernels
 from src.models.sam2.streaming import MemoryBank, StreamingTracker
+from src.models.spec import model_names
 
 STOCK, ON = "stock SAM 2", "MoPE"
 SAME = "MoPE, untrained", "MoPE, off"  # these have stock SAM 2's masks
@@ -113,7 +113,7 @@ if __name__ == "__main__":
     example = "python -m benchmarks.prediction --models sam2.1_hiera_tiny --size 512"
     parser = cli.parser("What adapters cost in video prediction, as ratios to stock SAM 2's time.", example)
     parser.add_argument(
-        "--models", nargs="+", choices=get_args(ModelName), metavar="MODEL", default=["sam2_nano", "sam2.1_hiera_tiny"]
+        "--models", nargs="+", choices=model_names(), metavar="MODEL", default=["sam2_nano", "sam2.1_hiera_tiny"]
     )
     parser.add_argument("--size", type=int, default=512, help="image size in pixels (default: 512)")
     parser.add_argument("--frames", type=int, default=20, help="frames of the video, at least 9 (default: 20)")

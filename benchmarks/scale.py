@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
@@ -38,8 +37,8 @@ from src.config import (
     LossConfig,
     Method,
     ModelConfig,
-    ModelName,
     PromptConfig,
+    image_size_of,
 )
 from src.core.errors import UserError
 from src.data.clips.dataset import Clip, ClipBatch, draw_clip
@@ -47,8 +46,8 @@ from src.data.decode.video import VideoWriter, open_stream
 from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource, open_sav
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
-from src.models.sam2.build import image_size_of
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
+from src.models.spec import model_names
 
 METHODS: tuple[Method, ...] = ("mope", "lora", "decoder", "full")
 INDEXED = 2000  # empty files, of which the index is measured
@@ -144,7 +143,7 @@ def index_bytes() -> float:
     return held / len(source)
 
 
-def gradient_bytes(model: ModelName) -> dict[Method, int]:
+def gradient_bytes(model: str) -> dict[Method, int]:
     """By method, what processes sum in a step: the gradients of all parameters that train, in float32."""
     base = build_trainable(ModelConfig(name=model), PromptConfig(), 2)
     found = {}
@@ -272,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=8, help="frames of a clip")
     parser.add_argument("--size", type=int, default=1024, help="side of the frames in pixels")
     parser.add_argument("--rounds", type=int, default=2, help="training steps, of which the fastest counts")
-    parser.add_argument("--models", nargs="+", choices=get_args(ModelName), default=["sam2_nano"], metavar="MODEL")
+    parser.add_argument("--models", nargs="+", choices=model_names(), default=["sam2_nano"], metavar="MODEL")
     parser.add_argument("--videos", type=int, default=50_000, help="to work out for")
     parser.add_argument("--length", type=int, default=330, help="frames of a video, on average (assumed)")
     parser.add_argument("--gpus", type=int, default=8, help="to work out for")

@@ -12,7 +12,6 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
 
 import torch
 
@@ -20,8 +19,8 @@ from benchmarks.index_large_coco import make_coco
 from benchmarks.measuring import clock, in_own_process, peak_mb
 from benchmarks.training_step import Case, Step
 from src import cli
-from src.config import ModelName
 from src.data.formats.coco import open_coco
+from src.models.spec import model_names
 
 SWEEPS: dict[str, tuple[int, ...]] = {
     "frames": (2, 4, 8, 16),
@@ -146,7 +145,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.scaling --figure docs/images/scaling.png")
-    parser.add_argument("--model", choices=get_args(ModelName), default="sam2_nano", help="default: sam2_nano")
+    parser.add_argument("--model", choices=model_names(), default="sam2_nano", help="default: sam2_nano")
     parser.add_argument("--size", type=int, default=128, help="image size of the middle case (default: 128)")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--figure", metavar="PNG", help="where to draw it")

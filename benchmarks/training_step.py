@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from statistics import median
-from typing import get_args
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from src.config import (
     LossConfig,
     Method,
     ModelConfig,
-    ModelName,
     PromptConfig,
     TrainingConfig,
 )
@@ -41,7 +39,7 @@ from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
-from src.models.sam2.build import checkpoint_activations
+from src.models.activation_checkpointing import checkpoint_activations
 from src.models.sam2.cpu_kernels import use_reference_kernels
 from src.models.sam2.train_forward import (
     Features,
@@ -52,6 +50,7 @@ from src.models.sam2.train_forward import (
     has_frozen_encoder,
     segmentation_losses,
 )
+from src.models.spec import model_names, model_spec
 from src.train.optim import build_optimizer
 
 FULL = "full"
@@ -63,7 +62,7 @@ SIDE = 256  # of the video that the clip is cut from
 class Case:
     """A step to measure: ``size`` in pixels, ``rank`` of an expert (of LoRA: of all experts together)."""
 
-    model: ModelName = "sam2.1_hiera_tiny"
+    model: str = "sam2.1_hiera_tiny"
     method: Method = "mope"
     kept: bool = False
     size: int = 512
@@ -94,7 +93,7 @@ class Step:
         rank = case.rank * case.experts if case.method == "lora" else case.rank
         apply_method(self.model, LoraConfig(method=case.method, rank=rank, experts=case.experts))
         if case.checkpointing:
-            checkpoint_activations(self.model)
+            checkpoint_activations(self.model, model_spec(case.model).checkpointed_blocks)
         if case.method == FULL:
             self.model.__class__ = SAM2Train
             use_reference_kernels(self.model)
@@ -167,7 +166,7 @@ def peak_of(case: Case) -> float:
     return peak_mb(build_and_step, case.device)
 
 
-def cases_of(arguments: argparse.Namespace, model: ModelName) -> list[Case]:
+def cases_of(arguments: argparse.Namespace, model: str) -> list[Case]:
     """Full fine-tuning first."""
     common = {key: getattr(arguments, key) for key in ("size", "frames", "objects", "checkpointing", "device")}
     adapted = [(method, kept) for method in arguments.methods for kept in (False, True)]
@@ -224,9 +223,9 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     example = "python -m benchmarks.training_step --models sam2.1_hiera_tiny --frames 8 --profile 12"
     parser = cli.parser(__doc__.splitlines()[0], example)
-    names = ", ".join(get_args(ModelName))
+    names = ", ".join(model_names())
     parser.add_argument(
-        "--models", nargs="+", choices=get_args(ModelName), default=["sam2.1_hiera_tiny"], metavar="NAME", help=names
+        "--models", nargs="+", choices=model_names(), default=["sam2.1_hiera_tiny"], metavar="NAME", help=names
     )
     parser.add_argument("--methods", nargs="+", choices=["mope", "lora"], default=["mope"], help="default: mope")
     parser.add_argument("--size", type=int, default=512, help="image size in pixels (default: 512)")

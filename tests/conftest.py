@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ from src.data.checks.validate import check, data_set
 from src.data.formats.coco import open_coco
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, make_videos, write_coco
-from src.models.sam2.build import MODEL_ZOO, build_model
+from src.models.sam2.build import CONFIGS, build_model
+from src.models.spec import model_spec, register_model
 
 settings.register_profile("same examples every time", derandomize=True)
 settings.load_profile("same examples every time")
@@ -140,18 +142,21 @@ def nano_for_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     No weight is zero or one, so that none can stand for another, and objects are judged present, so that masks vary.
     """
-    nano = MODEL_ZOO["sam2_nano"]
-    wider = [o if ".trunk." in o else o.replace("=64", "=128").replace("=32", "=64") for o in nano.overrides]
-    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
-        patch.setitem(MODEL_ZOO, "sam2_nano", replace(nano, overrides=tuple(wider)))
+    nano, folder = model_spec("sam2_nano"), tmp_path_factory.mktemp("nano")
+    trunk, neck, rest = (CONFIGS / "sam2_nano.yaml").read_text(encoding="utf-8").partition("    neck:\n")
+    wider = trunk + neck + re.sub(r"\b(32|64)\b", lambda found: str(2 * int(found[0])), rest)
+    wider = wider.replace("[256, 128, 128, 64]", "[256, 128, 64, 32]")  # what the trunk gives stays as it is
+    (folder / "wider.yaml").write_text(wider, encoding="utf-8")
+    register_model(replace(nano, details={**nano.details, "differences": str(folder / "wider.yaml")}))
+    with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = build_model(ModelConfig(image_size=SIDE)).state_dict()
         for tensor in weights.values():
             tensor += 0.05 * torch.randn_like(tensor)
         weights["sam_mask_decoder.pred_obj_score_head.layers.2.bias"] += 10
-        path = tmp_path_factory.mktemp("nano") / "base.safetensors"
-        save_file(weights, path)
-        yield ModelConfig(checkpoint=str(path), image_size=SIDE)
+        save_file(weights, folder / "base.safetensors")
+    yield ModelConfig(checkpoint=str(folder / "base.safetensors"), image_size=SIDE)
+    register_model(nano)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from sam2.build_sam import build_sam2
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from ..config import Config, LoraConfig, load_config, parse_config
+from ..config import Config, LoraConfig, image_size_of, load_config, parse_config
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_folder_atomically, write_text
@@ -27,11 +27,12 @@ from ..lora.adapter_io import Configs, read_adapter_config, save_adapter, unload
 from ..lora.expert_groups import use_adapter
 from ..lora.lora_layer import LoRALinear
 from ..models.checkpoint import ADAPTER_FOLDER, read_checkpoint
-from ..models.sam2.build import MODEL_ZOO, config_overrides, image_size_of
+from ..models.sam2.build import config_overrides, sam2_config
 from ..models.sam2.gate_hooks import remove_gate, saved_gate
 from ..models.sam2.predictors import build_sam2_moe
 from ..models.sam2.transformers_adapters import add_adapter_to_transformers
 from ..models.sam2.transformers_format import load_transformers, save_transformers, without_its_bars
+from ..models.spec import model_spec
 from ..tasks.tracking.predict import init_state, predicting
 from . import command
 
@@ -89,7 +90,7 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
 
     torch.manual_seed(config.training.seed)  # the random weights of a run without a checkpoint
     model = build_sam2_moe(
-        MODEL_ZOO[config.model.name].config, config.model.checkpoint, "cpu",
+        sam2_config(config.model.name), config.model.checkpoint, "cpu",
         adapter=trained, hydra_overrides_extra=config_overrides(config.model),
     )  # fmt: skip
     remove_gate(model)  # what is written is compared with the adapters on, whatever the probe looks like
@@ -134,10 +135,10 @@ def choose_form(lora: Configs, form: str, trained: Path) -> str:
 
 def how_to_load(config: Config, path: Path) -> str:
     """What to write in Python to get stock SAM 2 with a merged checkpoint."""
-    spec = MODEL_ZOO[config.model.name]
-    own = image_size_of(config.model) == spec.image_size and not spec.overrides
+    spec = model_spec(config.model.name)
+    own = image_size_of(config.model) == spec.image_size and not spec.details["differences"]
     overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
-    call = f'sam2.build_sam.build_sam2("{spec.config}", "{path}"{overrides})'
+    call = f'sam2.build_sam.build_sam2("{sam2_config(spec.name)}", "{path}"{overrides})'
     return f"stock SAM 2 with it, or likewise build_sam2_video_predictor: {call}"
 
 
@@ -154,7 +155,7 @@ def write_official(model: SAM2Base, config: Config, path: Path) -> None:
         save_pt({"model": model.state_dict()}, temporary)
         overrides = config_overrides(config.model)
         stock = build_sam2(
-            MODEL_ZOO[config.model.name].config, str(temporary), device="cpu", hydra_overrides_extra=overrides
+            sam2_config(config.model.name), str(temporary), device="cpu", hydra_overrides_extra=overrides
         )
         difference = largest_difference(probe(stock), expected)
         print(f"read back into stock SAM 2: largest difference {difference:.1e} on an image and a clip")

@@ -8,7 +8,7 @@ from .adapter import ADAPTER_METHODS, LoraConfig, Method, RouterConfig
 from .dataset import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, SetConfig
 from .evaluation import EvaluationConfig
 from .loading import load_config, parse_config, parse_section, read_yaml, set_key
-from .model import ModelConfig, ModelName
+from .model import ModelConfig, image_size_of
 from .run import Config
 from .section import GATE_MODES, TAKEN_NAMES, DomainName, Format, Prompt, Protocol, Section, Split
 from .training import DistillConfig, FeatureCacheConfig, LossConfig, PenaltyConfig, PromptConfig, TrainingConfig
@@ -33,7 +33,6 @@ __all__ = [
     "LossConfig",
     "Method",
     "ModelConfig",
-    "ModelName",
     "MotionConfig",
     "PenaltyConfig",
     "Prompt",
@@ -44,6 +43,7 @@ __all__ = [
     "SetConfig",
     "Split",
     "TrainingConfig",
+    "image_size_of",
     "load_config",
     "one_line_yaml",
     "parse_config",

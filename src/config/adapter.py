@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ..models.spec import model_spec
+from ..models.zoo import DEFAULT_MODEL
 from .section import Section
 
 Method = Literal["mope", "lora", "full", "decoder", "none"]
@@ -37,9 +39,9 @@ class LoraConfig(Section):
     top_k: int = Field(2, gt=0, description="experts chosen per token (mope)")
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] = Field(
-        default_factory=lambda: [f"memory_attention.*.{p}_proj" for p in ("q", "k", "v", "out")],
+        default_factory=lambda: list(model_spec(DEFAULT_MODEL).default_targets),
         min_length=1,
-        description="dotted suffixes or globs of Linear layers, or 'all'",
+        description="dotted suffixes or globs of Linear layers, or 'all'; left out: the model's own default",
     )
     router: RouterConfig = Field(default_factory=RouterConfig)
 

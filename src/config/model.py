@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from ..models.spec import model_names, model_spec
+from ..models.zoo import DEFAULT_MODEL
 from .section import Section
-
-ModelName = Literal[
-    "sam2_nano", "sam2.1_hiera_tiny", "sam2.1_hiera_small", "sam2.1_hiera_base_plus", "sam2.1_hiera_large"
-]
 
 
 class ModelConfig(Section):
-    """Which SAM 2, with which weights."""
+    """Which model, with which weights."""
 
-    name: ModelName = "sam2_nano"
+    name: str = Field(DEFAULT_MODEL, description="one of the models that ship, or one that is registered")
     checkpoint: str | None = Field(None, description="official .pt or safetensors; null: random weights")
-    image_size: int | None = Field(None, gt=0, description="pixels, a multiple of 32; null: the model's own")
+    image_size: int | None = Field(
+        None, gt=0, description="pixels, a multiple of the model's stride; null: the model's own"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        names = model_names()
+        if value not in names:
+            near = difflib.get_close_matches(value, names, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ValueError(f"no such model; {hint}known: {', '.join(names)}")
+        return value
 
     @field_validator("image_size")
     @classmethod
-    def _multiple_of_stride(cls, value: int | None) -> int | None:
-        if value is not None and value % 32:
-            raise ValueError(f"must be a multiple of 32, such as {max(32, round(value / 32) * 32)}")
+    def _fits_the_model(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and "name" in info.data:  # a name that is wrong is a mistake of its own
+            model_spec(info.data["name"]).check_image_size(value)
         return value
+
+
+def image_size_of(config: ModelConfig) -> int:
+    """Return the side, in pixels, of the square images that the model sees."""
+    return config.image_size or model_spec(config.name).image_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from ..models.spec import model_spec
 from .adapter import ADAPTER_METHODS, LoraConfig
 from .dataset import DatasetConfig
 from .evaluation import EvaluationConfig
@@ -22,6 +23,15 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     output_dir: str = "experiments"
+
+    @model_validator(mode="after")
+    def _targets_of_the_model(self) -> Config:
+        """Let the model say what is adapted by default, and what its short names stand for."""
+        spec, given = model_spec(self.model.name), "target_modules" in self.lora.model_fields_set
+        targets = spec.expand_targets(self.lora.target_modules) if given else list(spec.default_targets)
+        if targets != self.lora.target_modules:
+            self.lora = self.lora.model_copy(update={"target_modules": targets})
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:

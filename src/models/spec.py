@@ -5,7 +5,7 @@ Nothing here imports torch or a model's package, so that a mistake in a YAML is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
@@ -26,8 +26,10 @@ class ModelSpec:
         target_aliases: short names that ``lora.target_modules`` takes, and the patterns that they stand for.
         encoder, memory, decoder: prefixes of the dotted names of these parts' modules. Still images pass through all
             but ``memory``.
-        checkpointed_blocks: globs of the blocks whose activations are recomputed with
-            ``training.activation_checkpointing``.
+        checkpointed_blocks: patterns of the blocks whose activations are recomputed with
+            ``training.activation_checkpointing``; a ``*`` is one part of a dotted name.
+        model_class: dotted name of the class that all models of its kind are instances of (:func:`spec_of`).
+        source_world: the synthetic world that its bundled weights were trained on; None where there are none.
         requires: packages that it needs beyond the project's own, by the name that pip takes.
         details: what only its own room reads, such as the config file that describes it.
     """
@@ -45,6 +47,8 @@ class ModelSpec:
     decoder: tuple[str, ...]
     target_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     checkpointed_blocks: tuple[str, ...] = ()
+    model_class: str = ""
+    source_world: str | None = None
     requires: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
 
@@ -58,6 +62,10 @@ class ModelSpec:
             near = max(self.stride, round(size / self.stride) * self.stride)
             raise ValueError(f"must be a multiple of {self.stride}, such as {near}")
 
+    def expand_targets(self, entries: Iterable[str]) -> list[str]:
+        """Return entries of ``lora.target_modules`` with aliases replaced by what they stand for."""
+        return [pattern for entry in entries for pattern in self.target_aliases.get(entry, (entry,))]
+
 
 _SPECS: dict[str, ModelSpec] = {}
 
@@ -70,13 +78,30 @@ def register_model(spec: ModelSpec) -> ModelSpec:
 
 def model_spec(name: str) -> ModelSpec:
     """Return the model of this name. Raises KeyError where there is none."""
-    from . import zoo  # noqa: F401  (registers the models that ship)
-
-    return _SPECS[name]
+    return _registered()[name]
 
 
 def model_names() -> list[str]:
     """Return the names of all models."""
+    return list(_registered())
+
+
+def spec_of(model: object) -> ModelSpec:
+    """Return the spec of a model's kind: of models that share a class, the first one.
+
+    What it says of parts, pixels and room holds for all of them; its name and image size may be another's.
+
+    Raises:
+        TypeError: no registered model is of this class.
+    """
+    classes = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__]
+    for spec in _registered().values():
+        if spec.model_class in classes:
+            return spec
+    raise TypeError(f"{classes[0]} is no model that src.models knows")
+
+
+def _registered() -> dict[str, ModelSpec]:
     from . import zoo  # noqa: F401  (registers the models that ship)
 
-    return list(_SPECS)
+    return _SPECS

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config import Config
+from ..config import Config, image_size_of
 from ..data.clips.dataset import ClipDataset
 from ..data.clips.preview import contact_sheet
 from ..data.formats.registry import load_split
 from ..data.records import DataSet, FrameSource
 from ..gating.domain_gate import DomainGate
 from ..gating.fit import fit_gate
-from ..models.sam2.build import image_size_of
 
 GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
 CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import ClipConfig, Config, DistillConfig, LossConfig, Prompt
+from ..config import ClipConfig, Config, DistillConfig, LossConfig, Prompt, image_size_of
 from ..core import distributed
 from ..core.device import evaluating
 from ..core.errors import UserError
@@ -25,7 +25,6 @@ from ..data.records import RLE, DataSet
 from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
 from ..data.unlabelled import open_unlabelled
 from ..lora.adapter import disable_adapters, iter_adapters
-from ..models.sam2.build import image_size_of
 from ..models.sam2.predictors import image_predictor
 from ..models.sam2.train_forward import (
     Features,

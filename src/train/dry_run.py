@@ -19,16 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import Config, one_line_yaml, parse_config
+from ..config import Config, image_size_of, one_line_yaml, parse_config
 from ..core import distributed
 from ..core.console import is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
 from ..data.checks.validate import CHECKS_FOLDER
 from ..data.records import DataSet
+<<<<<<< Updated upstream
 from ..evaluation.domains import Domain, retention_domains
 from ..models.sam2.build import image_size_of
 from ..tasks.tracking.evaluation import evaluate_domain
+=======
+from ..evaluation.forgetting import Domain, evaluate_domain, retention_domains
+>>>>>>> Stashed changes
 from .trainer import Trainer, clip_names
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config, image_size_of
 from ..core.files import remove_leftovers, write_atomically
 from ..data.checks.validate import state_of_files
 from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey
 from ..data.formats.registry import place_of
-from ..models.sam2.build import image_size_of
 from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
 CACHE_FOLDER = "feature_cache"

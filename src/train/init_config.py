@@ -15,17 +15,18 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..config import TAKEN_NAMES, Config, DomainConfig, ModelName, Prompt, Split, load_config, one_line_yaml
+from ..config import TAKEN_NAMES, Config, DomainConfig, Prompt, Split, load_config, one_line_yaml
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..data.summary import DatasetSummary, find_splits, summarize
-from ..models.sam2.build import MODEL_ZOO, STRIDE
+from ..models.spec import model_spec
+from ..models.zoo import DEFAULT_MODEL
 
 ROOT = Path(__file__).parents[2]
 
-BASES: tuple[tuple[ModelName, int], ...] = (
+BASES: tuple[tuple[int], ...] = (
     ("sam2.1_hiera_base_plus", 24),
     ("sam2.1_hiera_small", 16),
     ("sam2.1_hiera_tiny", 0),
@@ -142,7 +143,7 @@ def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
     return chosen
 
 
-def choose_base(machine: Machine) -> tuple[ModelName, str]:
+def choose_base(machine: Machine) -> tuple[str]:
     """The base to suggest for a machine, and why."""
     if machine.device.type == "cuda":
         there = [(name, least) for name, least in BASES if (ROOT / _official_checkpoint(name)).exists()]
@@ -152,28 +153,28 @@ def choose_base(machine: Machine) -> tuple[ModelName, str]:
         if there:
             return there[-1][0], "the smallest official base that is here"
         return (
-            "sam2_nano",
+            DEFAULT_MODEL,
             "no official base is here: checkpoints/download_ckpts.sh base_plus fetches one, for real work",
         )
-    return "sam2_nano", "small enough to train without a GPU; for real work take an official base and a GPU"
+    return DEFAULT_MODEL, "small enough to train without a GPU; for real work take an official base and a GPU"
 
 
-def _official_checkpoint(name: ModelName) -> str:
+def _official_checkpoint(name: str) -> str:
     return f"checkpoints/{name}.pt"
 
 
-def _shipped_yaml(model: ModelName) -> Path:
-    return ROOT / "src/configs" / ("mope.yaml" if model == "sam2_nano" else f"{model}_mope.yaml")
+def _shipped_yaml(model: str) -> Path:
+    return ROOT / "src/configs" / ("mope.yaml" if model == DEFAULT_MODEL else f"{model}_mope.yaml")
 
 
 def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, why: str) -> Iterator[Setting]:
     model = shipped.model
     yield Setting("model.name", model.name, why)
     yield Setting("model.checkpoint", model.checkpoint, "its weights")
-    size, side = MODEL_ZOO[model.name].image_size, float(np.median(train.sides_M))
-    needed = int(np.ceil(WELL_SEEN / side / 64)) * 64
-    most = LARGEST_NANO.get(machine.device.type, 256) if model.name == "sam2_nano" else size
-    chosen = max(size, min(needed, most, int(np.median(train.longest_sides_N)) // (2 * STRIDE) * 2 * STRIDE))
+    spec, side = model_spec(model.name), float(np.median(train.sides_M))
+    size, needed = spec.image_size, int(np.ceil(WELL_SEEN / side / 64)) * 64
+    most = LARGEST_NANO.get(machine.device.type, 256) if model.name == DEFAULT_MODEL else size
+    chosen = max(size, min(needed, most, int(np.median(train.longest_sides_N)) // spec.stride * spec.stride))
     told = f"half of the objects are smaller than {side * chosen:.0f} px there"
     if chosen > size:
         told += f" (at its own {size}: {side * size:.0f})"
@@ -245,7 +246,7 @@ def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Dat
 
 def _prompt_settings(shipped: Config) -> Iterator[Setting]:
     """With the bundled base the prompt of evaluation alone; with an official one what its shipped YAML has."""
-    if shipped.model.name != "sam2_nano":
+    if shipped.model.name != DEFAULT_MODEL:
         return
     told = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
     for prompt in get_args(Prompt):

@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training.model.sam2 import SAM2Train
 
-from ..config import ClipConfig, Config
+from ..config import ClipConfig, Config, image_size_of
 from ..core import distributed
 from ..core.console import progress_bar
 from ..core.device import evaluating
 from ..data.clips.dataset import draw_unlabelled
 from ..data.records import DataSet
 from ..data.unlabelled import open_unlabelled
-from ..models.sam2.build import image_size_of
 from ..models.sam2.train_forward import Tracked, track_clips
 from .distill import PROMPTS, general_clips, pseudo_labels
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tqdm import tqdm
 
-from ..config import Config
+from ..config import Config, image_size_of
 from ..core import distributed
 from ..core.console import progress_bar
 from ..core.device import pick_device
@@ -40,8 +40,13 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters
 from ..lora.adapter_io import base_fingerprint, save_adapter
 from ..lora.injection import describe_adapters, routed_layers
+<<<<<<< Updated upstream
 from ..lora.recording import record_routing
 from ..lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
+=======
+from ..lora.router import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
+from ..models.activation_checkpointing import checkpoint_activations
+>>>>>>> Stashed changes
 from ..models.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
@@ -49,9 +54,12 @@ from ..models.checkpoint import (
     read_checkpoint,
     trained_weights,
 )
-from ..models.sam2.build import checkpoint_activations, image_size_of
 from ..models.sam2.train_forward import BatchTotals, build_loss, build_trainable, seed_draws, segmentation_losses
+<<<<<<< Updated upstream
 from ..tasks.tracking.evaluation import evaluate_domain
+=======
+from ..models.spec import model_spec
+>>>>>>> Stashed changes
 from .adapter_scale import scale_adapters, scaled_adapters
 from .adapter_setup import init_from_data, setup_adapters
 from .board import BASE, TensorBoardLogger
@@ -225,7 +233,7 @@ class Trainer:
             )
         self.model.train()
         if training.activation_checkpointing:
-            checkpoint_activations(self.model)
+            checkpoint_activations(self.model, model_spec(config.model.name).checkpointed_blocks)
         self.loss = build_loss(training.loss, training.enable_segmentation)
         self.routed = bool(routed_layers(self.model))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +15,17 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sam2.modeling.sam2_base import SAM2Base
-from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from ...config import ModelConfig
+from ...config import ModelConfig, image_size_of
 from ...core.errors import UserError
 from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict
+from ..spec import model_spec
 from .cpu_kernels import use_fast_cpu_kernels
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, as SAM 2 uses them
-PIXEL_STD = (0.229, 0.224, 0.225)
-STRIDE = 16  # pixels per token of the features that memory attention works on
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model of the zoo: a config of the ``sam2`` package, what differs from it, and the image size it is made for."""
-
-    config: str
-    image_size: int
-    overrides: tuple[str, ...] = ()
-
-
-_NANO = "model.image_encoder.trunk", "model.image_encoder.neck", "model.memory_attention", "model.memory_encoder"
-_TRUNK, _NECK, _ATTENTION, _ENCODER = _NANO
-
-MODEL_ZOO: dict[str, ModelSpec] = {
-    # SAM 2.1's architecture in small, for trying and testing on a CPU
-    "sam2_nano": ModelSpec(
-        "configs/sam2.1/sam2.1_hiera_t.yaml",
-        128,
-        (
-            f"{_TRUNK}.embed_dim=32",
-            f"{_TRUNK}.stages=[1,1,2,1]",
-            f"{_TRUNK}.global_att_blocks=[3]",
-            f"++{_TRUNK}.window_spec=[8,4,8,4]",
-            f"{_TRUNK}.window_pos_embed_bkg_spatial_size=[4,4]",
-            f"++{_TRUNK}.drop_path_rate=0.0",
-            f"{_NECK}.d_model=64",
-            f"{_NECK}.position_encoding.num_pos_feats=64",
-            f"{_NECK}.backbone_channel_list=[256,128,64,32]",
-            f"{_ATTENTION}.d_model=64",
-            f"{_ATTENTION}.num_layers=2",
-            f"{_ATTENTION}.layer.d_model=64",
-            f"{_ATTENTION}.layer.dim_feedforward=256",
-            f"{_ATTENTION}.layer.dropout=0.0",
-            f"{_ATTENTION}.layer.self_attention.embedding_dim=64",
-            f"{_ATTENTION}.layer.self_attention.dropout=0.0",
-            f"{_ATTENTION}.layer.cross_attention.embedding_dim=64",
-            f"{_ATTENTION}.layer.cross_attention.kv_in_dim=32",
-            f"{_ATTENTION}.layer.cross_attention.dropout=0.0",
-            f"++{_ENCODER}.in_dim=64",
-            f"{_ENCODER}.out_dim=32",
-            f"{_ENCODER}.position_encoding.num_pos_feats=32",
-            f"++{_ENCODER}.mask_downsampler.embed_dim=64",
-            f"{_ENCODER}.fuser.layer.dim=64",
-        ),
-    ),
-    "sam2.1_hiera_tiny": ModelSpec("configs/sam2.1/sam2.1_hiera_t.yaml", 1024),
-    "sam2.1_hiera_small": ModelSpec("configs/sam2.1/sam2.1_hiera_s.yaml", 1024),
-    "sam2.1_hiera_base_plus": ModelSpec("configs/sam2.1/sam2.1_hiera_b+.yaml", 1024),
-    "sam2.1_hiera_large": ModelSpec("configs/sam2.1/sam2.1_hiera_l.yaml", 1024),
-}
+FAMILY = model_spec("sam2_nano")  # for what all SAM 2.1 have in common
+TOKEN_STRIDE = 16  # pixels per token of the features that memory attention works on
+CONFIGS = Path(__file__).parent / "configs"  # what differs from configs of the ``sam2`` package
 
 # what sam2.build_sam sets for its predictors, less hole filling, which needs the optional CUDA extension
 _PREDICTOR_OVERRIDES = (
@@ -87,20 +36,31 @@ _PREDICTOR_OVERRIDES = (
 )
 
 
-def image_size_of(config: ModelConfig) -> int:
-    """The side, in pixels, of the square images the model sees."""
-    return config.image_size or MODEL_ZOO[config.name].image_size
+def sam2_config(name: str) -> str:
+    """Return the config of the ``sam2`` package that a model is made from."""
+    return str(model_spec(name).details["config"])
 
 
 def config_overrides(config: ModelConfig) -> list[str]:
-    """Hydra overrides that turn the zoo model's SAM 2 config into the model asked for: its parts and image size."""
-    size = image_size_of(config)
+    """Return Hydra overrides that turn :func:`sam2_config` into the model asked for: its parts and image size."""
+    differences, side = model_spec(config.name).details["differences"], image_size_of(config)
+    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / str(differences))) if differences else {}
+    assert isinstance(own, Mapping)
+    sizes = f"[{side // TOKEN_STRIDE},{side // TOKEN_STRIDE}]"
     return [
-        *MODEL_ZOO[config.name].overrides,
-        f"model.image_size={size}",
-        f"model.memory_attention.layer.self_attention.feat_sizes=[{size // STRIDE},{size // STRIDE}]",
-        f"model.memory_attention.layer.cross_attention.feat_sizes=[{size // STRIDE},{size // STRIDE}]",
+        *_as_overrides(own),
+        f"model.image_size={side}",
+        f"model.memory_attention.layer.self_attention.feat_sizes={sizes}",
+        f"model.memory_attention.layer.cross_attention.feat_sizes={sizes}",
     ]
+
+
+def _as_overrides(section: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _as_overrides(value, f"{prefix}{key}.")
+        else:
+            yield f"++{prefix}{key}={json.dumps(value, separators=(',', ':'))}"
 
 
 def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2Base", **arguments: Any) -> SAM2Base:
@@ -115,7 +75,7 @@ def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2
         UserError: the checkpoint is missing, damaged, or of another model.
     """
     overrides = [*config_overrides(config), *_PREDICTOR_OVERRIDES]
-    composed = compose(config_name=MODEL_ZOO[config.name].config, overrides=overrides)
+    composed = compose(config_name=sam2_config(config.name), overrides=overrides)
     model_config = OmegaConf.to_container(composed.model, resolve=True)
     assert isinstance(model_config, dict)
     model_config["_target_"] = target
@@ -180,12 +140,6 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f"{path}: not an official SAM 2 checkpoint, which holds {{'model': state_dict}}")
     return weights
-
-
-def checkpoint_activations(model: SAM2Base) -> None:
-    """Recompute the encoder's blocks and the memory attention's layers in the backward pass instead of keeping them."""
-    for block in [*model.image_encoder.trunk.blocks, *model.memory_attention.layers]:
-        block.forward = partial(run_checkpointed, block.forward, use_reentrant=False)
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -38,7 +38,7 @@ from ...gating.domain_gate import GATE_FILE, Decision, DomainGate
 from ...lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapted, iter_adapters, list_groups
 from ...lora.adapter_io import base_fingerprint
 from ..checkpoint import ADAPTER_FOLDER
-from .build import PIXEL_MEAN, PIXEL_STD
+from .build import FAMILY
 
 Encode = Callable[[Tensor], Sequence[Tensor]]
 
@@ -348,5 +348,5 @@ def _pick(features: dict[str | None, dict[str, Any]], domains: list[str | None])
 
 def _pixel_scale(device: torch.device) -> tuple[Tensor, Tensor]:
     """SAM 2's mean and deviation of pixels, each (3, 1, 1)."""
-    mean, std = torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
+    mean, std = (torch.tensor(values, device=device) for values in (FAMILY.pixel_mean, FAMILY.pixel_std))
     return mean[:, None, None], std[:, None, None]

@@ -29,7 +29,7 @@ from ...lora.adapter_io import adapter_state_dict, base_state_dict
 from ...lora.expert_groups import active_group
 from ...lora.injection import apply_method, freeze_base
 from ..checkpoint import load_trained
-from .build import MODEL_ZOO, config_overrides, load_base
+from .build import config_overrides, load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor, install_saved_gate
 
@@ -153,7 +153,7 @@ def _build(
     name, overrides, seed = str(config_file), list(hydra_overrides_extra), None
     if Path(config_file).is_file():
         config = load_config(config_file)
-        name = MODEL_ZOO[config.model.name].config
+        name = sam2_config(config.model.name)
         overrides = [*config_overrides(config.model), *overrides]
         ckpt_path, seed = ckpt_path or config.model.checkpoint, config.training.seed
         lora = lora or config.lora

@@ -31,7 +31,7 @@ from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
 from ...data.clips.dataset import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapters
-from .build import PIXEL_MEAN, PIXEL_STD, build_model
+from .build import FAMILY, build_model
 from .cpu_kernels import use_fast_dropout
 from .gate_hooks import gate_video_methods
 
@@ -195,8 +195,8 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
 
 def normalise(frames: Tensor) -> Tensor:
     """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out; or no channels."""
-    mean = torch.tensor(PIXEL_MEAN[: frames.shape[-1]], device=frames.device)
-    std = torch.tensor(PIXEL_STD[: frames.shape[-1]], device=frames.device)
+    mean = torch.tensor(FAMILY.pixel_mean[: frames.shape[-1]], device=frames.device)
+    std = torch.tensor(FAMILY.pixel_std[: frames.shape[-1]], device=frames.device)
     return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
 
 

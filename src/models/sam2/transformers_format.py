@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...lora.adapter_io import base_fingerprint, base_state_dict
-from .build import STRIDE
+from .build import TOKEN_STRIDE
 
 if TYPE_CHECKING:
     from transformers import Sam2VideoConfig, Sam2VideoModel
@@ -230,7 +230,7 @@ def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
         prompt_encoder_config={
             "hidden_size": model.hidden_dim,
             "image_size": side,
-            "patch_size": STRIDE,
+            "patch_size": TOKEN_STRIDE,
             "mask_input_channels": model.sam_prompt_encoder.mask_downscaling[3].out_channels,
             "num_point_embeddings": len(model.sam_prompt_encoder.point_embeddings),
         },
@@ -266,7 +266,7 @@ def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
         memory_attention_feed_forward_hidden_size=layer.dim_feedforward,
         memory_attention_feed_forward_hidden_act=layer.activation_str,
         memory_attention_dropout=layer.dropout_value,
-        memory_attention_rope_feat_sizes=[side // STRIDE] * 2,
+        memory_attention_rope_feat_sizes=[side // TOKEN_STRIDE] * 2,
         memory_attention_rope_dropout=layer.self_attn.dropout_p,
         memory_encoder_hidden_size=model.memory_encoder.pix_feat_proj.in_channels,
         memory_encoder_output_channels=model.mem_dim,
@@ -304,7 +304,9 @@ def _vision_config(model: SAM2Base, transformers: ModuleType) -> Any:
     return transformers.Sam2VisionConfig(
         backbone_config=backbone,
         backbone_channel_list=list(neck.backbone_channel_list),
-        backbone_feature_sizes=[[side // stride] * 2 for stride in (STRIDE // 4, STRIDE // 2, STRIDE)],
+        backbone_feature_sizes=[
+            [side // stride] * 2 for stride in (TOKEN_STRIDE // 4, TOKEN_STRIDE // 2, TOKEN_STRIDE)
+        ],
         fpn_hidden_size=neck.d_model,
         fpn_top_down_levels=list(neck.fpn_top_down_levels),
         num_feature_levels=model.num_feature_levels,
@@ -346,7 +348,7 @@ def save_transformers(model: SAM2Base, folder: Path) -> None:
     transformers = load_transformers()
     to_transformers(model).save_pretrained(folder)
     size = {"height": model.image_size, "width": model.image_size}
-    mask_size = {side: 4 * pixels // STRIDE for side, pixels in size.items()}
+    mask_size = {side: 4 * pixels // TOKEN_STRIDE for side, pixels in size.items()}
     transformers.Sam2VideoProcessor(
         image_processor=transformers.Sam2ImageProcessor(size=size, mask_size=mask_size),
         video_processor=transformers.Sam2VideoVideoProcessor(size=size),

@@ -23,8 +23,9 @@ from src.config import ModelConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.lora.adapter_io import base_fingerprint
+from src.models.sam2 import transformers_format
 from src.models.sam2.build import build_model
-from src.models.sam2.predictors import image_predictor, transformers_format
+from src.models.sam2.predictors import image_predictor
 from src.models.sam2.transformers_format import (
     FINGERPRINT,
     MINIMUM_VERSION,

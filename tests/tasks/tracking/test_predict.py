@@ -19,7 +19,7 @@ from src.data.synthetic.worlds import SOURCE, make_video
 from src.evaluation.protocol import first_frame
 from src.lora.adapter import iter_adapters
 from src.lora.injection import apply_method
-from src.models.sam2.build import MODEL_ZOO, build_model
+from src.models.sam2.build import build_model, config_overrides, sam2_config
 from src.models.sam2.train_forward import as_video_predictor, build_loss, build_trainable, segmentation_losses
 from src.tasks.tracking.predict import VideoFrames, _forget, _tracked, init_state, predicting, track
 
@@ -100,10 +100,8 @@ def test_tracked_masks_are_the_stock_flows_bit_for_bit(model, jpegs, video, prom
 def test_our_predictor_is_the_one_that_sam2_builds(model, jpegs, video):
     from sam2.build_sam import build_sam2_video_predictor
 
-    spec = MODEL_ZOO["sam2_nano"]
-    sizes = [f"model.memory_attention.layer.{kind}_attention.feat_sizes=[4,4]" for kind in ("self", "cross")]
     stock = build_sam2_video_predictor(
-        spec.config, device="cpu", hydra_overrides_extra=[*spec.overrides, *sizes, "model.image_size=64"]
+        sam2_config("sam2_nano"), device="cpu", hydra_overrides_extra=config_overrides(ModelConfig(image_size=64))
     )
     stock.load_state_dict(model.state_dict())
     stock.fill_hole_area = 0  # filling needs the optional CUDA extension
