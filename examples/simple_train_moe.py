@@ -13,13 +13,8 @@ from src.data.clips.dataset import ClipBatch, draw_clip
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method, describe_adapters
-<<<<<<< Updated upstream
 from src.lora.recording import record_routing
 from src.lora.router_losses import load_balancing_loss
-from src.models.sam2.build import image_size_of
-=======
-from src.lora.router import load_balancing_loss, record_routing
->>>>>>> Stashed changes
 from src.models.sam2.predictors import build_sam2_video_predictor_moe
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 

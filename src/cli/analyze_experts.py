@@ -28,7 +28,7 @@ from PIL import Image
 from sam2.modeling.sam2_base import SAM2Base
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config import Config, LoraConfig, load_config, parse_config
+from ..config import Config, LoraConfig, image_size_of, load_config, parse_config
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
@@ -48,7 +48,7 @@ from ..evaluation.figures import save_figure
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed, experts_used
 from ..models.checkpoint import load_trained
-from ..models.sam2.build import build_model, image_size_of
+from ..models.sam2.build import build_model
 from ..tasks.tracking.evaluation import describe
 from ..train.board import write_expert_use
 from . import command

@@ -12,22 +12,13 @@ from typing import Any
 
 import yaml
 
-<<<<<<< Updated upstream
-from ..config import Config, SetConfig, Split
-=======
-from ..config import Config, Prompt, SetConfig, Split, image_size_of
->>>>>>> Stashed changes
+from ..config import Config, SetConfig, Split, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.formats.registry import load_split
 from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
-<<<<<<< Updated upstream
-from ..models.sam2.build import image_size_of
-=======
-from .forgetting import describe
->>>>>>> Stashed changes
 from .tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
 
 CARD_FILE = "README.md"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from ..config import Config, Prompt, Split
+from ..config import Config, Prompt, Split, image_size_of
 from ..core import distributed
 from ..core.console import PROGRAM
 from ..core.device import pick_device
@@ -19,7 +19,7 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import active_group
 from ..models.checkpoint import load_trained
-from ..models.sam2.build import build_model, image_size_of
+from ..models.sam2.build import build_model
 from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
 from ..tasks.tracking.evaluation import describe, evaluate_domain
 from ..tasks.tracking.images import evaluate_images

@@ -26,13 +26,8 @@ from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
 from ..data.checks.validate import CHECKS_FOLDER
 from ..data.records import DataSet
-<<<<<<< Updated upstream
 from ..evaluation.domains import Domain, retention_domains
-from ..models.sam2.build import image_size_of
 from ..tasks.tracking.evaluation import evaluate_domain
-=======
-from ..evaluation.forgetting import Domain, evaluate_domain, retention_domains
->>>>>>> Stashed changes
 from .trainer import Trainer, clip_names
 
 logger = logging.getLogger(__name__)

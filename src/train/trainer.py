@@ -40,13 +40,9 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapters
 from ..lora.adapter_io import base_fingerprint, save_adapter
 from ..lora.injection import describe_adapters, routed_layers
-<<<<<<< Updated upstream
 from ..lora.recording import record_routing
 from ..lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
-=======
-from ..lora.router import load_balancing_loss, record_routing, router_z_loss, update_balance_bias
 from ..models.activation_checkpointing import checkpoint_activations
->>>>>>> Stashed changes
 from ..models.checkpoint import (
     ADAPTER_FOLDER,
     Checkpoint,
@@ -55,11 +51,8 @@ from ..models.checkpoint import (
     trained_weights,
 )
 from ..models.sam2.train_forward import BatchTotals, build_loss, build_trainable, seed_draws, segmentation_losses
-<<<<<<< Updated upstream
-from ..tasks.tracking.evaluation import evaluate_domain
-=======
 from ..models.spec import model_spec
->>>>>>> Stashed changes
+from ..tasks.tracking.evaluation import evaluate_domain
 from .adapter_scale import scale_adapters, scaled_adapters
 from .adapter_setup import init_from_data, setup_adapters
 from .board import BASE, TensorBoardLogger

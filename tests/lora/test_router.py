@@ -14,25 +14,11 @@ from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.lora.injection import apply_method, routed_layers
 from src.lora.moe_layer import MoELoRALinear
-<<<<<<< Updated upstream
 from src.lora.recording import RouterCall, RoutingRecord, record_routing
 from src.lora.router import TopKGatingNetwork, watch_memory
 from src.lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
-from src.models.sam2.build import build_model, checkpoint_activations
-=======
-from src.lora.router import (
-    GateCall,
-    RoutingRecord,
-    TopKGatingNetwork,
-    load_balancing_loss,
-    record_routing,
-    router_z_loss,
-    update_balance_bias,
-    watch_memory,
-)
 from src.models.activation_checkpointing import checkpoint_activations
 from src.models.sam2.build import build_model
->>>>>>> Stashed changes
 from src.models.sam2.streaming import StreamingTracker
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 from src.models.spec import model_spec

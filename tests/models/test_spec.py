@@ -50,9 +50,9 @@ def test_a_size_that_suits_the_models_stride(toy, size):
 
 
 def test_a_size_that_does_not_names_one_that_does(toy):
-    with pytest.raises(UserError, match="model.image_size: must be a multiple of 14, such as 1022"):
+    with pytest.raises(UserError, match=r"model\.image_size: must be a multiple of 14, such as 1022"):
         parse_config({"model": {"name": "toy", "image_size": 1024}}, "run.yaml")
-    with pytest.raises(UserError, match="model.image_size: must be a multiple of 32, such as 1024"):
+    with pytest.raises(UserError, match=r"model\.image_size: must be a multiple of 32, such as 1024"):
         parse_config({"model": {"name": "sam2.1_hiera_tiny", "image_size": 1008}}, "run.yaml")
 
 
