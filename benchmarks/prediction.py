@@ -26,8 +26,8 @@ from src.core.errors import UserError
 from src.data.prompts import Prompt
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.adapter import set_adapters_enabled
-from src.lora.adapter_io import merge_adapters
 from src.lora.injection import apply_method
+from src.lora.merging import merge_adapters
 from src.models.sam2.build import build_model
 from src.models.sam2.cpu_kernels import use_reference_kernels
 from src.models.sam2.streaming import MemoryBank, StreamingTracker

@@ -25,7 +25,7 @@ from src.core.errors import UserError
 from src.core.files import write_text
 from src.data.clips.dataset import ClipBatch
 from src.evaluation.domains import retention_domains, target_domain
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import count_parameters
 from src.tasks.tracking.evaluation import evaluate_domain
 from src.train.trainer import Trainer
@@ -92,7 +92,7 @@ def measure(config: Config) -> dict[str, Any]:
     trainer.close()
     domains = [target_domain(config, data, "valid") for data in config.dataset.sets] + retention_domains(config)
     return {
-        "layers": sum(1 for _ in iter_adapters(trainer.model)),
+        "layers": sum(1 for _ in iter_adapter_layers(trainer.model)),
         "trainable": count_parameters(trainer.model).trainable,
         "steps": trainer.progress.step,
         "seconds": median(trainer.seconds) if trainer.seconds else None,

@@ -46,7 +46,8 @@ from ..evaluation.expert_use import (
 )
 from ..evaluation.figures import save_figure
 from ..lora.adapter import list_groups
-from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed, experts_used
+from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed
+from ..lora.pruning import experts_used
 from ..models.checkpoint import load_trained
 from ..models.sam2.build import build_model
 from ..tasks.tracking.evaluation import describe

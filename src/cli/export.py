@@ -22,10 +22,11 @@ from ..core.torch_files import save_pt
 from ..data.decode.masks import bounding_box
 from ..data.synthetic.worlds import SOURCE, make_videos
 from ..gating.domain_gate import DomainGate
-from ..lora.adapter import iter_adapters, list_groups
-from ..lora.adapter_io import Configs, read_adapter_config, save_adapter, unload_merged
+from ..lora.adapter import iter_adapter_layers, list_groups
+from ..lora.adapter_io import Configs, read_adapter_config, save_adapter
 from ..lora.expert_groups import use_adapter
 from ..lora.lora_layer import LoRALinear
+from ..lora.merging import unload_merged
 from ..models.checkpoint import ADAPTER_FOLDER, read_checkpoint
 from ..models.sam2.build import config_overrides, sam2_config
 from ..models.sam2.gate_hooks import remove_gate, saved_gate
@@ -148,7 +149,7 @@ def write_official(model: SAM2Base, config: Config, path: Path) -> None:
     The model's LoRA layers become plain Linear layers. Raises UserError where outputs differ.
     """
     expected = probe(model)
-    if any(iter_adapters(model)):
+    if any(iter_adapter_layers(model)):
         unload_merged(model)
 
     def write(temporary: Path) -> None:
@@ -188,7 +189,7 @@ def write_transformers(
     def write(temporary: Path) -> None:
         save_transformers(model, temporary)
         loaded = transformers.Sam2VideoModel.from_pretrained(temporary)
-        if any(iter_adapters(model)):
+        if any(iter_adapter_layers(model)):
             save_adapter(model, temporary / ADAPTER_FOLDER, lora, about)
             add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
         differences = []
@@ -202,7 +203,7 @@ def write_transformers(
                 f"{folder} was not written: with it transformers {transformers.__version__} differs by "
                 f"{difference:.1e} (> {TRANSFORMERS_TOLERANCE})"
             )
-        if any(iter_adapters(model)) and gate is not None:
+        if any(iter_adapter_layers(model)) and gate is not None:
             gate.save(temporary / ADAPTER_FOLDER)
 
     with without_its_bars():
@@ -279,7 +280,7 @@ def write_peft(model: SAM2Base, lora: LoraConfig, base_name: str, folder: Path) 
 
     Source: peft's checkpoint format, https://huggingface.co/docs/peft/developer_guides/checkpoint.
     """
-    layers = {name: layer for name, layer in iter_adapters(model) if isinstance(layer, LoRALinear)}
+    layers = {name: layer for name, layer in iter_adapter_layers(model) if isinstance(layer, LoRALinear)}
     weights = {
         f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().contiguous()
         for name, layer in layers.items()

@@ -16,14 +16,16 @@ from ..gating.domain_gate import DomainGate, KnownDomain
 from ..lora.adapter_io import (
     AdapterConfig,
     AdapterFile,
-    file_of,
-    groups_of,
     join_adapters,
+    pack_groups,
     read_adapter,
     read_adapter_config,
+    split_groups,
     write_adapter,
 )
-from ..lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, check_name, merged, pruned
+from ..lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, check_name
+from ..lora.merging import merge_groups
+from ..lora.pruning import pruned
 from . import command
 
 
@@ -31,7 +33,7 @@ def list_folders(arguments: argparse.Namespace) -> None:
     for folder in arguments.folders:
         file = read_adapter(folder)
         print(f"{folder}: base {file.config.base_fingerprint[:12]}")
-        for name, group in groups_of(file, unnamed(folder)).items():
+        for name, group in split_groups(file, unnamed(folder)).items():
             print(f"  {name}: {describe(group)}")
 
 
@@ -98,7 +100,7 @@ def read_use(path: Path, name: str) -> dict[str, Tensor]:
 
 def merge(arguments: argparse.Namespace) -> None:
     file, groups = read_groups(arguments.folder, arguments.names)
-    union = merged([groups.pop(name) for name in arguments.names])
+    union = merge_groups([groups.pop(name) for name in arguments.names])
     check_name(arguments.into)
     if arguments.into in groups:
         raise UserError(f"{arguments.folder}: there is a group '{arguments.into}' already")
@@ -109,7 +111,7 @@ def merge(arguments: argparse.Namespace) -> None:
 def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, ExpertGroup]]:
     """A folder's content, and its groups by name. Raises UserError where a needed group is missing or named twice."""
     file = read_adapter(folder)
-    groups = groups_of(file, unnamed(folder))
+    groups = split_groups(file, unnamed(folder))
     for name in needed:
         if name not in groups:
             raise UserError(f"{folder}: no expert group '{name}'; it holds {', '.join(groups)}")
@@ -137,7 +139,7 @@ def known_domains(folder: str, file: AdapterFile, name: str) -> dict[str, KnownD
 
 def write_groups(arguments: argparse.Namespace, file: AdapterFile, groups: dict[str, ExpertGroup]) -> None:
     known = known_domains(arguments.folder, file, unnamed(arguments.folder))
-    write(arguments.output, file_of(groups, file.config.base_fingerprint, file.config.extra), known)
+    write(arguments.output, pack_groups(groups, file.config.base_fingerprint, file.config.extra), known)
 
 
 def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: str = DEFAULT_ADAPTER) -> None:
@@ -147,7 +149,7 @@ def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: s
     write_adapter(output, file)
     print(f"written: {output}")
     gate = DomainGate(file.config.base_fingerprint)
-    for group, content in groups_of(file, name).items():
+    for group, content in split_groups(file, name).items():
         note = ""
         if group in known:
             gate.domains[group] = known[group]

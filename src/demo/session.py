@@ -40,8 +40,8 @@ from ..data.records import RLE
 from ..evaluation.expert_use import choice_names
 from ..evaluation.metrics import region_similarity
 from ..gating.domain_gate import Decision
-from ..lora.adapter import iter_adapters, list_groups
-from ..lora.expert_groups import active_group
+from ..lora.adapter import iter_adapter_layers, list_groups
+from ..lora.expert_groups import active_adapter
 from ..lora.moe_layer import MoELoRALinear
 from ..models.sam2.gate_hooks import decide_for_frame, gating_of, install_gate
 from ..models.sam2.streaming import Prediction, StreamingTracker
@@ -78,13 +78,13 @@ class Models:
         gating = gating_of(model)
         self.gate = None if gating is None else gating.gate
         groups = list_groups(model)
-        if groups and self.gate is None and active_group(model) is None:
+        if groups and self.gate is None and active_adapter(model) is None:
             raise UserError(
                 f"{adapter} holds the groups {', '.join(groups)} and no domain gate to choose between them: "
                 f"take one out with {PROGRAM} groups extract"
             )
         self.modes = ["on", "off"] if self.gate is None else [*GATE_MODES, *self.gate.domains]
-        adapters = dict(iter_adapters(model))
+        adapters = dict(iter_adapter_layers(model))
         experts = {name: layer for name, layer in adapters.items() if isinstance(layer, MoELoRALinear)}
         self.layers = list(dict.fromkeys(name.partition(".groups.")[0] for name in experts))
         self.choices = max((choice_names(layer.gate) for layer in experts.values()), key=len, default=[])

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..config import LoraConfig, Prompt
 from ..core.errors import UserError
-from ..lora.expert_groups import best_experts, experts_pruned, group_adapters, use_adapter
+from ..lora.expert_groups import group_adapters, use_adapter
 from ..lora.moe_layer import MoELoRALinear
+from ..lora.pruning import best_experts, experts_pruned
 from ..lora.recording import RoutingRecord, record_routing
 from ..lora.router import TopKGatingNetwork
 from ..tasks.tracking.evaluation import evaluate_domain
@@ -195,7 +196,7 @@ def dead_experts(uses: Sequence[DomainUse], below: float) -> dict[str, list[int]
 def mean_use(uses: Sequence[DomainUse]) -> dict[str, Tensor]:
     """Per layer (E*,), the mean of the domains' shares, each domain counting the same; 0 where the layer ran on none.
 
-    These are scores for :func:`~src.lora.expert_groups.pruned`.
+    These are scores for :func:`~src.lora.pruning.pruned`.
     """
     scores = {}
     for layer, first in uses[0].layers.items():
@@ -276,7 +277,7 @@ def measure_pruning(
         keeps: how many experts to keep per layer, each measured.
 
     Raises:
-        UserError: as :func:`~src.lora.expert_groups.prune_experts`, or a domain cannot be scored.
+        UserError: as :func:`~src.lora.pruning.prune_experts`, or a domain cannot be scored.
     """
     group, scores = uses[0].group, mean_use(uses)
     results = {config.experts: {use.domain: use.result for use in uses}}

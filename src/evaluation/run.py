@@ -17,7 +17,7 @@ from ..core.device import pick_device
 from ..core.errors import UserError
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import list_groups
-from ..lora.expert_groups import active_group
+from ..lora.expert_groups import active_adapter
 from ..models.checkpoint import load_trained
 from ..models.sam2.build import build_model
 from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
@@ -118,7 +118,7 @@ def _adapters_on(model: SAM2Base, gate: DomainGate | None) -> AbstractContextMan
     groups = list_groups(model)
     if len(groups) > 1 and gate is not None:
         return gated(model, gate, "on")
-    if groups and active_group(model) is None:
+    if groups and active_adapter(model) is None:
         raise UserError(
             f"the adapter holds the groups {', '.join(groups)} and no domain gate to choose between them: "
             f"take one out with {PROGRAM} groups extract"

@@ -1,6 +1,6 @@
 """What every adapter layer has in common: a base layer it adds to, and a switch; and layers with several adapters.
 
-Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapters`), never of their names.
+Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapter_layers`), never of their names.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-ActiveGroup: TypeAlias = str | tuple[str | None, ...] | None
+ActiveAdapter: TypeAlias = str | tuple[str | None, ...] | None
 
 
-class LinearStandIn(nn.Module):
+class WrappedLinear(nn.Module):
     """Stands in for a Linear layer in a model and holds it as ``base_layer``."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
@@ -43,7 +43,7 @@ class LinearStandIn(nn.Module):
         return self.base_layer.bias
 
 
-class AdapterLayer(LinearStandIn):
+class AdapterLayer(WrappedLinear):
     """A Linear layer plus something learned beside it; the base class of every adapter layer.
 
     The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
@@ -85,7 +85,7 @@ class AdapterLayer(LinearStandIn):
         return ", ".join(f"{key}={value}" for key, value in self.settings().items())
 
 
-class MultiAdapterLinear(LinearStandIn):
+class MultiAdapterLinear(WrappedLinear):
     """A Linear layer with several named adapters around it, of which the active one is used.
 
     Each adapter is an :class:`AdapterLayer` of any kind around the same base layer, so with a group active the layer is
@@ -102,17 +102,17 @@ class MultiAdapterLinear(LinearStandIn):
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__(base_layer)
         self.groups = nn.ModuleDict()
-        self.active: ActiveGroup = None
+        self.active_adapter: ActiveAdapter = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, O); with a group per element (B, …, D) → (B, …, O), each group run on its own elements."""
-        if not isinstance(self.active, tuple):
-            return self._layer(self.active)(x)
-        if len(self.active) != len(x):
-            raise ValueError(f"{len(self.active)} active groups were given for a batch of {len(x)}")
+        if not isinstance(self.active_adapter, tuple):
+            return self._layer(self.active_adapter)(x)
+        if len(self.active_adapter) != len(x):
+            raise ValueError(f"{len(self.active_adapter)} active groups were given for a batch of {len(x)}")
         rows_of = {
-            group: torch.tensor([i for i, g in enumerate(self.active) if g == group], device=x.device)
-            for group in dict.fromkeys(self.active)
+            group: torch.tensor([i for i, g in enumerate(self.active_adapter) if g == group], device=x.device)
+            for group in dict.fromkeys(self.active_adapter)
         }
         parts = []
         for group, rows in rows_of.items():
@@ -129,10 +129,10 @@ class MultiAdapterLinear(LinearStandIn):
         return self.base_layer if group is None else self.adapters.get(group, self.base_layer)
 
     def extra_repr(self) -> str:
-        return f"active={self.active}"
+        return f"active_adapter={self.active_adapter}"
 
 
-def iter_adapted(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | MultiAdapterLinear]]:
+def iter_wrapped_linears(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | MultiAdapterLinear]]:
     """The modules that stand in for a Linear layer, under its dotted name: adapters, or layers with groups of them."""
     grouped: tuple[str, ...] = ()
     for name, module in model.named_modules():
@@ -142,7 +142,7 @@ def iter_adapted(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | MultiAd
             grouped += (f"{name}.",)
 
 
-def iter_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+def iter_adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
     """The adapter layers of a model with their dotted names, in the model's order; those of all groups."""
     for name, module in model.named_modules():
         if isinstance(module, AdapterLayer):
@@ -152,21 +152,24 @@ def iter_adapters(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
 def list_groups(model: nn.Module) -> list[str]:
     """The names of a model's adapter groups; empty where its adapters are in no group."""
     names = [
-        name for _, module in iter_adapted(model) if isinstance(module, MultiAdapterLinear) for name in module.groups
+        name
+        for _, module in iter_wrapped_linears(model)
+        if isinstance(module, MultiAdapterLinear)
+        for name in module.groups
     ]
     return list(dict.fromkeys(names))
 
 
 def set_adapters_enabled(model: nn.Module, enabled: bool) -> None:
     """Switch every adapter of the model on or off."""
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         adapter.enabled = enabled
 
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
     """Run the base model: every adapter is off inside, and as it was before on leaving, whatever happens inside."""
-    before = [(adapter, adapter.enabled) for _, adapter in iter_adapters(model)]
+    before = [(adapter, adapter.enabled) for _, adapter in iter_adapter_layers(model)]
     set_adapters_enabled(model, False)
     try:
         yield

@@ -21,12 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import ADAPTER_METHODS, LoraConfig
-from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
-from .adapter import AdapterLayer, MultiAdapterLinear, iter_adapted, iter_adapters, list_groups
+from .adapter import AdapterLayer, MultiAdapterLinear, iter_adapter_layers, iter_wrapped_linears, list_groups
 from .expert_groups import ExpertGroup, add_adapter, check_name, set_adapter
-from .injection import apply_method, freeze_base, new_adapter, remove_adapters, replace_module
+from .injection import apply_method, freeze_base, new_adapter, remove_adapters
 from .lora_layer import LoRALinear
 
 WEIGHTS_FILE = "adapter.safetensors"
@@ -70,7 +69,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """
     return {
         f"{layer}.{name}" if layer else name: tensor
-        for layer, adapter in iter_adapters(model)
+        for layer, adapter in iter_adapter_layers(model)
         for name, tensor in adapter.adapter_state().items()
     }
 
@@ -78,7 +77,7 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The base model's state dict, with the keys it has without adapters; not copies. Merging does not change it."""
     renamed, inside = {}, []
-    for layer, adapted in iter_adapted(model):
+    for layer, adapted in iter_wrapped_linears(model):
         prefix = f"{layer}." if layer else ""
         inside.append(prefix)
         renamed.update({f"{prefix}base_layer.{key}": f"{prefix}{key}" for key in adapted.base_layer.state_dict()})
@@ -115,7 +114,7 @@ def save_adapter(model: nn.Module, folder: str | Path, config: Configs, extra: d
     Raises:
         ValueError: the model has no adapters or other ones than the config says, or ``extra`` uses a key of the format.
     """
-    if not any(iter_adapters(model)):
+    if not any(iter_adapter_layers(model)):
         raise ValueError("the model has no adapters to save")
     if mistakes := _setting_mistakes(model, config):
         raise ValueError("the config is not the adapters' own: " + "; ".join(mistakes))
@@ -211,7 +210,7 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     config, weights = file.config, file.weights
     path = Path(folder) / WEIGHTS_FILE
     check_base(folder, config, base_fingerprint(model))
-    injected = not any(iter_adapted(model))
+    injected = not any(iter_wrapped_linears(model))
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         if injected:
@@ -224,7 +223,7 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(trained[name])
         raise
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         if isinstance(adapter, LoRALinear):
             adapter.unmerge()
     for name, tensor in adapter_state_dict(model).items():
@@ -253,7 +252,7 @@ def _inject(model: nn.Module, lora: Configs) -> None:
         set_adapter(model, None)
 
 
-def groups_of(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
+def split_groups(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
     """The expert groups in an adapter folder's content; adapters without groups are one, of this name.
 
     Raises:
@@ -268,18 +267,18 @@ def groups_of(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
             part = f".groups.{group}."
             weights = {key.replace(part, ".", 1): tensor for key, tensor in file.weights.items() if part in key}
             groups[group] = ExpertGroup(config, weights)
-    placed = sum(len(group.of_layers()) for group in groups.values())
+    placed = sum(len(group.weights_by_layer()) for group in groups.values())
     if placed < len(file.weights):
         raise UserError(f"{len(file.weights) - placed} of {len(file.weights)} weights belong to no adapter of a group")
     return groups
 
 
-def file_of(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra: dict[str, Any]) -> AdapterFile:
+def pack_groups(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra: dict[str, Any]) -> AdapterFile:
     """An adapter folder's content with these groups."""
     weights = {
         f"{layer}.groups.{name}.{key}": tensor
         for name, group in groups.items()
-        for (layer, key), tensor in group.of_layers().items()
+        for (layer, key), tensor in group.weights_by_layer().items()
     }
     config = AdapterConfig({name: group.config for name, group in groups.items()}, base_fingerprint, extra)
     return AdapterFile(config, weights)
@@ -304,60 +303,12 @@ def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
             )
         if differing := [k for k in file.config.extra if k in first.extra and file.config.extra[k] != first.extra[k]]:
             raise UserError(f"adapters that differ in {', '.join(differing)} cannot be joined")
-        for group, content in groups_of(file, name).items():
+        for group, content in split_groups(file, name).items():
             if group in groups:
                 raise UserError(f"there are two groups named '{group}'; name adapters without groups NAME=FOLDER")
             groups[group] = content
     extra = {key: value for _, file in reversed(parts) for key, value in file.config.extra.items()}
-    return file_of(groups, first.base_fingerprint, extra)
-
-
-def merge_adapters(model: nn.Module) -> None:
-    """Merge every LoRA layer of the model, for inference without a branch; merged layers stay as they are.
-
-    Raises:
-        UserError: the model has mixture-of-experts layers; none is merged.
-        ValueError: the model has no adapters.
-    """
-    for layer in _mergeable(model).values():
-        layer.merge()
-
-
-def unmerge_adapters(model: nn.Module) -> None:
-    """Undo :func:`merge_adapters`, bit for bit; raises what it raises."""
-    for layer in _mergeable(model).values():
-        layer.unmerge()
-
-
-@torch.no_grad()
-def unload_merged(model: nn.Module) -> None:
-    """Merge, and put plain Linear layers with the merged weights in place of the LoRA layers; there is no way back.
-
-    The state dict then has the base model's own keys, for any program that loads the base model. Raises what
-    :func:`merge_adapters` raises.
-    """
-    if groups := list_groups(model):
-        raise UserError(
-            f"the model has expert groups, {', '.join(groups)}: take one out of its folder ({PROGRAM} groups extract)"
-        )
-    merge_adapters(model)
-    for name, layer in _mergeable(model).items():
-        assert layer.merged_weight is not None
-        layer.base_layer.weight.copy_(layer.merged_weight)
-        replace_module(model, name, layer.base_layer)
-
-
-def _mergeable(model: nn.Module) -> dict[str, LoRALinear]:
-    adapters = dict(iter_adapters(model))
-    if not adapters:
-        raise ValueError("the model has no adapters to merge")
-    lora = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoRALinear)}
-    if len(lora) < len(adapters):
-        raise UserError(
-            "adapters with a gate (method mope) cannot be merged, because which experts add to the weight depends "
-            "on the input; keep the adapter folder beside the base, or train with method lora"
-        )
-    return lora
+    return pack_groups(groups, first.base_fingerprint, extra)
 
 
 def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
@@ -374,7 +325,7 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
     configs: dict[str | None, LoraConfig] = {None: lora} if isinstance(lora, LoraConfig) else dict(lora.items())
     present = list_groups(model)
     mistakes = [f"the model has no group '{group}'" for group in configs if group is not None and group not in present]
-    for name, adapted in iter_adapted(model):
+    for name, adapted in iter_wrapped_linears(model):
         adapters: Mapping[Any, AdapterLayer]
         adapters = adapted.adapters if isinstance(adapted, MultiAdapterLinear) else {None: adapted}
         for group, adapter in adapters.items():

@@ -20,12 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ..config import LoraConfig
 from ..core.errors import UserError
-from .adapter import ActiveGroup, AdapterLayer, MultiAdapterLinear, iter_adapted, list_groups
+from .adapter import ActiveAdapter, AdapterLayer, MultiAdapterLinear, iter_wrapped_linears, list_groups
 from .injection import new_adapters, replace_module
 
 DEFAULT_ADAPTER = "default"  # what adapters without a group are called where they need a name
@@ -63,7 +62,7 @@ def adopt_unnamed(model: nn.Module, name: str) -> None:
         UserError: ``name`` is not a name.
         ValueError: the model has no adapters, or groups already.
     """
-    adapters = {layer: adapted for layer, adapted in iter_adapted(model) if isinstance(adapted, AdapterLayer)}
+    adapters = {layer: adapted for layer, adapted in iter_wrapped_linears(model) if isinstance(adapted, AdapterLayer)}
     if not adapters or list_groups(model):
         raise ValueError("only adapters without groups can be named")
     check_name(name)
@@ -79,13 +78,13 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     Raises:
         UserError: there is no such group.
     """
-    _check_known(model, [name])
+    check_known(model, [name])
     for layer, grouped in list(_grouped(model)):
         if name in grouped.groups:
             del grouped.groups[name]
         if not grouped.groups:
             replace_module(model, layer, grouped.base_layer)
-    active = active_group(model)
+    active = active_adapter(model)
     if isinstance(active, tuple):
         set_adapter(model, [None if group == name else group for group in active])
     elif active == name:
@@ -104,16 +103,16 @@ def set_adapter(model: nn.Module, active: str | Sequence[str | None] | None) -> 
     Raises:
         UserError: there is no such group; the choice is as before.
     """
-    chosen: ActiveGroup = active if isinstance(active, str | None) else tuple(active)
-    _check_known(model, [group for group in (chosen if isinstance(chosen, tuple) else [chosen]) if group is not None])
+    chosen: ActiveAdapter = active if isinstance(active, str | None) else tuple(active)
+    check_known(model, [group for group in (chosen if isinstance(chosen, tuple) else [chosen]) if group is not None])
     for _, grouped in _grouped(model):
-        grouped.active = chosen
+        grouped.active_adapter = chosen
 
 
 @contextmanager
 def use_adapter(model: nn.Module, active: str | Sequence[str | None] | None) -> Iterator[None]:
     """:func:`set_adapter` inside the scope; as before on leaving it, whatever happens inside."""
-    before = active_group(model)
+    before = active_adapter(model)
     set_adapter(model, active)
     try:
         yield
@@ -121,9 +120,9 @@ def use_adapter(model: nn.Module, active: str | Sequence[str | None] | None) -> 
         set_adapter(model, before)
 
 
-def active_group(model: nn.Module) -> ActiveGroup:
+def active_adapter(model: nn.Module) -> ActiveAdapter:
     """What :func:`set_adapter` was last given; None for a model without groups."""
-    return next((grouped.active for _, grouped in _grouped(model)), None)
+    return next((grouped.active_adapter for _, grouped in _grouped(model)), None)
 
 
 def freeze_groups_except(model: nn.Module, name: str) -> None:
@@ -132,7 +131,7 @@ def freeze_groups_except(model: nn.Module, name: str) -> None:
     Raises:
         UserError: there is no such group.
     """
-    _check_known(model, [name])
+    check_known(model, [name])
     model.requires_grad_(False)
     for adapter in group_adapters(model, name).values():
         for parameter in adapter.adapter_parameters():
@@ -161,7 +160,7 @@ class ExpertGroup:
         own = ".lora_A" if self.config.method == "mope" else ".adapter.lora_A"
         return [name.removesuffix(own) for name in self.weights if name.endswith(own)]
 
-    def of_layers(self) -> dict[tuple[str, str], Tensor]:
+    def weights_by_layer(self) -> dict[tuple[str, str], Tensor]:
         """The weights by layer and by the name inside the layer's adapter."""
         return {
             (layer, name.removeprefix(f"{layer}.")): tensor
@@ -169,134 +168,6 @@ class ExpertGroup:
             for name, tensor in self.weights.items()
             if name.startswith(f"{layer}.")
         }
-
-
-def prune_experts(
-    model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
-) -> LoraConfig:
-    """Keep some of a group's experts in each layer (:func:`pruned`); returns the group's new config.
-
-    Raises:
-        UserError: there is no such group, it has no experts, or ``keep`` is out of range; the model is unchanged.
-    """
-    _check_known(model, [name])
-    before, active = group_adapters(model, name), active_group(model)
-    weights = {f"{layer}.{key}": t for layer, adapter in before.items() for key, t in adapter.adapter_state().items()}
-    group = pruned(ExpertGroup(config, weights), keep, scores)
-    adapters = new_adapters(model, group.config)
-    for layer, adapter in adapters.items():
-        for key, tensor in adapter.adapter_state().items():
-            tensor.copy_(group.weights[f"{layer}.{key}"])
-        for parameter in adapter.adapter_parameters():
-            parameter.requires_grad_(next(before[layer].adapter_parameters()).requires_grad)
-    attach(model, name, adapters)
-    set_adapter(model, active)
-    return group.config
-
-
-@contextmanager
-def experts_pruned(
-    model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
-) -> Iterator[None]:
-    """:func:`prune_experts` inside the scope; all experts are back on leaving it, whatever happens inside.
-
-    Raises:
-        UserError: as :func:`prune_experts`.
-    """
-    before = group_adapters(model, name)
-    prune_experts(model, name, config, keep, scores)
-    try:
-        yield
-    finally:
-        active = active_group(model)
-        attach(model, name, before)
-        set_adapter(model, active)
-
-
-def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = None) -> ExpertGroup:
-    """A group with fewer experts: those of the highest scores in each layer, in their order; null experts stay.
-
-    Args:
-        group: of method mope.
-        keep: experts kept per layer; ``top_k`` is lowered where it would be more than there are to choose from.
-        scores: by layer, (E,) or (E + 1,) with the null expert last, such as
-            :meth:`~src.lora.recording.RoutingRecord.utilization`; None: :func:`expert_sizes`.
-
-    Raises:
-        UserError: the group has no experts, scores are missing or for another number of experts, or ``keep`` is not
-            within 1 and E.
-    """
-    config, experts = group.config, group.config.experts
-    if config.method != "mope":
-        raise UserError(f"only groups of method mope have experts to prune, this one is of method {config.method}")
-    if not 1 <= keep <= experts:
-        raise UserError(f"keep must be within 1 and {experts}, the experts of the group, not {keep}")
-    scores = expert_sizes(group) if scores is None else scores
-    if missing := [layer for layer in group.layers() if layer not in scores]:
-        raise UserError(f"no scores for {', '.join(missing[:3])}")
-    choices = experts + config.router.null_expert
-    for layer in group.layers():
-        if len(scores[layer]) not in (experts, choices):
-            raise UserError(f"{layer}: scores of {len(scores[layer])} experts, but the group has {experts}")
-    kept = {layer: best_experts(scores[layer][:experts], keep) for layer in group.layers()}
-    weights = {}
-    for (layer, name), tensor in group.of_layers().items():
-        null_rows = torch.arange(experts, len(tensor))
-        weights[f"{layer}.{name}"] = tensor[torch.cat([kept[layer], null_rows]).to(tensor.device)]
-    top_k = min(config.top_k, keep + config.router.null_expert)
-    return ExpertGroup(config.model_copy(update={"experts": keep, "top_k": top_k}), weights)
-
-
-def best_experts(scores_E: Tensor, keep: int) -> Tensor:
-    """The indices (keep,) of the highest scores, in ascending order, on the CPU."""
-    return scores_E.topk(keep).indices.sort().values.cpu()
-
-
-def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:
-    """Per layer (E,), the Frobenius norm of each expert's product B A: how much it can add."""
-    sizes = {}
-    for layer in group.layers():
-        A_ERD, B_EOR = group.weights[f"{layer}.lora_A"].double(), group.weights[f"{layer}.lora_B"].double()
-        # ‖BA‖² = Σ (BᵀB) ∘ (AAᵀ), without making the (O, D) product.
-        squares_E = ((B_EOR.mT @ B_EOR) * (A_ERD @ A_ERD.mT)).sum(dim=(1, 2))
-        sizes[layer] = squares_E.clamp(min=0).sqrt()
-    return sizes
-
-
-def experts_used(usage: dict[str, Tensor], share: float) -> int:
-    """How many experts to keep, so that in each layer those with at least this share of its choices stay; 1 or more.
-
-    Args:
-        usage: per layer (E,), as :meth:`~src.lora.recording.RoutingRecord.utilization` says, null experts left out.
-        share: between 0 and 1.
-    """
-    return max([1, *(int((use_E >= share).sum()) for use_E in usage.values())])
-
-
-def merged(groups: Sequence[ExpertGroup]) -> ExpertGroup:
-    """One group of all experts, gate rows joined. The experts compete from here on: outputs are not those of before.
-
-    Each gate learned to compare its own experts only, so the result is a start for further training, not a sum of
-    what was learned.
-
-    Raises:
-        UserError: fewer than two groups, groups of method lora, with null experts (each is measured against its own
-            gate's experts), or that differ in more than the number of experts.
-    """
-    if len(groups) < 2:
-        raise UserError("two groups or more are needed to merge")
-    first = groups[0]
-    for group in groups:
-        if group.config.method != "mope" or group.config.router.null_expert:
-            raise UserError("only groups of method mope without a null expert can be merged")
-        theirs, ours = group.config.model_dump(), first.config.model_dump()
-        differing = [key for key in ours if key != "experts" and theirs[key] != ours[key]]
-        if differing or group.weights.keys() != first.weights.keys():
-            what = ", ".join(f"lora.{key}" for key in differing or ["target_modules"])
-            raise UserError(f"groups that differ in {what} cannot be merged")
-    weights = {name: torch.cat([group.weights[name] for group in groups]) for name in first.weights}
-    total = sum(group.config.experts for group in groups)
-    return ExpertGroup(first.config.model_copy(update={"experts": total}), weights)
 
 
 def check_name(name: str) -> None:
@@ -308,7 +179,7 @@ def check_name(name: str) -> None:
 
 
 def _grouped(model: nn.Module) -> Iterator[tuple[str, MultiAdapterLinear]]:
-    for layer, adapted in iter_adapted(model):
+    for layer, adapted in iter_wrapped_linears(model):
         if isinstance(adapted, MultiAdapterLinear):
             yield layer, adapted
 
@@ -328,11 +199,11 @@ def _check_new_name(model: nn.Module, name: str) -> None:
     groups = list_groups(model)
     if name in groups:
         raise UserError(f"the model has a group '{name}' already; its groups are {', '.join(groups)}")
-    if not groups and any(iter_adapted(model)):
+    if not groups and any(iter_wrapped_linears(model)):
         raise ValueError("the model has adapters without a name: give them one with name_adapters")
 
 
-def _check_known(model: nn.Module, names: list[str]) -> None:
+def check_known(model: nn.Module, names: list[str]) -> None:
     groups = list_groups(model)
     for name in names:
         if name not in groups:

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..config import ADAPTER_METHODS, LoraConfig
 from ..core.errors import UserError
-from .adapter import AdapterLayer, iter_adapted, iter_adapters, list_groups
+from .adapter import AdapterLayer, iter_adapter_layers, iter_wrapped_linears, list_groups
 from .lora_layer import LoRALinear
 from .moe_layer import MoELoRALinear
 from .router import watch_memory
@@ -106,7 +106,7 @@ def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLa
     """
     if config.method not in ADAPTER_METHODS:
         return {}
-    if any(iter_adapted(model)):
+    if any(iter_wrapped_linears(model)):
         raise ValueError("the model has adapters already; adapters are injected once")
     adapters = new_adapters(model, config)
     for name, adapter in adapters.items():
@@ -116,7 +116,7 @@ def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLa
 
 def remove_adapters(model: nn.Module) -> None:
     """Put every base layer back in place of its adapter, or of all groups of them."""
-    for name, adapted in list(iter_adapted(model)):
+    for name, adapted in list(iter_wrapped_linears(model)):
         replace_module(model, name, adapted.base_layer)
 
 
@@ -129,7 +129,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def freeze_base(model: nn.Module) -> None:
     """Train the adapters' parameters and nothing else."""
     model.requires_grad_(False)
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         for parameter in adapter.adapter_parameters():
             parameter.requires_grad_(True)
 
@@ -151,7 +151,7 @@ def apply_method(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer
 
 def routed_layers(model: nn.Module) -> dict[str, MoELoRALinear]:
     """The layers with a gate, by dotted name."""
-    return {name: adapter for name, adapter in iter_adapters(model) if isinstance(adapter, MoELoRALinear)}
+    return {name: adapter for name, adapter in iter_adapter_layers(model) if isinstance(adapter, MoELoRALinear)}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     return ParameterCount(
         total=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        adapter=sum(p.numel() for _, adapter in iter_adapters(model) for p in adapter.adapter_parameters()),
+        adapter=sum(p.numel() for _, adapter in iter_adapter_layers(model) for p in adapter.adapter_parameters()),
     )
 
 
@@ -197,7 +197,7 @@ def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> st
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """Every module but the root, as if the model had no adapters."""
-    base_layers = {name: adapted.base_layer for name, adapted in iter_adapted(model)}
+    base_layers = {name: adapted.base_layer for name, adapted in iter_wrapped_linears(model)}
     inside = tuple(f"{name}." for name in base_layers)
     return {
         name: base_layers.get(name, module)

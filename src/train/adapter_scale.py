@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..lora.adapter import iter_adapters
+from ..lora.adapter import iter_adapter_layers
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def scaled_adapters(model: nn.Module, share: float) -> Iterator[None]:
 
 def _outputs(model: nn.Module) -> Iterator[nn.Parameter]:
     """The factors B, in which an adapter's output is linear."""
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         for name, parameter in adapter.named_adapter_parameters():
             if name.rpartition(".")[2] == "lora_B" and parameter.requires_grad:
                 yield parameter

@@ -24,7 +24,7 @@ from ..data.clips.dataset import Clip, ClipBatch, draw_unlabelled
 from ..data.records import RLE, DataSet
 from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
 from ..data.unlabelled import open_unlabelled
-from ..lora.adapter import disable_adapters, iter_adapters
+from ..lora.adapter import disable_adapters, iter_adapter_layers
 from ..models.sam2.predictors import image_predictor
 from ..models.sam2.train_forward import (
     Features,
@@ -82,7 +82,7 @@ class Distillation:
     ) -> None:  # fmt: skip
         self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
         self.clip, self.size = clip, size
-        self.copy = None if any(iter_adapters(model)) else copy.deepcopy(model).requires_grad_(False)
+        self.copy = None if any(iter_adapter_layers(model)) else copy.deepcopy(model).requires_grad_(False)
         self.frozen = has_frozen_encoder(model)
         self.lessons: dict[int, TeacherTarget] = {}
 

@@ -37,7 +37,7 @@ from ..data.records import DataSet
 from ..evaluation.domains import retention_domains, target_domain
 from ..evaluation.results import DomainResult
 from ..gating.domain_gate import DomainGate
-from ..lora.adapter import iter_adapters
+from ..lora.adapter import iter_adapter_layers
 from ..lora.adapter_io import base_fingerprint, save_adapter
 from ..lora.injection import describe_adapters, routed_layers
 from ..lora.recording import record_routing
@@ -431,7 +431,7 @@ class Trainer:
     def no_better_than_the_base(self) -> str:
         """What the run's weights are then good for, and what another run should change."""
         progress, training = self.progress, self.config.training
-        kept = self.folder / ADAPTER_FOLDER if any(iter_adapters(self.model)) else self.best
+        kept = self.folder / ADAPTER_FOLDER if any(iter_adapter_layers(self.model)) else self.best
         prompt = self.config.evaluation.prompt
         advice = f"J was best at the end: try a training.max_epochs above {training.max_epochs}"
         if getattr(training.prompts, prompt) < 1:
@@ -811,7 +811,7 @@ class Trainer:
 
     def write_adapter(self) -> None:
         """Write the adapter folder, where there are adapters."""
-        if distributed.is_main_process() and any(iter_adapters(self.model)):
+        if distributed.is_main_process() and any(iter_adapter_layers(self.model)):
             about = {"model_name": self.config.model.name, "image_size": image_size_of(self.config.model)}
             save_adapter(self.model, self.folder / ADAPTER_FOLDER, self.groups or self.config.lora, about)
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from src.config import LoraConfig
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.expert_groups import add_adapter
 from src.lora.injection import apply_method
@@ -37,7 +37,7 @@ def adapter(make_config, tmp_path) -> Callable[..., Path]:
             apply_method(model, lora)
         for name, group in groups.items():
             add_adapter(model, name, group)
-        for _, layer in iter_adapters(model):
+        for _, layer in iter_adapter_layers(model):
             for parameter in layer.adapter_parameters():
                 nn.init.normal_(parameter, std=0.2)
         save_adapter(model, tmp_path / "adapter", lora or groups, {})

@@ -18,7 +18,7 @@ from src.config import load_config
 from src.core.errors import UserError
 from src.demo.session import Models
 from src.gating.fit import fit_gate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
@@ -51,7 +51,7 @@ def page(gradio, tiny_yaml, tmp_path_factory) -> Any:
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     apply_method(model, config.lora)
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         torch.nn.init.normal_(adapter.lora_B)
     folder = tmp_path_factory.mktemp("demo") / "adapter"
     save_adapter(model, folder, config.lora, {})

@@ -14,7 +14,7 @@ from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.gating.domain_gate import GATE_FILE, DomainGate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
@@ -51,7 +51,7 @@ def learned(config, tmp_path) -> Callable[..., Path]:
             for name, group in lora.items():
                 add_adapter(model, name, group)
         torch.manual_seed(1)
-        for _, adapter in iter_adapters(model):
+        for _, adapter in iter_adapter_layers(model):
             torch.nn.init.normal_(adapter.lora_B, std=0.3)
         save_adapter(model, folder := tmp_path / "trained", lora, {"model_name": "sam2_nano", "image_size": 64})
         DomainGate(base_fingerprint(model)).save(folder)

@@ -13,7 +13,7 @@ from torch import nn
 
 from src.config import LoraConfig
 from src.gating.domain_gate import DomainGate
-from src.lora.adapter import iter_adapters, list_groups
+from src.lora.adapter import iter_adapter_layers, list_groups
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config, save_adapter
 from src.lora.expert_groups import add_adapter, set_adapter
 from src.lora.injection import apply_method
@@ -35,7 +35,7 @@ def trained(*names: str) -> nn.Sequential:
         add_adapter(model, name, CONFIG)
     if not names:
         apply_method(model, CONFIG)
-    for layer, adapter in iter_adapters(model):
+    for layer, adapter in iter_adapter_layers(model):
         torch.manual_seed(sum(layer.encode()))
         for parameter in adapter.adapter_parameters():
             nn.init.normal_(parameter)

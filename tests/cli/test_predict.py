@@ -17,7 +17,7 @@ from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.gating.fit import fit_gate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
@@ -183,7 +183,7 @@ class TestPredictions:
         model = build_model(config.model)
         lora = LoraConfig(experts=2, top_k=1)
         apply_method(model, lora)
-        for _, adapter in iter_adapters(model):
+        for _, adapter in iter_adapter_layers(model):
             torch.nn.init.normal_(adapter.lora_B)
         save_adapter(model, tmp_path / "adapter", lora, {})
         adapted = load_tracker(config, str(tmp_path / "adapter"))

@@ -19,7 +19,7 @@ from src.data.records import ArrayFrame
 from src.demo.material import DemoInput, find_samples, open_input
 from src.demo.session import Models, Session
 from src.gating.fit import fit_gate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
@@ -43,7 +43,7 @@ def adapter_of(config: Config, folder: Path, lora: LoraConfig, gate: bool) -> st
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     apply_method(model, lora)
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         torch.nn.init.normal_(adapter.lora_B)
     save_adapter(model, folder, lora, {})
     if gate:

@@ -15,7 +15,7 @@ from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.results import with_gate
 from src.gating.fit import fit_gate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.gate_hooks import decide_for_frame, gated
@@ -30,7 +30,7 @@ def test_they_are_those_of_a_model_with_the_gate_in_it():
     adapted = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
     apply_method(adapted, LoraConfig(method="lora", rank=2, target_modules=["all"]))
     torch.manual_seed(1)
-    for _, adapter in iter_adapters(adapted):
+    for _, adapter in iter_adapter_layers(adapted):
         torch.nn.init.normal_(adapter.lora_B, std=0.3)
     gate = fit_gate(base, "cells", (v.frames[0].read() for v in make_videos(CELLS, 24, 0, frames=1).videos))
 

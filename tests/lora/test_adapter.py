@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from src.lora.adapter import disable_adapters, iter_adapters, set_adapters_enabled
+from src.lora.adapter import disable_adapters, iter_adapter_layers, set_adapters_enabled
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
 
@@ -17,7 +17,7 @@ def model():
 
 
 def test_adapters_are_found_by_type(model):
-    assert dict(iter_adapters(model)) == {"0": model[0], "2": model[2]}
+    assert dict(iter_adapter_layers(model)) == {"0": model[0], "2": model[2]}
 
 
 def test_a_layer_stands_in_for_its_linear(model):

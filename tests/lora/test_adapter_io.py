@@ -8,7 +8,7 @@ from torch import nn
 
 from src.config import LoraConfig
 from src.core.errors import UserError
-from src.lora.adapter import iter_adapters, list_groups
+from src.lora.adapter import iter_adapter_layers, list_groups
 from src.lora.adapter_io import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -17,16 +17,14 @@ from src.lora.adapter_io import (
     base_state_dict,
     join_adapters,
     load_adapter,
-    merge_adapters,
     read_adapter,
     read_adapter_config,
     save_adapter,
-    unload_merged,
-    unmerge_adapters,
     write_adapter,
 )
-from src.lora.expert_groups import active_group, add_adapter, set_adapter, use_adapter
+from src.lora.expert_groups import active_adapter, add_adapter, set_adapter, use_adapter
 from src.lora.injection import apply_method
+from src.lora.merging import merge_adapters, unload_merged, unmerge_adapters
 
 EXTRA = {"model_name": "sam2_nano", "image_size": 128}
 
@@ -267,7 +265,7 @@ def test_merging_a_model_keeps_its_output_and_unmerging_restores_it():
     out, state = model(x), copy.deepcopy(model.state_dict())
     for _ in range(3):
         merge_adapters(model)
-    assert all(adapter.merged for _, adapter in iter_adapters(model))
+    assert all(adapter.merged for _, adapter in iter_adapter_layers(model))
     torch.testing.assert_close(model(x), out, rtol=1e-4, atol=1e-4)
     unmerge_adapters(model)
     assert torch.equal(model(x), out)
@@ -337,9 +335,9 @@ def test_groups_round_trip_into_a_bare_model_and_one_with_groups(tmp_path):
     found = load_adapter(model, tmp_path)
     assert found.lora == GROUPS
     assert list_groups(model) == list(GROUPS)
-    assert active_group(model) is None
+    assert active_adapter(model) is None
     assert_same_outputs(model, model_with(*GROUPS), *GROUPS)
-    own = {p for _, adapter in iter_adapters(model) for p in adapter.adapter_parameters()}
+    own = {p for _, adapter in iter_adapter_layers(model) for p in adapter.adapter_parameters()}
     assert {p for p in model.parameters() if p.requires_grad} == own
     for tensor in adapter_state_dict(model).values():
         tensor.zero_()
@@ -350,7 +348,7 @@ def test_groups_round_trip_into_a_bare_model_and_one_with_groups(tmp_path):
 def test_a_single_group_is_active_when_loaded(tmp_path):
     model = base_model()
     load_adapter(model, save_groups(tmp_path, "road"))
-    assert active_group(model) == "road"
+    assert active_adapter(model) == "road"
     assert "2.groups.road.gate.balance_bias" in load_file(tmp_path / WEIGHTS_FILE)
 
 

@@ -8,26 +8,23 @@ from torch import nn
 
 from src.config import LoraConfig
 from src.core.errors import UserError
-from src.lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapters, list_groups
-from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict, merge_adapters
+from src.lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapter_layers, list_groups
+from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict
 from src.lora.expert_groups import (
     ExpertGroup,
-    active_group,
+    active_adapter,
     add_adapter,
     adopt_unnamed,
     delete_adapter,
-    expert_sizes,
-    experts_used,
     freeze_groups_except,
     group_adapters,
-    merged,
-    prune_experts,
-    pruned,
     set_adapter,
     use_adapter,
 )
 from src.lora.injection import apply_method, count_parameters, describe_adapters, find_targets, remove_adapters
+from src.lora.merging import merge_adapters, merge_groups
 from src.lora.moe_layer import MoELoRALinear
+from src.lora.pruning import expert_sizes, experts_used, prune_experts, pruned
 from src.lora.recording import record_routing
 from src.lora.router_losses import load_balancing_loss
 
@@ -75,7 +72,7 @@ def test_a_new_group_is_the_base_bit_for_bit_active_and_all_that_trains(x, metho
     model = base_model()
     adapters = add_adapter(model, "cells", config(method))
     assert list_groups(model) == ["cells"]
-    assert active_group(model) == "cells"
+    assert active_adapter(model) == "cells"
     assert group_adapters(model, "cells") == adapters
     assert list(adapters) == ["0", "2"]
     assert torch.equal(model(x), base_model()(x))
@@ -87,7 +84,7 @@ def test_a_group_is_the_plain_layer_bit_for_bit(x, method):
     model = learned("cells", method=method)
     plain = base_model()
     apply_method(plain, config(method))
-    for (_, theirs), (_, ours) in zip(iter_adapters(model), iter_adapters(plain), strict=True):
+    for (_, theirs), (_, ours) in zip(iter_adapter_layers(model), iter_adapter_layers(plain), strict=True):
         ours.load_state_dict(theirs.state_dict())
     assert not torch.allclose(model(x), base_model()(x), atol=1e-2)
     assert torch.equal(model(x), plain(x))
@@ -116,7 +113,7 @@ def test_adding_and_removing_others_changes_no_group(x, method):
     delete_adapter(model, "a")
     assert torch.equal(model(x), out["b"])
     delete_adapter(model, "b")
-    assert active_group(model) is None
+    assert active_adapter(model) is None
     assert torch.equal(model(x), base_model()(x))
     set_adapter(model, "c")
     assert torch.equal(model(x), out["c"])
@@ -147,15 +144,15 @@ def test_adapters_disabled_is_the_base_whatever_group_is_active(x):
 def test_a_scope_ends_as_it_began_also_on_errors():
     model = learned("cells", "endoscopy")
     with pytest.raises(KeyError), use_adapter(model, "cells"):
-        assert active_group(model) == "cells"
+        assert active_adapter(model) == "cells"
         raise KeyError
-    assert active_group(model) == "endoscopy"
+    assert active_adapter(model) == "endoscopy"
     with (
         pytest.raises(UserError, match="no expert group 'cell'; the model has cells, endoscopy"),
         use_adapter(model, "cell"),
     ):
         pass
-    assert active_group(model) == "endoscopy"
+    assert active_adapter(model) == "endoscopy"
 
 
 @given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=7))
@@ -186,7 +183,7 @@ def test_removing_a_group_takes_it_out_of_a_mixed_batch():
     model = learned("a", "b")
     set_adapter(model, ["a", "b"])
     delete_adapter(model, "a")
-    assert active_group(model) == (None, "b")
+    assert active_adapter(model) == (None, "b")
 
 
 def test_gradients_of_a_mixed_batch_reach_each_group_and_only_its_elements_are_recorded():
@@ -280,7 +277,7 @@ def test_a_copied_model_is_its_own(x):
     copied = copy.deepcopy(model)
     set_adapter(copied, None)
     assert torch.equal(copied(x), base_model()(x))
-    assert active_group(model) == "b"
+    assert active_adapter(model) == "b"
     assert copied[0].adapters["a"].base_layer is copied[0].base_layer is not model[0].base_layer
 
 
@@ -289,7 +286,7 @@ def test_counts_and_description():
     count = count_parameters(model)
     assert count.total == sum(p.numel() for p in base_model().parameters()) + count.adapter
     assert count.trainable * 2 == count.adapter
-    text = describe_adapters(model, dict(iter_adapters(model)))
+    text = describe_adapters(model, dict(iter_adapter_layers(model)))
     assert "*.groups.a" in text
     assert "expert groups: a, b" in text
 
@@ -319,7 +316,7 @@ def test_pruning_experts_that_are_never_chosen_keeps_the_output(x):
     found = prune_experts(model, "a", config(), experts_used(usage, 0.01), usage)
     assert (found.experts, found.top_k) == (2, 2)
     assert [adapter.num_experts for adapter in group_adapters(model, "a").values()] == [2, 2]
-    assert active_group(model) == "a"
+    assert active_adapter(model) == "a"
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trains
     torch.testing.assert_close(model(x), out, rtol=0, atol=1e-5)
 
@@ -380,7 +377,7 @@ def test_merged_groups_compete(x):
         )
         for name in "ab"
     ]
-    both = merged(groups)
+    both = merge_groups(groups)
     assert both.config.experts == 6
     joint = base_model()
     for layer, adapter in add_adapter(joint, "both", both.config).items():
@@ -398,10 +395,10 @@ def test_merged_groups_compete(x):
 def test_merging_that_is_refused():
     plain = ExpertGroup(config(), {})
     with pytest.raises(UserError, match="two groups or more"):
-        merged([plain])
+        merge_groups([plain])
     with pytest.raises(UserError, match="null expert"):
-        merged([plain, one_group()])
+        merge_groups([plain, one_group()])
     with pytest.raises(UserError, match=r"lora\.rank, lora\.alpha"):
-        merged([plain, ExpertGroup(config(rank=3, alpha=1.0), {})])
+        merge_groups([plain, ExpertGroup(config(rank=3, alpha=1.0), {})])
     with pytest.raises(UserError, match="target_modules"):
-        merged([plain, ExpertGroup(config(), {"0.lora_A": torch.zeros(1)})])
+        merge_groups([plain, ExpertGroup(config(), {"0.lora_A": torch.zeros(1)})])

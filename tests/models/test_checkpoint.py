@@ -13,7 +13,7 @@ import torch
 from src.config import load_config
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import disable_adapters, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.models.checkpoint import Checkpoint, load_trained, read_checkpoint
 from src.models.sam2.build import build_model
 from src.tasks.tracking.predict import predicting, track
@@ -73,7 +73,7 @@ class TestLoadTrained:
         expected = masks(run.model, run)
         assert all(np.array_equal(a, b) for a, b in zip(masks(from_file, run), expected, strict=True))
         assert all(np.array_equal(a, b) for a, b in zip(masks(from_folder, run), expected, strict=True))
-        assert any(adapter.lora_B.any() for _, adapter in iter_adapters(from_file))
+        assert any(adapter.lora_B.any() for _, adapter in iter_adapter_layers(from_file))
 
     def test_switched_off_it_is_the_base(self, run, best):
         model = base(run)
@@ -97,7 +97,7 @@ class TestLoadTrained:
             other = build_model(run.config.model)
             with pytest.raises(UserError, match="trained on another base"):
                 load_trained(other, path)
-            assert not any(iter_adapters(other))
+            assert not any(iter_adapter_layers(other))
 
     def test_other_adapters_than_expected_are_refused(self, run, best):
         expected = run.config.lora.model_copy(update={"rank": 2})

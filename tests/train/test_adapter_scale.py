@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from src.config import LoraConfig, ModelConfig
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import WEIGHTS_FILE
 from src.lora.injection import apply_method
 from src.models.checkpoint import read_checkpoint
@@ -23,7 +23,7 @@ def test_half_of_an_adapter_adds_half(method):
     torch.manual_seed(0)
     model = build_model(ModelConfig(image_size=64))
     apply_method(model, LoraConfig(method=method, experts=3, target_modules=["memory_attention.layers.0.*.q_proj"]))
-    _, layer = next(iter_adapters(model))
+    _, layer = next(iter_adapter_layers(model))
     with torch.no_grad():
         for parameter in layer.adapter_parameters():
             parameter.normal_()

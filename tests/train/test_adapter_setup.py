@@ -10,7 +10,7 @@ from src.core.errors import UserError
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import list_groups
 from src.lora.adapter_io import load_adapter, read_adapter, read_adapter_config
-from src.lora.expert_groups import active_group
+from src.lora.expert_groups import active_adapter
 from src.models.checkpoint import load_trained
 from src.models.sam2.build import build_model
 from src.train.trainer import Trainer
@@ -78,7 +78,7 @@ class TestExtend:
         load_adapter(from_folder, folder)
         groups = load_trained(from_checkpoint, best)
         assert list(groups) == list_groups(from_checkpoint) == ["first", "second"]
-        assert active_group(from_checkpoint) == "second"
+        assert active_adapter(from_checkpoint) == "second"
         states = from_folder.state_dict(), from_checkpoint.state_dict()
         assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 

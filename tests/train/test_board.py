@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import metadata as hparams_metadata
 from evaluate import evaluate
 from src.config import Config, load_config
 from src.evaluation.tables import Comparison, gate_rates
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.train.board import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer
 
@@ -148,7 +148,7 @@ def test_what_must_be_kept_is_seen_beside_the_base_while_training(run):
 
 
 def test_experts_as_bars_map_and_numbers(run):
-    layers = [name for name, _ in iter_adapters(run.trainer.model)]
+    layers = [name for name, _ in iter_adapter_layers(run.trainer.model)]
     assert set(run.tags["histograms"]) == {f"router/use/{layer}" for layer in layers}
     for tag in run.tags["histograms"]:
         events = run.events.Histograms(tag)

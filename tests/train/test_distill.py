@@ -9,7 +9,7 @@ from src.core.errors import UserError
 from src.data.clips.dataset import Clip, ClipBatch, draw_unlabelled
 from src.data.synthetic.worlds import SOURCE, make_videos, write_coco
 from src.data.unlabelled import open_unlabelled
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips
 from src.train.distill import Distillation, difference, general_clips, propose_masks
@@ -32,7 +32,7 @@ def distiller(model, **settings):
 
 def disturb(model):
     with torch.no_grad():
-        for _, adapter in iter_adapters(model):
+        for _, adapter in iter_adapter_layers(model):
             for parameter in adapter.adapter_parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.config import load_config
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def test_it_takes_a_step(path, data_settings, tmp_path):
         "training.batch_size=1", "training.num_workers=0", "training.device=cpu", "evaluation.domains=[]",
     ]  # fmt: skip
     trainer = Trainer(load_config(path, [*data_settings, *settings]))
-    assert bool(list(iter_adapters(trainer.model))) == (shipped.lora.method in ("mope", "lora"))
+    assert bool(list(iter_adapter_layers(trainer.model))) == (shipped.lora.method in ("mope", "lora"))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     losses = trainer.train_step(trainer.next_window(iter(trainer.loader)), {})
     assert torch.tensor(list(losses.values())).isfinite().all()

@@ -21,7 +21,7 @@ from src.core.device import pick_device
 from src.core.errors import UserError
 from src.data.clips.dataset import ClipBatch
 from src.gating.domain_gate import DomainGate
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import read_adapter_config
 from src.lora.injection import routed_layers
 from src.models.sam2.build import build_model
@@ -341,7 +341,9 @@ class TestMethods:
     @pytest.mark.parametrize("method", ["mope", "lora"])
     def test_adapters_train_and_the_base_does_not(self, make_config, method):
         trainer, changed = self.trained(make_config, f"lora.method={method}")
-        own = {f"{layer}.{n}" for layer, a in iter_adapters(trainer.model) for n, _ in a.named_adapter_parameters()}
+        own = {
+            f"{layer}.{n}" for layer, a in iter_adapter_layers(trainer.model) for n, _ in a.named_adapter_parameters()
+        }
         assert changed <= own
         assert {name for name in own if name.endswith("lora_B")} <= changed
         assert checkpoint(trainer)["weights"].keys() == own

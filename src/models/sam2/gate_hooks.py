@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from ...config import GATE_MODES
 from ...core.errors import UserError
 from ...gating.domain_gate import GATE_FILE, Decision, DomainGate
-from ...lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapted, iter_adapters, list_groups
+from ...lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapter_layers, iter_wrapped_linears, list_groups
 from ...lora.adapter_io import base_fingerprint
 from ..checkpoint import ADAPTER_FOLDER
 from .build import FAMILY
@@ -77,8 +77,8 @@ class Gating:
                 f"the domain gate knows {', '.join(strangers)}, but the expert groups are {', '.join(groups)}; "
                 "a group must be called after its domain"
             )
-        self._grouped = [layer for _, layer in iter_adapted(model) if isinstance(layer, MultiAdapterLinear)]
-        adapters = dict(iter_adapters(model))
+        self._grouped = [layer for _, layer in iter_wrapped_linears(model) if isinstance(layer, MultiAdapterLinear)]
+        adapters = dict(iter_adapter_layers(model))
         self.in_encoder = any(name.startswith(("image_encoder.", "vision_encoder.")) for name in adapters)
         self.in_images = any(not name.startswith("memory_") for name in adapters)
         # a model's modules are many, and a scope is entered several times a frame
@@ -97,10 +97,10 @@ class Gating:
     @contextmanager
     def active(self, domain: str | None) -> Iterator[None]:
         """Compute with this domain's adapters, its expert group where there are groups, or with none of them."""
-        groups = [layer.active for layer in self._grouped]
+        groups = [layer.active_adapter for layer in self._grouped]
         switches = [adapter.enabled for adapter in self._adapters]
         for layer in self._grouped:
-            layer.active = domain
+            layer.active_adapter = domain
         if domain is None:
             for adapter in self._adapters:
                 adapter.enabled = False
@@ -108,7 +108,7 @@ class Gating:
             yield
         finally:
             for layer, active in zip(self._grouped, groups, strict=True):
-                layer.active = active
+                layer.active_adapter = active
             for adapter, enabled in zip(self._adapters, switches, strict=True):
                 adapter.enabled = enabled
 

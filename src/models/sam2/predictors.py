@@ -24,9 +24,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from ...config import LoraConfig, load_config
 from ...core.device import pick_device
 from ...core.errors import UserError
-from ...lora.adapter import iter_adapters, list_groups
+from ...lora.adapter import iter_adapter_layers, list_groups
 from ...lora.adapter_io import adapter_state_dict, base_state_dict
-from ...lora.expert_groups import active_group
+from ...lora.expert_groups import active_adapter
 from ...lora.injection import apply_method, freeze_base
 from ..checkpoint import load_trained
 from .build import config_overrides, load_base, sam2_config
@@ -176,7 +176,7 @@ def _build(
 
 def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig | None) -> None:
     """Adapters as a file says, or untrained ones as ``lora`` says; with neither, those in the model or default ones."""
-    in_config = any(iter_adapters(model))
+    in_config = any(iter_adapter_layers(model))
     if adapter is not None:
         load_trained(model, adapter)
     elif lora is not None or not in_config:
@@ -194,7 +194,7 @@ def _load_summary(model: SAM2Base, ckpt_path: str | Path | None, adapter: str | 
     if adapter is None:
         return f"{base}; {adapter_keys} adapter keys are new"
     groups = list_groups(model)
-    active = f", expert groups {', '.join(groups)} (active: {active_group(model) or 'none'})" if groups else ""
+    active = f", expert groups {', '.join(groups)} (active: {active_adapter(model) or 'none'})" if groups else ""
     return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
 
 

@@ -30,7 +30,7 @@ from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaDat
 from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
 from ...data.clips.dataset import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
-from ...lora.adapter import iter_adapters
+from ...lora.adapter import iter_adapter_layers
 from .build import FAMILY, build_model
 from .cpu_kernels import use_fast_dropout
 from .gate_hooks import gate_video_methods
@@ -280,7 +280,7 @@ def has_frozen_encoder(model: SAM2Base) -> bool:
     if model.use_high_res_features_in_sam:
         parts += [model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1]
     trains = any(parameter.requires_grad for part in parts for parameter in part.parameters())
-    return not trains and not any(iter_adapters(model.image_encoder))
+    return not trains and not any(iter_adapter_layers(model.image_encoder))
 
 
 @torch.no_grad()

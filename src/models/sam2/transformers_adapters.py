@@ -19,14 +19,14 @@ from ...config import GATE_MODES, LoraConfig
 from ...core.console import PROGRAM
 from ...core.errors import UserError
 from ...gating.domain_gate import DomainGate
-from ...lora.adapter import AdapterLayer, iter_adapted, list_groups, set_adapters_enabled
+from ...lora.adapter import AdapterLayer, iter_wrapped_linears, list_groups, set_adapters_enabled
 from ...lora.adapter_io import (
     AdapterConfig,
     check_base,
     fingerprint,
-    groups_of,
     key_mistakes,
     read_adapter,
+    split_groups,
 )
 from ...lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, attach, set_adapter
 from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
@@ -68,7 +68,7 @@ def add_adapter_to_transformers(
     transformers = load_transformers()
     if not isinstance(model, (transformers.Sam2VideoModel, transformers.Sam2Model)):
         raise ValueError(f"a Sam2VideoModel or a Sam2Model is needed, not a {type(model).__name__}")
-    if any(iter_adapted(model)):
+    if any(iter_wrapped_linears(model)):
         raise ValueError("the model has adapters already; they are added once")
     images_only = isinstance(model, transformers.Sam2Model)
     file = read_adapter(folder)
@@ -76,7 +76,7 @@ def add_adapter_to_transformers(
     check_base(folder, file.config, base)
     adapters = {
         name: _new_adapters(model, group, folder, images_only)
-        for name, group in groups_of(file, DEFAULT_ADAPTER).items()
+        for name, group in split_groups(file, DEFAULT_ADAPTER).items()
     }
     domain_gate = gate_for(folder, base, gate)
     try:
@@ -128,7 +128,7 @@ def _new_adapters(
     if config.router.level == "video":
         gate_features = model.get_parameter("memory_temporal_positional_encoding").shape[-1]
     weights: dict[str, dict[str, Tensor]] = {}
-    for (layer, key), tensor in group.of_layers().items():
+    for (layer, key), tensor in group.weights_by_layer().items():
         weights.setdefault(layer, {})[key] = tensor
     for layer in [layer for layer in group.layers() if layer not in in_memory]:
         name = transformers_name(layer)

@@ -19,9 +19,9 @@ from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted
 from src.gating.domain_gate import Decision, DomainGate
 from src.gating.fit import fit_gate
-from src.lora.adapter import disable_adapters, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import base_fingerprint, save_adapter
-from src.lora.expert_groups import active_group, add_adapter, set_adapter, use_adapter
+from src.lora.expert_groups import active_adapter, add_adapter, set_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides
 from src.models.sam2.gate_hooks import DECISION, decide_for_frame, gated, install_gate, remove_gate
@@ -43,7 +43,7 @@ def adapted(lora: LoraConfig) -> SAM2Base:
     model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()
     apply_method(model, lora)
     torch.manual_seed(1)
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         torch.nn.init.normal_(adapter.lora_B, std=0.3)
     return model
 
@@ -56,7 +56,7 @@ def fitted() -> DomainGate:
     model = adapted(EVERYWHERE).train()
     gate = fit_gate(model, "cells", frames_of(make_videos(CELLS, 24, 0, frames=1).videos))
     assert model.training
-    assert all(adapter.enabled for _, adapter in iter_adapters(model))
+    assert all(adapter.enabled for _, adapter in iter_adapter_layers(model))
     return gate
 
 
@@ -76,7 +76,7 @@ def model(request) -> Iterator[SAM2Base]:
     model = request.getfixturevalue(request.param)
     yield model
     remove_gate(model)
-    assert all(adapter.enabled for _, adapter in iter_adapters(model))
+    assert all(adapter.enabled for _, adapter in iter_adapter_layers(model))
 
 
 def frames_of(videos) -> list[np.ndarray]:
@@ -253,7 +253,7 @@ class TestGroups:
             assert torch.equal(tracked(model, CELLS_VIDEO), expected[None][0])
         with gated(model, gate, "source"):
             assert torch.equal(tracked(model, CELLS_VIDEO), expected["source"][0])
-        assert active_group(model) is None
+        assert active_adapter(model) is None
 
     def test_a_domain_without_a_group_is_refused(self, fitted):
         model = build_model(ModelConfig(checkpoint=str(CHECKPOINT))).eval()

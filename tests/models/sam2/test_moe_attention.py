@@ -10,7 +10,7 @@ from sam2.modeling.sam.transformer import Attention, RoPEAttention
 from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import disable_adapters, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
 from src.lora.injection import inject_adapters, replace_module
 from src.lora.moe_layer import MoELoRALinear
@@ -39,7 +39,7 @@ def inputs(arguments: dict) -> dict:
 
 
 def train_a_little(module: torch.nn.Module) -> None:
-    for _, adapter in iter_adapters(module):
+    for _, adapter in iter_adapter_layers(module):
         torch.nn.init.normal_(adapter.lora_B)
 
 
@@ -170,7 +170,7 @@ class TestInSAM2:
 
     def test_stock_sam2_builds_it(self):
         model = build_sam2(self.CONFIG, device="cpu", hydra_overrides_extra=OVERRIDES)
-        adapters = dict(iter_adapters(model))
+        adapters = dict(iter_adapter_layers(model))
         assert len(adapters) == 32
         assert {adapter.settings()["experts"] for adapter in adapters.values()} == {3}
 
@@ -206,7 +206,7 @@ class TestInSAM2:
         for name, module in list(model.named_modules()):
             if isinstance(module, RoPEAttention):
                 replace_module(model, name, convert_rope_attention_to_moe(module, **SETTINGS))
-        assert len(dict(iter_adapters(model))) == 16
+        assert len(dict(iter_adapter_layers(model))) == 16
         assert self.logits(model).equal(self.logits(base))
 
     def logits(self, model) -> torch.Tensor:

@@ -17,7 +17,7 @@ from src.config import Config, LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.synthetic.worlds import SOURCE, make_video
-from src.lora.adapter import disable_adapters, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import (
     adapter_state_dict,
     base_state_dict,
@@ -70,7 +70,7 @@ def stock_image_model(nano: tuple[str, list[str], Path], side: int = 128) -> SAM
 
 def train_a_little(model: SAM2Base) -> None:
     """Adapters as training leaves them: no longer zero."""
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         torch.nn.init.normal_(adapter.lora_B, std=0.5)
 
 
@@ -192,7 +192,7 @@ class TestBuilders:
     @pytest.mark.parametrize("build", [build_sam2_moe, build_sam2_video_predictor_moe])
     def test_in_train_mode_exactly_the_adapters_train(self, tiny_yaml, build):
         model = build(tiny_yaml, device="cpu", mode="train")
-        adapters = {id(p) for _, adapter in iter_adapters(model) for p in adapter.adapter_parameters()}
+        adapters = {id(p) for _, adapter in iter_adapter_layers(model) for p in adapter.adapter_parameters()}
         assert {id(p) for p in model.parameters() if p.requires_grad} == adapters
         assert adapters
         assert all(module.training for module in model.modules())
@@ -200,7 +200,7 @@ class TestBuilders:
 
     def test_default_adapters_of_a_stock_config(self):
         model = build_sam2_moe("configs/sam2.1/sam2.1_hiera_b+.yaml", device="cpu", mode="train")
-        adapters = dict(iter_adapters(model))
+        adapters = dict(iter_adapter_layers(model))
         assert len({name.rpartition(".")[0] for name in adapters}) == 8
         assert all(isinstance(adapter, MoELoRALinear) for adapter in adapters.values())
         assert {(a.num_experts, a.rank, a.gate.top_k, a.gate.null_expert) for a in adapters.values()} == {
@@ -211,7 +211,7 @@ class TestBuilders:
     def test_a_yaml_decides_model_size_weights_and_adapters(self, tiny_yaml, capsys):
         model = build_sam2_moe(tiny_yaml, device="cpu")
         assert model.image_size == 64
-        assert {adapter.settings()["experts"] for _, adapter in iter_adapters(model)} == {3}
+        assert {adapter.settings()["experts"] for _, adapter in iter_adapter_layers(model)} == {3}
         assert "no checkpoint: 335 random base keys; 64 adapter keys are new\n" in capsys.readouterr().out
         torch.manual_seed(Config().training.seed)
         its_run = build_model(ModelConfig(image_size=64)).state_dict()
@@ -222,12 +222,12 @@ class TestBuilders:
         first = build_sam2_moe(tiny_yaml, device="cpu")
         second = build_sam2_moe(tiny_yaml, device="cpu")
         assert_same(base_state_dict(first), base_state_dict(second))
-        assert not torch.equal(*(next(iter_adapters(m))[1].lora_A for m in (first, second)))
+        assert not torch.equal(*(next(iter_adapter_layers(m))[1].lora_A for m in (first, second)))
 
     def test_base_weights_and_lora_of_the_call_come_before_the_yaml(self, tiny_yaml, nano, capsys):
         lora = LoraConfig(method="lora", rank=2, target_modules=["cross_attn_image.q_proj"])
         model = build_sam2_moe(tiny_yaml, nano[2], "cpu", lora=lora)
-        assert len(dict(iter_adapters(model))) == 2
+        assert len(dict(iter_adapter_layers(model))) == 2
         assert f"loaded {nano[2]}: 335 base keys; 4 adapter keys are new\n" in capsys.readouterr().out
         assert_same(base_state_dict(model), build_model(ModelConfig(checkpoint=str(nano[2]))).state_dict())
 

@@ -14,7 +14,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.streaming import MemoryBank, ObjectMemory, StreamingTracker
@@ -152,7 +152,7 @@ class TestEqualsTheVideoPredictor:
         adapted = copy.deepcopy(model)
         apply_method(adapted, LoraConfig(experts=3, top_k=2))
         torch.manual_seed(1)
-        for _, adapter in iter_adapters(adapted):
+        for _, adapter in iter_adapter_layers(adapted):
             torch.nn.init.normal_(adapter.lora_B, std=0.5)
         frames, before = frames_of(12), {0: [Prompt(1, mask=MASK)]}
         tracker, base = StreamingTracker(adapted), StreamingTracker(model)

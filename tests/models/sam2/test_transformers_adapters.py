@@ -17,7 +17,7 @@ from src.config import LoraConfig
 from src.core.errors import UserError
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.gating.domain_gate import DomainGate, KnownDomain
-from src.lora.adapter import disable_adapters, iter_adapters
+from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import Configs, base_fingerprint, save_adapter
 from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
@@ -76,7 +76,7 @@ def learn(model: SAM2Base, lora: Configs, folder: Path) -> Path:
     else:
         for name, config in lora.items():
             add_adapter(model, name, config)
-    for _, adapter in iter_adapters(model):
+    for _, adapter in iter_adapter_layers(model):
         torch.nn.init.normal_(adapter.lora_B, std=0.3)
     save_adapter(model.eval(), folder, lora, {})
     return folder
@@ -119,7 +119,9 @@ def test_a_video_model_computes_what_the_adapted_model_computes(new_base, new_vi
         off = probe_transformers(model, exported)
     assert all(torch.equal(off[name], base[name]) for name in base)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
-        f"{name}.{part}" for name, adapter in iter_adapters(model) for part, _ in adapter.named_adapter_parameters()
+        f"{name}.{part}"
+        for name, adapter in iter_adapter_layers(model)
+        for part, _ in adapter.named_adapter_parameters()
     }
 
 
@@ -148,7 +150,7 @@ class TestGate:
         masks, session = tracked(model, STRANGE, exported)
         assert getattr(session, DECISION).domain is None
         assert torch.equal(masks, base_of[1])
-        assert all(adapter.enabled for _, adapter in iter_adapters(model))
+        assert all(adapter.enabled for _, adapter in iter_adapter_layers(model))
 
     def test_frames_given_one_by_one(self, new_base, new_video_model, exported, tmp_path):
         learn(new_base, ENCODER, tmp_path)
@@ -191,7 +193,7 @@ class TestGate:
         knowing(new_base, tmp_path, "polyps")
         with pytest.raises(UserError, match="knows polyps, but the expert groups are cells"):
             add_adapter_to_transformers(model := new_video_model(), tmp_path)
-        assert not any(iter_adapters(model))
+        assert not any(iter_adapter_layers(model))
 
 
 class TestImages:
@@ -215,8 +217,10 @@ class TestImages:
         learn(new_base, EVERYWHERE, tmp_path)
         add_adapter_to_transformers(model := new_model(), tmp_path)
         said = capsys.readouterr().out
-        layers = [name for name, _ in iter_adapters(new_base) if name.startswith(("memory_", "obj_ptr_"))]
-        assert f"{len(layers)} of {len(list(iter_adapters(new_base)))} adapted layers lie in SAM 2's memory" in said
+        layers = [name for name, _ in iter_adapter_layers(new_base) if name.startswith(("memory_", "obj_ptr_"))]
+        assert (
+            f"{len(layers)} of {len(list(iter_adapter_layers(new_base)))} adapted layers lie in SAM 2's memory" in said
+        )
         expected = self.expected(new_base)
         assert not torch.allclose(expected, before, atol=1e-2)
         assert torch.allclose(self.masks(model, new_base).clamp(-32, 32), expected, atol=1e-4)
@@ -269,7 +273,7 @@ def test_adapters_of_another_base_are_refused(new_base, new_video_model, tmp_pat
     learn(new_base, MEMORY, tmp_path)
     with pytest.raises(UserError, match="trained on another base"):
         add_adapter_to_transformers(model := new_video_model(), tmp_path)
-    assert not any(iter_adapters(model))
+    assert not any(iter_adapter_layers(model))
 
 
 def test_adapters_are_added_once_and_to_sam2(new_base, new_video_model, tmp_path):

@@ -17,7 +17,7 @@ from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import SOURCE, make_video
 from src.evaluation.protocol import first_frame
-from src.lora.adapter import iter_adapters
+from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides, sam2_config
 from src.models.sam2.train_forward import as_video_predictor, build_loss, build_trainable, segmentation_losses
@@ -120,7 +120,7 @@ def test_new_adapters_change_no_bit(model, video, method):
     with predicting(model) as base, predicting(adapted) as predictor:
         expected = track(base, video, "mask")
         assert_same_masks(track(predictor, video, "mask"), expected)
-        for _, adapter in iter_adapters(adapted):
+        for _, adapter in iter_adapter_layers(adapted):
             torch.nn.init.normal_(adapter.lora_B, std=3)
         found = track(predictor, video, "mask")
     assert any(found[i] != expected[i] for i in expected), "trained adapters take part"
