@@ -1,5 +1,5 @@
 """A page to try an adapter on: base and adapted masks of a picture or video side by side, what the domain gate decides,
-and which experts act where. It is served to this machine alone, and needs gradio: pip install -r requirements-demo.txt
+and which experts act where. It is served to this machine alone, and needs gradio: pip install gradio
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise UserError("the page needs gradio: pip install gradio (or -r requirements-demo.txt)") from None
+        raise UserError("the page needs gradio: pip install gradio") from None
     if arguments.frames < 1:
         raise UserError(f"--frames {arguments.frames}: at least 1 frame must be looked at")
     config = load_config(arguments.config, arguments.overrides)

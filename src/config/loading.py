@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..core.errors import UserError
+from ..core.shipped import CONFIGS, find_config
 from .run import Config
 from .section import Section
 from .yaml_text import MAX_YAML_CHARACTERS, parse_yaml
@@ -30,7 +31,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file of sections as plain data. Raises UserError if it is missing, not YAML, or something else."""
-    path = Path(path)
+    path = find_config(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             raw = parse_yaml(file.read(MAX_YAML_CHARACTERS + 1))
@@ -118,6 +119,6 @@ def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:
 
 
 def _near_files(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("src/configs")
+    folder = path.parent if path.parent.is_dir() else CONFIGS
     names = [p.name for p in sorted(folder.glob("*.yaml"))]
     return f"; {folder} holds {', '.join(names)}" if names else ""

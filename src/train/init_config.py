@@ -20,13 +20,12 @@ from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
+from ..core.shipped import CONFIGS, find_file
 from ..data.summary import DatasetSummary, find_splits, summarize
 from ..models.spec import model_spec
 from ..models.zoo import DEFAULT_MODEL
 
-ROOT = Path(__file__).parents[2]
-
-BASES: tuple[tuple[int], ...] = (
+BASES: tuple[tuple[str, int], ...] = (
     ("sam2.1_hiera_base_plus", 24),
     ("sam2.1_hiera_small", 16),
     ("sam2.1_hiera_tiny", 0),
@@ -143,10 +142,10 @@ def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
     return chosen
 
 
-def choose_base(machine: Machine) -> tuple[str]:
+def choose_base(machine: Machine) -> tuple[str, str]:
     """The base to suggest for a machine, and why."""
     if machine.device.type == "cuda":
-        there = [(name, least) for name, least in BASES if (ROOT / _official_checkpoint(name)).exists()]
+        there = [(name, least) for name, least in BASES if find_file(_official_checkpoint(name)).exists()]
         for name, least in there:
             if machine.memory >= least * 2**30:
                 return name, f"the largest official base here that suits {_gigabytes(machine.memory)} of GPU memory"
@@ -164,7 +163,7 @@ def _official_checkpoint(name: str) -> str:
 
 
 def _shipped_yaml(model: str) -> Path:
-    return ROOT / "src/configs" / ("mope.yaml" if model == DEFAULT_MODEL else f"{model}_mope.yaml")
+    return CONFIGS / ("mope.yaml" if model == DEFAULT_MODEL else f"{model}_mope.yaml")
 
 
 def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, why: str) -> Iterator[Setting]:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import write_text
+from ..core.shipped import CLONE
 
 RUN_FILE = "run.json"
-
-_HOUSE = Path(__file__).parents[2]
 
 
 def write_start(folder: Path, step: int, base_fingerprint: str, data: dict[str, Any], device: str) -> None:
@@ -52,7 +51,7 @@ def _this_start(device: str) -> dict[str, Any]:
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
-        "git": git_state(_HOUSE),
+        "git": None if CLONE is None else git_state(CLONE),
         "device": device,
         "platform": platform.platform(),
         "python": platform.python_version(),

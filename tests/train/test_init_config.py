@@ -170,7 +170,7 @@ def test_an_earlier_file_is_kept(suggest, tiny_data, tmp_path):
 
 
 def test_a_gpu_gets_the_largest_official_base_that_suits_it(monkeypatch, tmp_path):
-    monkeypatch.setattr("src.train.init_config.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     gpu = Machine(torch.device("cuda"), "a GPU", 20 * 2**30, 8)
     assert choose_base(gpu)[0] == "sam2_nano"
     (tmp_path / "checkpoints").mkdir()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ...config import Config, DomainConfig, Format, SetConfig, Split
 from ...core.errors import UserError
+from ...core.shipped import find_file
 from ..checks.validate import load_checked
 from ..records import DataSet, Source
 from .coco import open_coco
@@ -40,6 +41,7 @@ def place_of(data: SetConfig, split: Split) -> DomainConfig | None:
     }[split]
     if folder is None:
         return None
+    folder, annotations = str(find_file(folder)), None if annotations is None else str(find_file(annotations))
     return DomainConfig(name=data.name, img_folder=folder, ann_file=annotations, format=data.format, videos=videos)
 
 

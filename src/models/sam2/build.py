@@ -18,6 +18,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from ...config import ModelConfig, image_size_of
 from ...core.errors import UserError
+from ...core.shipped import find_file
 from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict
 from ..spec import model_spec
@@ -124,7 +125,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: the file is missing, truncated, or holds something else.
     """
-    path = Path(path)
+    path = find_file(path)
     if not path.is_file():
         raise UserError(
             f"model.checkpoint: {path} does not exist; checkpoints/download_ckpts.sh fetches the official files, "
