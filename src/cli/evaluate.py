@@ -21,7 +21,9 @@ def main(arguments: argparse.Namespace) -> None:
         if not checkpoint.exists():
             raise UserError(f"{checkpoint} does not exist: train first, or name a checkpoint with --checkpoint")
     with distributed.process_group(config.training.device):
-        evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
+        evaluation = evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
+        if distributed.is_main_process():
+            print(evaluation.tables())
 
 
 def build_parser() -> argparse.ArgumentParser:

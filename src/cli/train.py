@@ -42,9 +42,10 @@ def main(arguments: argparse.Namespace) -> int | None:
             raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
         shown, step = trainer.board_folder, trainer.progress.step
         del trainer  # evaluation needs the memory
-        comparisons = evaluate(config, best)
+        evaluation = evaluate(config, best)
         if distributed.is_main_process():
-            write_results(shown, step, config, comparisons)
+            print(evaluation.tables())
+            write_results(shown, step, config, evaluation.comparisons)
     return None
 
 

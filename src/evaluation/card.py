@@ -19,7 +19,8 @@ from ..data.formats.registry import load_split
 from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
-from .tables import GATE_TITLE, Comparison, gate_table, legend, rates_line, table
+from .results import Comparison
+from .tables import GATE_TITLE, gate_table, legend, rates_line, table
 
 CARD_FILE = "README.md"
 

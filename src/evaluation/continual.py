@@ -1,11 +1,12 @@
-"""What learning one domain after another gained and forgot, from the matrix of scores over stages and domains.
+"""Measures of continual learning, from the matrix of scores over stages and domains.
 
-``R[i, j]`` is the score on domain j after stage i. Stage 0 is the base; stage i learns domain i. Domain 0 is what the
-base knew, its source. So R is square, with T + 1 rows for T learned domains. Sources: average accuracy, backward and
-forward transfer after Lopez-Paz & Ranzato, "Gradient Episodic Memory for Continual Learning", NeurIPS 2017; the
-forgetting measure after Chaudhry et al., "Riemannian Walk for Incremental Learning", ECCV 2018. Where these say
-accuracy, this says whatever score R holds, such as J&F; where they begin with an untrained model, this begins with the
-base, which is a first learned task: it can be forgotten too.
+``R[i, j]`` is the score on domain j after stage i. Stage 0 is the base; stage i learns domain i. Domain 0 is the base's
+source. So R is square, with T + 1 rows for T learned domains.
+
+Average accuracy, backward and forward transfer are those of Lopez-Paz & Ranzato, "Gradient Episodic Memory for
+Continual Learning", NeurIPS 2017. The forgetting measure is that of Chaudhry et al., "Riemannian Walk for Incremental
+Learning", ECCV 2018. Two things differ: R may hold any score, such as J&F, in place of accuracy. And the first row is
+the base, not an untrained model: the base is a first learned task, and can be forgotten too.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Continual:
-    """The numbers of one sequence of domains; all are differences of scores but ``average``.
+    """Measures of one sequence of domains; all are differences of scores but ``average``.
 
     Attributes:
-        gain: what learning a domain gave at once, R[j, j] − R[0, j], the mean over learned domains.
-        final_gain: what is left of it in the end, R[T, j] − R[0, j], the mean over learned domains.
+        gain: R[j, j] − R[0, j], right after learning; the mean over learned domains.
+        final_gain: R[T, j] − R[0, j], at the end; the mean over learned domains.
         average: average accuracy, the mean of R[T, j] over the source and all learned domains.
         forgetting: the forgetting measure, max of R[i, j] over j ≤ i < T, less R[T, j]; the mean over all but the last.
         backward: backward transfer, R[T, j] − R[j, j], the mean over all but the last.
         forward: forward transfer, R[j − 1, j] − R[0, j], the mean over learned domains but the first; 0 for one domain.
-        source: what became of the source, R[T, 0] − R[0, 0].
+        source: R[T, 0] − R[0, 0].
     """
 
     gain: float
@@ -39,10 +40,10 @@ class Continual:
 
 
 def continual(R: np.ndarray) -> Continual:
-    """The numbers of a matrix of scores.
+    """Return the measures of a matrix of scores.
 
     Args:
-        R: (T + 1, T + 1), T ≥ 1, scores by stage and domain, the source first and then in the order of learning.
+        R: (T + 1, T + 1), T ≥ 1; scores by stage and domain, the source first, then the order of learning.
 
     Raises:
         ValueError: R is not square, or smaller than 2 × 2.

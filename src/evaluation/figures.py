@@ -1,4 +1,4 @@
-"""Figures as files: heat maps, one or several, with readable labels."""
+"""Heat maps, one or several, with readable labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.files import write_atomically
 
-if TYPE_CHECKING:  # matplotlib takes seconds to import: it is, when something is drawn
+if TYPE_CHECKING:  # matplotlib takes seconds to import, so functions import it when something is drawn
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -22,9 +22,9 @@ COLOURS = "viridis"  # even steps look even, also without colours
 EMPTY = "lightgrey"  # what has no value
 CELL = 0.34  # inches
 CELL_WITH_NUMBER = 0.5
-LETTER = 0.085  # inches of a letter of a label
-SHORT = 4  # letters of labels, such as numbers, of which some may be left out
-WIDE = 7.0  # inches that cells may take so that no label need be turned
+LETTER = 0.085  # inches a letter of a label takes
+SHORT = 4  # letters; of labels this short, such as numbers, some may be left out
+WIDE = 7.0  # inches; cells may take these to keep labels horizontal
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def heat_map(
     row_title: str = "",
     column_title: str = "",
 ) -> Figure:
-    """A matrix as coloured cells with a scale beside it, as large as its labels and cells need.
+    """Draw a matrix as coloured cells with a scale beside it, as large as its labels and cells need.
 
     Args:
         values_RC: (R, C); NaN is an empty cell, in grey.
@@ -62,10 +62,10 @@ def heat_map(
         column_labels: C names; where there is no room for all, some are left out.
         title: above it.
         unit: what the numbers are, beside the scale.
-        limits: the values at the ends of the scale; None: the smallest and largest there are.
+        limits: the values at the ends of the scale; None: the smallest and the largest value.
         decimals: write each number into its cell, with this many decimals; None: colours only.
         colours: a matplotlib colour map, such as ``RdBu`` for changes in both directions.
-        row_title, column_title: what rows and columns are.
+        row_title, column_title: titles of the axes.
     """
     from matplotlib.figure import Figure
 
@@ -93,7 +93,7 @@ def heat_maps(
     column_title: str = "",
     across: int = 4,
 ) -> Figure:
-    """Several matrices under their names, ``across`` side by side, all with the same scale; see :func:`heat_map`."""
+    """Draw several matrices under their names, ``across`` side by side, on one scale; see :func:`heat_map`."""
     from matplotlib.figure import Figure
 
     columns = min(across, len(tables))
@@ -131,8 +131,8 @@ def _draw(
     image = axes.imshow(values_RC, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_yticks(range(len(table.rows)), table.rows)
     step, upright = _ticks(table.columns, width)
-    places = range(0, len(table.columns), step)
-    axes.set_xticks(places, [table.columns[i] for i in places], rotation=90 if upright else 0)
+    labelled = range(0, len(table.columns), step)
+    axes.set_xticks(labelled, [table.columns[i] for i in labelled], rotation=90 if upright else 0)
     axes.tick_params(length=0)
     if decimals is not None:
         colours_RC4 = image.to_rgba(values_RC)
@@ -143,12 +143,12 @@ def _draw(
 
 
 def _width_of_labels(labels: Sequence[str]) -> float:
-    """Inches that labels take side by side, none turned."""
+    """Return the inches that horizontal labels take side by side."""
     return (LETTER * max(map(len, labels)) + 0.1) * len(labels)
 
 
 def _ticks(labels: Sequence[str], width: float) -> tuple[int, bool]:
-    """Every how many columns there is a label, and whether labels are turned upright, so that none covers another."""
+    """Return the columns between labels, and whether labels stand upright, so that none covers another."""
     level = _width_of_labels(labels)
     if level <= width:
         return 1, False
@@ -158,12 +158,12 @@ def _ticks(labels: Sequence[str], width: float) -> tuple[int, bool]:
 
 
 def _ink(colour_4: np.ndarray) -> str:
-    """Black on light cells, white on dark ones, by the luma of ITU-R BT.601."""
+    """Return black for light cells, white for dark ones, by the luma of ITU-R BT.601."""
     return "black" if colour_4[:3] @ (0.299, 0.587, 0.114) > 0.5 else "white"
 
 
 def _limits(tables: Sequence[Table]) -> tuple[float, float]:
-    """The smallest and the largest number; 0 and 1 where there is none."""
+    """Return the smallest and the largest number; 0 and 1 where there is none."""
     values_N = np.concatenate([np.asarray(table.values_RC, float).ravel() for table in tables])
-    known = values_N[np.isfinite(values_N)]
-    return (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    finite = values_N[np.isfinite(values_N)]
+    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)

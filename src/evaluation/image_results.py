@@ -13,24 +13,26 @@ from pycocotools.cocoeval import COCOeval
 
 from ..data.records import RLE
 
+IMAGE_SCORES = ("AP", "AP50", "AP75", "mIoU", "Dice")
+
 BOX = "box"
 SHOWN_CLICKS = (1, 3, 8)
 
 
 def clicks_prompt(count: int) -> str:
-    """What the prompt of so many clicks is called in tables."""
+    """Return the name of a number of clicks as a prompt."""
     return "1 click" if count == 1 else f"{count} clicks"
 
 
 def shown_prompts(clicks: int) -> list[str]:
-    """The prompts that the table has a row for: a box, and 1, 3, 8 clicks and the largest number of them."""
+    """Return the prompts that tables show: a box, and 1, 3, 8 and the largest number of clicks."""
     counts = {count for count in (*SHOWN_CLICKS, clicks) if count <= clicks}
     return [BOX, *(clicks_prompt(count) for count in sorted(counts))]
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """What came of a prompt: the mask, the IoU the model predicts for it, and its true IoU and Dice."""
+    """The mask from a prompt, the IoU that the model predicts for it, and its true IoU and Dice."""
 
     mask: RLE
     score: float
@@ -40,7 +42,7 @@ class Segmented:
 
 @dataclass(frozen=True)
 class ImageObject:
-    """One object on one image, and what was made of it: prompt → result."""
+    """One object on one image; ``found``: prompt → predicted mask."""
 
     image: str
     object_id: int
@@ -52,32 +54,33 @@ class ImageObject:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What a model makes of the images of a domain."""
+    """A model's masks on the images of a domain, from a box and from up to ``clicks`` clicks."""
 
     objects: list[ImageObject]
     clicks: int
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return len({o.image for o in self.objects})
 
     def scores(self, prompt: str) -> dict[str, float]:
-        """``AP``, ``AP50``, ``AP75`` (COCO), and ``mIoU`` and ``Dice``, means over objects; all from 0 to 1."""
+        """Return :data:`IMAGE_SCORES` from 0 to 1: COCO's AP, and mean IoU and Dice over objects."""
         return average_precision(self.objects, prompt) | {
             "mIoU": float(np.mean([o.found[prompt].iou for o in self.objects])),
             "Dice": float(np.mean([o.found[prompt].dice for o in self.objects])),
         }
 
     def click_curve(self) -> list[float]:
-        """Mean IoU after 1, 2, … clicks."""
+        """Return the mean IoU after 1, 2, … clicks."""
         prompts = [clicks_prompt(count + 1) for count in range(self.clicks)]
         return [float(np.mean([o.found[prompt].iou for o in self.objects])) for prompt in prompts]
 
 
 def average_precision(objects: Sequence[ImageObject], prompt: str) -> dict[str, float]:
-    """COCO's AP of masks (IoU 0.50 to 0.95), AP50 and AP75: means over categories, by pycocotools.
+    """Return COCO's AP of masks (IoU 0.50 to 0.95), AP50 and AP75: means over categories, by pycocotools.
 
-    All objects of an image are counted: COCO stops at 100, but here every one was asked for.
+    All objects of an image are counted. COCO stops at 100, but here each one was prompted.
     """
     sizes = {o.image: o.truth.rle["size"] for o in objects}
     images = {name: i for i, name in enumerate(sizes, 1)}
@@ -101,7 +104,7 @@ def average_precision(objects: Sequence[ImageObject], prompt: str) -> dict[str, 
         }
         for o in objects
     ]  # fmt: skip
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its steps
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "segm")
         evaluation.params.maxDets = [max(100, len(objects))]

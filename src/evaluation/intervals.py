@@ -1,8 +1,8 @@
-"""How far scores would be off with other videos of the same kind: 95 % bootstrap intervals.
+"""Bootstrap intervals: how much scores would vary with other videos of the same kind.
 
-Videos are drawn with replacement, as many as there are, and their objects pooled again; the interval holds the middle
-95 % of what comes out (the percentile method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
-13). Objects of one video are alike, so videos are drawn, not objects.
+Videos are resampled with replacement, and the scores of their objects aggregated. The interval holds the middle 95 % of
+the results (percentile method; Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Objects of
+one video are alike, so videos are resampled, not objects.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ SEED = 0
 PERCENTILES = (2.5, 97.5)
 
 Draws = dict[str, np.ndarray]
+"""Score → its values on all draws, float64 (DRAWS,)."""
 
 
 def bootstrap(videos: Sequence[Sequence[ObjectScores]]) -> Draws | None:
-    """J, F and J&F, each as float64 (DRAWS,), on draws of the videos; each video is given by its objects' scores.
+    """Return J, F and J&F on draws of the videos; None with fewer than two videos.
 
-    The draws depend on the number of videos alone: of two models on the same videos they are paired, and the difference
-    of their scores is that of the models on the same draw. None with fewer than two videos, which say nothing about
-    others.
+    The draws depend on the number of videos alone. So for two models on the same videos they are paired: the difference
+    of scores compares the models on the same draw.
+
+    Args:
+        videos: the scores of each video's objects.
     """
     videos = [objects for objects in videos if objects]
     if len(videos) < 2:
@@ -38,7 +41,7 @@ def bootstrap(videos: Sequence[Sequence[ObjectScores]]) -> Draws | None:
 
 
 def intervals(draws: Draws | None) -> dict[str, tuple[float, float]] | None:
-    """Score → the ends of its 95 % interval; None without draws."""
+    """Return for each score the ends of its 95 % interval; None without draws."""
     if draws is None:
         return None
     ends = {score: np.percentile(values_D, PERCENTILES) for score, values_D in draws.items()}
@@ -46,7 +49,7 @@ def intervals(draws: Draws | None) -> dict[str, tuple[float, float]] | None:
 
 
 def change(base: Draws | None, adapted: Draws | None) -> Draws | None:
-    """What the adapted model scores more than the base, draw by draw."""
+    """Return the adapted model's scores less the base's, draw by draw."""
     if base is None or adapted is None:
         return None
     return {score: adapted[score] - base[score] for score in base}

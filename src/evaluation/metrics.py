@@ -1,4 +1,4 @@
-"""J and F of a tracked object frame by frame, and what a set of objects scores: DAVIS' measures, mean IoU and Dice.
+"""Scores of masks: J and F of an object frame by frame, and DAVIS' measures, mean IoU and Dice of a set of objects.
 
 J, F, recall and decay are those of DAVIS (Perazzi et al., CVPR 2016, section 5; Pont-Tuset et al., 2017,
 https://arxiv.org/abs/1704.00675), as https://github.com/davisvideochallenge/davis2017-evaluation computes them.
@@ -13,30 +13,37 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+MAIN_SCORES = ("J", "F", "J&F")
+"""The scores that intervals and the domain gate's table are about."""
+
+TABLE_SCORES = (*MAIN_SCORES, "mIoU", "Dice")
+STATISTICS = ("J_recall", "J_decay", "F_recall", "F_decay")
+
 BOUNDARY_TOLERANCE = 0.008
-"""Of the image diagonal, as DAVIS has it."""
+"""Distance within which outline pixels match, as a share of the image diagonal; DAVIS' value."""
 
 RECALL_THRESHOLD = 0.5
 DECAY_BINS = 4
 
 
 def region_similarity(predicted_HW: np.ndarray, true_HW: np.ndarray) -> float:
-    """Intersection over union of two bool masks; 1 where both are empty."""
+    """Return the intersection over union of two bool masks; 1 where both are empty."""
     union = np.count_nonzero(predicted_HW | true_HW)
     return np.count_nonzero(predicted_HW & true_HW) / union if union else 1.0
 
 
 def dice(predicted_HW: np.ndarray, true_HW: np.ndarray) -> float:
-    """Twice the intersection over the sum of areas of two bool masks; 1 where both are empty."""
+    """Return twice the intersection over the sum of areas of two bool masks; 1 where both are empty."""
     total = np.count_nonzero(predicted_HW) + np.count_nonzero(true_HW)
     return 2 * np.count_nonzero(predicted_HW & true_HW) / total if total else 1.0
 
 
 def boundary_measure(predicted_HW: np.ndarray, true_HW: np.ndarray, tolerance: float = BOUNDARY_TOLERANCE) -> float:
-    """F-measure between the outlines of two bool masks; outline pixels match within ``tolerance`` × image diagonal.
+    """Return the F-measure between the outlines of two bool masks.
 
-    DAVIS dilates each outline by a disk and counts what it covers of the other: a pixel is covered if its distance to
-    the outline is at most the disk's radius, which a distance transform says at any radius for the same price.
+    Outline pixels match within ``tolerance`` × image diagonal. DAVIS dilates each outline by a disk and counts what it
+    covers of the other. That is equal to comparing a distance transform with the disk's radius, whose cost does not
+    depend on the radius.
     """
     reach = math.ceil(tolerance * math.hypot(*true_HW.shape))
     predicted, true = _outline(predicted_HW), _outline(true_HW)
@@ -51,7 +58,7 @@ def boundary_measure(predicted_HW: np.ndarray, true_HW: np.ndarray, tolerance: f
 
 
 def _outline(mask_HW: np.ndarray) -> np.ndarray:
-    """Pixels whose right, lower or lower right neighbour differs (DAVIS' seg2bmap at full size)."""
+    """Return the pixels whose right, lower or lower right neighbour differs (DAVIS' seg2bmap at full size)."""
     right, below, diagonal = mask_HW.copy(), mask_HW.copy(), mask_HW.copy()
     right[:, :-1] = mask_HW[:, 1:]
     below[:-1] = mask_HW[1:]
@@ -62,14 +69,14 @@ def _outline(mask_HW: np.ndarray) -> np.ndarray:
 
 
 def recall(values_T: np.ndarray) -> float:
-    """The share of frames that score above 0.5."""
+    """Return the share of frames that score above 0.5."""
     return float(np.mean(values_T > RECALL_THRESHOLD))
 
 
 def decay(values_T: np.ndarray) -> float:
-    """How much is lost over time: the mean of the first quarter of the frames less that of the last.
+    """Return the loss over time: the mean of the first quarter of the frames less that of the last.
 
-    The quarters are DAVIS': neighbouring ones share the frame they meet at.
+    The quarters are DAVIS': neighbouring ones share one frame.
     """
     edges = np.floor(np.linspace(1, len(values_T), DECAY_BINS + 1) + 0.5 + 1e-10).astype(int) - 1
     return float(np.mean(values_T[: edges[1] + 1]) - np.mean(values_T[edges[-2] :]))
@@ -79,7 +86,9 @@ def decay(values_T: np.ndarray) -> float:
 class ObjectScores:
     """One object's scores on the T frames that count, at least one; from 0 to 1.
 
-    ``J_T``, ``F_T``, ``dice_T``: float64. ``visible_T``: bool, where the object truly is.
+    Attributes:
+        J_T, F_T, dice_T: float64.
+        visible_T: bool, whether the object is on the frame.
     """
 
     J_T: np.ndarray
@@ -99,13 +108,12 @@ class ObjectScores:
 def score_object(
     predicted: Sequence[np.ndarray], true: Sequence[np.ndarray | None], void: Sequence[np.ndarray | None] | None = None
 ) -> ObjectScores:
-    """Score one object on the frames given, of which the caller has left out those that do not count.
+    """Score one object on the frames that count.
 
     Args:
         predicted: bool masks (H, W), one a frame, one at least.
-        true: as many; None where the object is absent.
-        void: as many areas that belong to nothing, left out of both masks before anything is measured; None: no such
-            area.
+        true: as many masks; None where the object is absent.
+        void: as many masks of unlabelled areas, left out of both other masks; None: no such area.
     """
     rows = []
     for mask, truth, nothing in zip(predicted, true, void or [None] * len(predicted), strict=True):
@@ -120,12 +128,12 @@ def score_object(
 
 
 def aggregate(objects: Sequence[ObjectScores]) -> dict[str, float]:
-    """The scores of a set of objects.
+    """Return the scores of a set of objects, NaN without objects.
 
     Returns:
-        ``J`` and ``F``: the mean over objects, whatever video they are of, of their mean over frames; ``J&F``: the mean
-        of the two; ``mIoU`` and ``Dice``: the mean over all object-frames on which the object truly is;
-        ``J_recall``, ``J_decay``, ``F_recall``, ``F_decay``: means over objects. NaN without objects.
+        ``J`` and ``F``: means over objects of their means over frames, all videos together. ``J&F``: the mean of the
+        two. ``mIoU`` and ``Dice``: means over all object-frames on which the object is visible.
+        ``J_recall``, ``J_decay``, ``F_recall``, ``F_decay``: means over objects.
     """
 
     def mean(values: list[float]) -> float:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from ..config import Protocol
 from ..data.records import RLE, ObjectTrack, VideoRecord
 
-MEANING: dict[Protocol, str] = {
+PROTOCOL_DESCRIPTION: dict[Protocol, str] = {
     "after_prompt": "scores are of the frames after that one",
     "davis": "scores are DAVIS' semi-supervised ones: without first and last frame, each pixel one object's",
     "sav": "scores are SA-V's: without first and last annotated frame",
@@ -22,38 +22,38 @@ MEANING: dict[Protocol, str] = {
 
 
 def first_frame(video: VideoRecord, object_id: int) -> int:
-    """The frame an object is first seen on, which is where it is prompted."""
+    """Return the frame that an object is first visible on, which is where it is prompted."""
     track = next(o for o in video.objects if o.object_id == object_id)
     return next(t for t, segmentation in enumerate(track.segmentations) if segmentation is not None)
 
 
 def first_prompted_frame(video: VideoRecord) -> int:
-    """The first frame of a video on which an object is prompted, which is what a domain gate is asked about."""
+    """Return the first frame on which an object is prompted; the domain gate decides on it."""
     return min(first_frame(video, obj.object_id) for obj in video.objects)
 
 
 def one_object_per_pixel(protocol: Protocol) -> bool:
-    """Whether predictions may not overlap: those that DAVIS scores are images of object numbers."""
+    """Return whether predictions may not overlap: DAVIS scores images of object numbers."""
     return protocol == "davis"
 
 
 def scored_frames(protocol: Protocol, video: VideoRecord, obj: ObjectTrack, predicted: Sequence[RLE]) -> list[int]:
-    """The frames that an object's scores are the mean of.
+    """Return the frames on which an object is scored, in order.
 
     Args:
-        protocol: of the evaluation.
+        protocol: the rule by which frames count.
         video: the object's video.
         obj: the object.
         predicted: its predicted masks, one a frame.
 
     Returns:
-        In order; none if the protocol leaves the object out:
+        No frame if the protocol leaves the object out:
 
-        - ``after_prompt``: it is seen on the last annotated frame only;
-        - ``davis``: its number is above the largest on the first annotated frame, which is where DAVIS counts objects.
-          An object numbered within those that comes later counts from the start: frames on which it is rightly
-          predicted absent score 1;
-        - ``sav``: it is on none of the frames. Those before it is first seen, or first predicted, are not counted.
+        - ``after_prompt``: it is visible on the last annotated frame only.
+        - ``davis``: its number is above the largest one on the first annotated frame, where DAVIS counts objects. A
+          later object with a number up to that counts from the start: frames on which it is rightly predicted absent
+          score 1.
+        - ``sav``: it is on none of the frames. Frames before it is first visible or first predicted do not count.
     """
     annotated = [t for t in range(len(video)) if video.is_annotated(t)]
     if protocol == "after_prompt":

@@ -1,9 +1,9 @@
-"""What an evaluation leaves behind: results.json, results.md, and pictures of best and worst cases."""
+"""The files of an evaluation: results.json, results.md, and pictures of best and worst cases."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,11 @@ from ..data.drawing import draw_masks
 from ..data.records import RLE, VideoRecord
 from .figures import save_figure
 from .image_results import ImageResult, shown_prompts
-from .metrics import ObjectScores, aggregate
-from .results import GatedResult, VideoResult
+from .metrics import MAIN_SCORES, ObjectScores
+from .results import Comparison, GatedResult, VideoResult
 from .tables import (
     GATE_TITLE,
     IMAGES_TITLE,
-    Comparison,
     decisions_table,
     gate_rates,
     gate_table,
@@ -38,12 +37,15 @@ if TYPE_CHECKING:
 SHEET_FRAMES = 4
 
 
-def results_json(comparisons: list[Comparison], about: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured, as plain data: ``{"domains": {name: …}, **about}``, with a domain gate also its rates.
+def results_json(comparisons: Sequence[Comparison], about: dict[str, Any]) -> dict[str, Any]:
+    """Return all results as plain data: ``{"domains": {name: …}, **about}``, with a domain gate also its rates.
 
-    A domain has ``base`` and ``adapted`` (the base's again where there is only the base), each score → value;
-    ``videos``, ``objects`` and ``objects_not_scored``, counts; ``protocol``; ``intervals``, of ``base``, ``adapted``
-    and ``change``: score → [low, high]; ``per_video``; with a domain gate ``gated``; and with clicks ``images``.
+    A domain has these keys:
+
+    - ``base`` and ``adapted``: score → value; without an adapted model both are the base's.
+    - ``videos``, ``objects``, ``objects_not_scored``: counts. ``protocol``.
+    - ``intervals``: ``base``, ``adapted`` and ``change``, score → [low, high].
+    - ``per_video``; with a domain gate ``gated``; with clicks ``images``.
     """
     rates = gate_rates(comparisons)
     return {
@@ -64,8 +66,8 @@ def _domain_json(c: Comparison) -> dict[str, Any]:
         "objects_not_scored": c.base.not_scored,
         "protocol": c.domain.protocol,
         "intervals": {
-            model: None if of is None else {score: list(pair) for score, pair in of.items()}
-            for model, of in ends.items()
+            model: None if by_score is None else {score: list(pair) for score, pair in by_score.items()}
+            for model, by_score in ends.items()
         },
         "per_video": [
             _video_json(base, other) for base, other in zip(c.base.videos, adapted.videos, strict=True) if base.scores
@@ -76,7 +78,7 @@ def _domain_json(c: Comparison) -> dict[str, Any]:
 
 
 def _gated_json(gated: GatedResult) -> dict[str, Any]:
-    """Scores, how many videos were known, and for each video the domain or none, and how far it is from each."""
+    """Return the scores, the number of known videos, and each video's domain (or none) and distances."""
     decisions = {
         video: {"domain": decision.domain, "distances": decision.distances}
         for video, decision in gated.decisions.items()
@@ -85,14 +87,14 @@ def _gated_json(gated: GatedResult) -> dict[str, Any]:
 
 
 def _video_json(base: VideoResult, adapted: VideoResult) -> dict[str, Any]:
-    """A video's scores, means over its objects, and each object's, means over its frames."""
+    """Return a video's scores, means over its objects, and each object's, means over its frames."""
 
     def of_object(scores: ObjectScores) -> dict[str, float]:
         return {"J": scores.J, "F": scores.F, "frames": len(scores.J_T)}
 
     def of_video(video: VideoResult) -> dict[str, float]:
-        scores = aggregate(list(video.scores.values()))
-        return {name: scores[name] for name in ("J", "F", "J&F")}
+        means = video.means()
+        return {name: means[name] for name in MAIN_SCORES}
 
     return {
         "video": base.video_id,
@@ -133,8 +135,18 @@ def _images_json(base: ImageResult, adapted: ImageResult | None) -> dict[str, An
     }
 
 
-def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, Any], title: str, overlays: int) -> None:
-    """Write results.json, results.md, the overlays, and with clicks clicks.png into a folder."""
+def write_report(
+    folder: Path, comparisons: Sequence[Comparison], about: dict[str, Any], title: str, overlays: int
+) -> None:
+    """Write results.json, results.md, the overlays, and with clicks clicks.png into a folder.
+
+    Args:
+        folder: created if missing.
+        comparisons: base and adapted model, domain by domain.
+        about: further keys of results.json; ``about`` says in one line what the scores mean.
+        title: heading of results.md.
+        overlays: pictures of best and of worst videos, each, for every domain.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pictures: list[str] = []
     for comparison in comparisons:
@@ -142,7 +154,7 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
     write_text(folder / "results.json", json.dumps(results_json(comparisons, about), indent=2) + "\n")
     lines = [f"# {title}", "", about["about"], "", summary_markdown(comparisons), ""]
     if any(c.gated for c in comparisons):
-        lines += ["What the gate said of each video, and how far it is from each domain (up to 1 is inside):", ""]
+        lines += ["The gate's decision on each video, and the distances to each domain (up to 1 is inside):", ""]
         lines += [decisions_table(comparisons), ""]
     lines += ["95 % intervals:", "", intervals_table(comparisons), ""]
     lines += ["Share of frames above 0.5 (recall), and first quarter less last quarter of the frames (decay):", ""]
@@ -155,16 +167,15 @@ def write_report(folder: Path, comparisons: list[Comparison], about: dict[str, A
 
 
 def summary_markdown(comparisons: Sequence[Comparison]) -> str:
-    """The table, and with a domain gate its table and its rates."""
-    shown = list(comparisons)
-    lines = [table(shown, markdown=True), "", *legend(shown)]
-    if any(c.gated for c in shown):
-        lines += ["", GATE_TITLE, "", gate_table(shown, markdown=True), "", rates_line(shown)]
+    """Return the table, and with a domain gate its table and its rates, as Markdown."""
+    lines = [table(comparisons, markdown=True), "", *legend(comparisons)]
+    if any(c.gated for c in comparisons):
+        lines += ["", GATE_TITLE, "", gate_table(comparisons, markdown=True), "", rates_line(comparisons)]
     return "\n".join(lines)
 
 
-def click_curves(comparisons: list[Comparison]) -> Figure:
-    """Mean IoU over the number of clicks, a plot for each domain with images."""
+def click_curves(comparisons: Sequence[Comparison]) -> Figure:
+    """Plot mean IoU over the number of clicks, for each domain with images."""
     from matplotlib.figure import Figure
 
     shown = [(c.domain.name, c.images) for c in comparisons if c.images is not None]
@@ -181,13 +192,13 @@ def click_curves(comparisons: list[Comparison]) -> Figure:
 
 
 def _write_overlays(folder: Path, comparison: Comparison, count: int) -> list[str]:
-    """Draw the videos on which the (adapted) model is best and worst; returns the file names."""
+    """Draw the videos on which the (adapted) model is best and worst; return the file names."""
     if not count:
         return []
     folder.mkdir(exist_ok=True)
     judged = comparison.adapted or comparison.base
-    mean_J = {video.video_id: video.J for video in judged.videos if video.scores}
-    ranked = sorted(mean_J, key=lambda video_id: (-mean_J[video_id], video_id))
+    means = {video.video_id: video.means()[judged.headline] for video in judged.videos if video.scores}
+    ranked = sorted(means, key=lambda video_id: (-means[video_id], video_id))
     chosen = {video_id: f"best{rank}" for rank, video_id in enumerate(ranked[:count], 1)}
     worst = [video_id for video_id in ranked[::-1][:count] if video_id not in chosen]
     chosen |= {video_id: f"worst{rank}" for rank, video_id in enumerate(worst, 1)}
@@ -197,7 +208,10 @@ def _write_overlays(folder: Path, comparison: Comparison, count: int) -> list[st
     for video in comparison.domain.videos():
         if (label := chosen.get(video.video_id)) is None:
             continue
-        rows = {"truth": true_masks(video), "base": base[video.video_id]}
+        rows: dict[str, Mapping[int, Sequence[RLE | None]]] = {
+            "truth": true_masks(video),
+            "base": base[video.video_id],
+        }
         if adapted is not None:
             rows["adapted"] = adapted[video.video_id]
         name = f"{comparison.domain.name}_{label}.png"
@@ -207,7 +221,7 @@ def _write_overlays(folder: Path, comparison: Comparison, count: int) -> list[st
 
 
 def true_masks(video: VideoRecord) -> dict[int, list[RLE | None]]:
-    """A video's true masks in the shape of predicted ones."""
+    """Return a video's true masks in the form of predicted ones."""
     return {
         o.object_id: [s if s is None or isinstance(s, RLE) else RLE.encode(s.decode()) for s in o.segmentations]
         for o in video.objects
@@ -215,18 +229,23 @@ def true_masks(video: VideoRecord) -> dict[int, list[RLE | None]]:
 
 
 def shown_frames(video: VideoRecord, frames: int = SHEET_FRAMES) -> list[int]:
-    """The numbers of so many frames, spread over those that somebody annotated."""
+    """Return the numbers of up to ``frames`` frames, spread evenly over the annotated ones."""
     annotated = [t for t in range(len(video)) if video.is_annotated(t)]
     return [annotated[i] for i in np.linspace(0, len(annotated) - 1, min(frames, len(annotated))).round().astype(int)]
 
 
-def overlay_sheet(video: VideoRecord, rows: dict[str, Any], frames: int = SHEET_FRAMES, cell: int = 192) -> np.ndarray:
-    """Masks drawn over some frames of a video, a row for each set of masks.
+def overlay_sheet(
+    video: VideoRecord,
+    rows: Mapping[str, Mapping[int, Sequence[RLE | None]]],
+    frames: int = SHEET_FRAMES,
+    cell: int = 192,
+) -> np.ndarray:
+    """Draw masks over some frames of a video, a row for each set of masks.
 
     Args:
-        video: where the frames come from.
+        video: source of the frames.
         rows: label → object id → masks, one a frame (RLE or None).
-        frames: how many frames (:func:`shown_frames`).
+        frames: number of frames (:func:`shown_frames`).
         cell: width of a frame in the sheet, in pixels.
 
     Returns:
@@ -238,9 +257,8 @@ def overlay_sheet(video: VideoRecord, rows: dict[str, Any], frames: int = SHEET_
     for label, masks in rows.items():
         cells = []
         for t in shown:
-            picture = draw_masks(
-                video.frames[t].read(), {i: m[t].decode() for i, m in masks.items() if m[t] is not None}
-            )
+            visible = {i: mask.decode() for i, of_object in masks.items() if (mask := of_object[t]) is not None}
+            picture = draw_masks(video.frames[t].read(), visible)
             image = Image.fromarray(picture).resize((cell, height))
             ImageDraw.Draw(image).text((4, 3), f"{label}, frame {t}", fill="white", stroke_width=1, stroke_fill="black")
             cells.append(np.asarray(image))

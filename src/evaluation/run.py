@@ -1,16 +1,18 @@
-"""Score the base and the adapted SAM 2 side by side, on the run's domain and on those that must not be forgotten."""
+"""Score the base and the adapted model side by side, on the run's domains and on those that must not be forgotten."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 
-from ..config import Config, Prompt, Split, image_size_of
+from ..config import Config, ModelConfig, Prompt, Split, image_size_of
 from ..core import distributed
 from ..core.console import PROGRAM
 from ..core.device import pick_device
@@ -24,21 +26,31 @@ from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
 from ..tasks.tracking.evaluation import describe, evaluate_domain
 from ..tasks.tracking.images import evaluate_images
 from .card import card_folder, write_card
-from .domains import retention_domains, target_domain
+from .domains import Domain, retention_domains, target_domain
 from .report import write_report
-from .results import with_gate
-from .tables import (
-    GATE_TITLE,
-    IMAGES_TITLE,
-    Comparison,
-    gate_table,
-    image_table,
-    legend,
-    rates_line,
-    table,
-)
+from .results import Comparison, with_gate
+from .tables import results_text
 
 logger = logging.getLogger(__name__)
+
+TITLE = "What was gained, and what was forgotten"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of an evaluation.
+
+    Attributes:
+        about: what the scores mean, in one line.
+        comparisons: base and adapted model, domain by domain; in several processes only the first one has them.
+    """
+
+    about: str
+    comparisons: list[Comparison]
+
+    def tables(self) -> str:
+        """Return the tables as plain text."""
+        return results_text(self.comparisons, self.about)
 
 
 def evaluate(
@@ -47,97 +59,116 @@ def evaluate(
     split: Split = "valid",
     prompt: Prompt | None = None,
     save_masks: bool = False,
-) -> list[Comparison]:
-    """Evaluate, print the tables, and write results.json, results.md and pictures into the output folder.
+) -> Evaluation:
+    """Score both models, and write results.json, results.md and pictures into the output folder.
 
-    Several processes share the videos to track; the first one does all else.
-
-    Scores of the run's own adapter also go into the model card in its folder.
+    Several processes share the videos to track; the first one does all else. Scores of the run's own adapter also go
+    into the model card in its folder.
 
     Args:
         config: the run.
         checkpoint: a checkpoint or adapter folder of the run; None evaluates the base alone.
-        split: which split of the domains that the run learned.
-        prompt: None takes ``evaluation.prompt``.
+        split: the split of the domains that the run learned.
+        prompt: how objects are prompted; None takes ``evaluation.prompt``.
         save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
-
-    Returns:
-        A comparison for each domain, in the first process.
     """
-    prompt = prompt or config.evaluation.prompt
+    settings, prompt = config.evaluation, prompt or config.evaluation.prompt
     learned = [target_domain(config, data, split) for data in config.dataset.sets]
-    domains = [*learned, *retention_domains(config)]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
     gate = saved_gate(models["base"], checkpoint)
-    comparisons = []
-    for domain in domains:
-        tracked, images = {}, {}
-        for name, model in models.items():
-            label = f"{domain.name}: {name}"
-            masks = folder / "predictions" / name / domain.name if save_masks else None
-            with _adapters_on(model, gate):
-                tracked[name] = evaluate_domain(model, domain, prompt, label, masks, shard=distributed.shard())
-                if config.evaluation.clicks and distributed.is_main_process():
-                    images[name] = evaluate_images(model, domain, config.evaluation.clicks, label)
-        if not distributed.is_main_process():
-            continue
-        both = (images["base"], images.get("adapted")) if images else None
-        decided = None
-        if gate is not None:
-            decide = partial(decide_for_frame, models["base"], gate)
-            decided = with_gate(domain, tracked["base"], tracked["adapted"], decide, domain.name in gate.domains)
-        comparisons.append(Comparison(domain, tracked["base"], tracked.get("adapted"), both, decided))
+    masks = folder / "predictions" if save_masks else None
+    comparisons = [
+        _compare(models, gate, domain, prompt, masks, settings.clicks)
+        for domain in [*learned, *retention_domains(config)]
+    ]
     distributed.barrier()
+    about = describe(config.model.name, image_size_of(config.model), prompt, settings.protocol)
     if not distributed.is_main_process():
-        return []
-    scores_mean = describe(config.model.name, image_size_of(config.model), prompt, config.evaluation.protocol)
-    about = {
-        "about": scores_mean,
+        return Evaluation(about, [])
+    facts = {
+        "about": about,
         "prompt": prompt,
         "split": split,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
-    write_report(folder, comparisons, about, "What was gained, and what was forgotten", config.evaluation.overlays)
-    print("\n".join(["", scores_mean, "", table(comparisons), "", *legend(comparisons), ""]))
-    if gate is not None:
-        print(f"{GATE_TITLE}\n\n{gate_table(comparisons)}\n\n{rates_line(comparisons)}\n")
-    if config.evaluation.clicks:
-        print(f"{IMAGES_TITLE}\n\n{image_table(comparisons)}\n")
+    evaluation = Evaluation(about, [comparison for comparison in comparisons if comparison is not None])
+    write_report(folder, evaluation.comparisons, facts, TITLE, settings.overlays)
     adapter = card_folder(folder, checkpoint)
     if adapter is not None:
-        write_card(adapter, config, comparisons, split, scores_mean, gate)
+        write_card(adapter, config, evaluation.comparisons, split, about, gate)
     logger.info(f"written to {folder / 'results.json'} and results.md, pictures in {folder / 'overlays'}")
-    if save_masks:
-        logger.info(f"masks in {folder / 'predictions'}")
-    return comparisons
+    if masks is not None:
+        logger.info(f"masks in {masks}")
+    return evaluation
 
 
-def _adapters_on(model: SAM2Base, gate: DomainGate | None) -> AbstractContextManager[None]:
-    """Adapters on whatever is shown: of several expert groups that of the nearest domain, without a gate the newest."""
+def _compare(
+    models: Mapping[str, nn.Module],
+    gate: DomainGate | None,
+    domain: Domain,
+    prompt: Prompt,
+    masks: Path | None,
+    clicks: int,
+) -> Comparison | None:
+    """Score the models on a domain; in several processes only the first one returns the results.
+
+    Args:
+        models: ``base``, and where there is one ``adapted``.
+        gate: the adapter's domain gate.
+        domain: the evaluated data set.
+        prompt: how objects are prompted.
+        masks: the folder to save tracked masks in.
+        clicks: the largest number of clicks on single images; 0: single images are not scored.
+    """
+    tracked, images = {}, {}
+    for name, model in models.items():
+        label = f"{domain.name}: {name}"
+        own_masks = None if masks is None else masks / name / domain.name
+        with _adapters_on(model, gate):
+            tracked[name] = evaluate_domain(model, domain, prompt, label, own_masks, shard=distributed.shard())
+            if clicks and distributed.is_main_process():
+                images[name] = evaluate_images(model, domain, clicks, label)
+    if not distributed.is_main_process():
+        return None
+    both = (images["base"], images.get("adapted")) if images else None
+    decided = None
+    if gate is not None:
+        decide = partial(decide_for_frame, models["base"], gate)
+        decided = with_gate(domain, tracked["base"], tracked["adapted"], decide, domain.name in gate.domains)
+    return Comparison(domain, tracked["base"], tracked.get("adapted"), both, decided)
+
+
+def _adapters_on(model: nn.Module, gate: DomainGate | None) -> AbstractContextManager[None]:
+    """Keep adapters on for every input: of several expert groups the nearest domain's, without a gate the active one.
+
+    Raises:
+        UserError: there are several groups, none is active, and no gate can choose one.
+    """
     groups = list_groups(model)
     if len(groups) > 1 and gate is not None:
         return gated(model, gate, "on")
     if groups and active_adapter(model) is None:
         raise UserError(
             f"the adapter holds the groups {', '.join(groups)} and no domain gate to choose between them: "
-            f"take one out with {PROGRAM} groups extract"
+            f"take one out with {PROGRAM} groups extract",
+            code="evaluation.no-gate-for-groups",
         )
     return nullcontext()
 
 
-def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, SAM2Base]:
-    """``base``, and with a checkpoint ``adapted``, on the run's device."""
+def _build_models(config: Config, checkpoint: str | Path | None) -> dict[str, nn.Module]:
+    """Return ``base``, and with a checkpoint ``adapted``, on the run's device."""
     device = pick_device(config.training.device)
-    models = {"base": _build_base(config).to(device)}
+    models: dict[str, nn.Module] = {"base": _build_base(config.model, config.training.seed).to(device)}
     if checkpoint is not None:
-        adapted = _build_base(config)
+        adapted = _build_base(config.model, config.training.seed)
         load_trained(adapted, checkpoint)
         models["adapted"] = adapted.to(device)
     return models
 
 
-def _build_base(config: Config) -> SAM2Base:
-    """The base of the run: without a checkpoint the random weights that its training began with."""
-    torch.manual_seed(config.training.seed)
-    return build_model(config.model)
+def _build_base(model: ModelConfig, seed: int) -> nn.Module:
+    """Return the run's base; without a checkpoint it has the random weights that training began with."""
+    torch.manual_seed(seed)
+    return build_model(model)

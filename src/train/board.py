@@ -19,7 +19,8 @@ from ..config import Config, Prompt, one_line_yaml
 from ..evaluation.expert_report import short_names
 from ..evaluation.figures import heat_map
 from ..evaluation.report import summary_markdown
-from ..evaluation.tables import Comparison, gate_rates
+from ..evaluation.results import Comparison
+from ..evaluation.tables import gate_rates
 
 BASE = "_base"
 """What the tag of the base's score ends with, beside that of the model in training."""

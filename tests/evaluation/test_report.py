@@ -22,8 +22,8 @@ from src.evaluation.report import (
     true_masks,
     write_report,
 )
-from src.evaluation.results import DomainResult, VideoResult
-from src.evaluation.tables import Comparison, image_table, intervals_table, statistics_table, table
+from src.evaluation.results import Comparison, DomainResult, VideoResult
+from src.evaluation.tables import image_table, intervals_table, statistics_table, table
 
 ABOUT = {"about": "nano at 64 px", "prompt": "mask"}
 

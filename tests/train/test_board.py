@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from evaluate import evaluate
 from src.config import Config, load_config
-from src.evaluation.tables import Comparison, gate_rates
+from src.evaluation.results import Comparison
+from src.evaluation.run import evaluate
+from src.evaluation.tables import gate_rates
 from src.lora.adapter import iter_adapter_layers
 from src.train.board import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer
@@ -81,7 +82,7 @@ def run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         with pytest.raises(Killed):
             mortal(config, resume="auto").fit()
     trainer = Trainer(config, resume="auto")
-    comparisons = evaluate(config, trainer.fit())
+    comparisons = evaluate(config, trainer.fit()).comparisons
     write_results(trainer.board_folder, trainer.progress.step, config, comparisons)
     return Run(trainer, config, comparisons)
 
@@ -133,7 +134,7 @@ def test_every_prompt_is_scored_on_the_same_clips(run):
         assert list(run.scalars(f"prompts/{tag}")) == [0, 3, 6]
     (target, _) = run.comparisons
     first = target.base.videos[0]
-    assert run.scalars("prompts/mask/J")[0] == pytest.approx(first.J, abs=1e-6)
+    assert run.scalars("prompts/mask/J")[0] == pytest.approx(first.means()["J"], abs=1e-6)
     assert len({run.scalars(f"prompts/{prompt}/J")[0] for prompt in ("mask", "box", "point")}) > 1
 
 

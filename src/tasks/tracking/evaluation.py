@@ -15,7 +15,7 @@ from ...data.records import RLE, ObjectTrack, VideoRecord
 from ...evaluation.domains import Domain
 from ...evaluation.metrics import ObjectScores, aggregate, score_object
 from ...evaluation.predictions import refuse_overlap, write_masks
-from ...evaluation.protocol import MEANING, one_object_per_pixel, scored_frames
+from ...evaluation.protocol import PROTOCOL_DESCRIPTION, one_object_per_pixel, scored_frames
 from ...evaluation.results import DomainResult, VideoResult
 from .predict import AfterFrame, predicting, track
 
@@ -96,5 +96,5 @@ def describe(model: str, image_size: int, prompt: Prompt, protocol: Protocol) ->
     """Return one line that says what the scores mean."""
     return (
         f"{model} at {image_size} px; each object is prompted once by its true {prompt} on the first frame that "
-        f"shows it and tracked; {MEANING[protocol]}"
+        f"shows it and tracked; {PROTOCOL_DESCRIPTION[protocol]}"
     )
