@@ -1,9 +1,10 @@
-"""Put adapters into a model: find the layers, wrap them, choose what trains, count, and describe."""
+"""Putting adapters into a model: find the layers, wrap them, choose what trains, count, and describe."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeGuard
@@ -18,38 +19,36 @@ from .lora_layer import LoRALinear
 from .moe_layer import MoELoRALinear
 from .router import watch_memory
 
-DECODER = "sam_mask_decoder"  # of a SAM2Base
 
+def find_targets(model: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
+    """Return the Linear layers that ``target_modules`` selects, by dotted name, in the model's order.
 
-def find_targets(model: nn.Module, target_modules: list[str]) -> dict[str, nn.Linear]:
-    """The Linear layers that ``target_modules`` selects, by dotted name, in the model's order.
-
-    An entry is ``all``, a dotted suffix (``q_proj``, ``self_attn.q_proj``), or a glob, in which ``*`` may span dots,
-    over the full dotted name or a dotted suffix of it (``memory_attention.*.q_proj``). Of the layers that an entry
-    matches, the Linear ones are taken. Of an adapted layer the base layer is taken; inside adapters nothing else is.
+    An entry is ``all``, a dotted suffix (``q_proj``, ``self_attn.q_proj``), or a glob over the full dotted name or a
+    dotted suffix of it (``memory_attention.*.q_proj``), in which ``*`` may span dots. Only Linear layers are selected.
+    A wrapped layer counts as its base layer, and what is inside an adapter is never selected.
 
     Raises:
-        UserError: entries that match nothing, or only layers that are not Linear; all of them, with near names.
+        UserError: entries match nothing, or only layers that are not Linear; all of them are listed, with near names.
     """
     candidates = _candidates(model)
     linears = {name: module for name, module in candidates.items() if _is_adaptable(module)}
-    chosen: set[str] = set()
+    selected: set[str] = set()
     mistakes = []
     for entry in target_modules:
         matched = [name for name in candidates if _matches(name, entry)]
         hits = [name for name in matched if name in linears]
-        chosen.update(hits)
+        selected.update(hits)
         if not hits:
             others = sorted({type(candidates[name]).__name__ for name in matched})
             what = f"matches no Linear layer, only {', '.join(others)}" if others else "matches no layer"
             mistakes.append(f"  '{entry}' {what}; {_near_names(entry, list(linears))}")
     if mistakes:
-        raise UserError("lora.target_modules: nothing to adapt for\n" + "\n".join(mistakes))
-    return {name: linear for name, linear in linears.items() if name in chosen}
+        raise UserError("lora.target_modules: nothing to adapt for\n" + "\n".join(mistakes), code="targets.no-match")
+    return {name: linear for name, linear in linears.items() if name in selected}
 
 
 def new_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
-    """Adapters around the layers that the config's target_modules select, by dotted name, not yet put in their place.
+    """Return adapters around the config's target layers, by dotted name, without putting them into the model.
 
     Adapter parameters are float32, on the device of the layer they wrap; base weights keep their dtype and device.
 
@@ -72,9 +71,9 @@ def new_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer
 
 
 def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | None = None) -> AdapterLayer:
-    """The adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``.
+    """Return the adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``.
 
-    ``gate_features`` are those of what gates decide on, where it is not the layer's input (router.level ``video``).
+    ``gate_features`` are those of what routers decide on, where it is not the layer's input (router.level ``video``).
     """
     if config.method == "lora":
         return LoRALinear(base_layer, config.rank, config.alpha, config.dropout)
@@ -115,9 +114,9 @@ def inject_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLa
 
 
 def remove_adapters(model: nn.Module) -> None:
-    """Put every base layer back in place of its adapter, or of all groups of them."""
-    for name, adapted in list(iter_wrapped_linears(model)):
-        replace_module(model, name, adapted.base_layer)
+    """Put every base layer back in place of its adapters."""
+    for name, wrapped in list(iter_wrapped_linears(model)):
+        replace_module(model, name, wrapped.base_layer)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -134,29 +133,44 @@ def freeze_base(model: nn.Module) -> None:
             parameter.requires_grad_(True)
 
 
-def apply_method(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer]:
+def apply_method(model: nn.Module, config: LoraConfig, decoder: Sequence[str] = ()) -> dict[str, AdapterLayer]:
     """Make the model ready to train by ``config.method``, in place, and return its adapters by dotted name.
 
     ``mope`` and ``lora`` inject adapters and freeze the rest; ``full`` trains every parameter, ``decoder`` those of the
-    mask decoder, ``none`` no parameter. Raises what :func:`inject_adapters` raises.
+    decoder, ``none`` no parameter.
+
+    Args:
+        model: without adapters.
+        config: method, adapters and target layers.
+        decoder: prefixes of the decoder's parameter names (:attr:`~src.models.spec.ModelSpec.decoder`).
+
+    Raises:
+        UserError: the config does not fit the model; the model is unchanged.
+        ValueError: the model has adapters already, or the decoder to train has no parameters.
     """
     adapters = inject_adapters(model, config)
     freeze_base(model)
     if config.method == "full":
         model.requires_grad_(True)
     elif config.method == "decoder":
-        model.get_submodule(DECODER).requires_grad_(True)
+        found = [parameter for name, parameter in model.named_parameters() if name.startswith(tuple(decoder))]
+        if not found:
+            raise ValueError(
+                f"method decoder: the model has no parameters named {', '.join(decoder) or 'as a decoder'}"
+            )
+        for parameter in found:
+            parameter.requires_grad_(True)
     return adapters
 
 
 def routed_layers(model: nn.Module) -> dict[str, MoELoRALinear]:
-    """The layers with a gate, by dotted name."""
+    """Return the layers with a router, by dotted name."""
     return {name: adapter for name, adapter in iter_adapter_layers(model) if isinstance(adapter, MoELoRALinear)}
 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of parameters (single numbers, not tensors)."""
+    """Numbers of scalar parameters."""
 
     total: int
     trainable: int
@@ -174,7 +188,7 @@ def count_parameters(model: nn.Module) -> ParameterCount:
 
 
 def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> str:
-    """A table for people: adapted layers by name (numbers as ``*``) and group, then what trains of the whole."""
+    """Return a table of adapted layers by name, numbers as ``*``, and how many parameters train."""
     layers: Counter[tuple[str, str]] = Counter()
     parameters: Counter[tuple[str, str]] = Counter()
     for name, adapter in adapters.items():
@@ -196,8 +210,8 @@ def describe_adapters(model: nn.Module, adapters: dict[str, AdapterLayer]) -> st
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module but the root, as if the model had no adapters."""
-    base_layers = {name: adapted.base_layer for name, adapted in iter_wrapped_linears(model)}
+    """Return every module but the root, as if the model had no adapters."""
+    base_layers = {name: wrapped.base_layer for name, wrapped in iter_wrapped_linears(model)}
     inside = tuple(f"{name}." for name in base_layers)
     return {
         name: base_layers.get(name, module)
@@ -216,7 +230,7 @@ def _matches(name: str, entry: str) -> bool:
 
 
 def _near_names(entry: str, names: list[str]) -> str:
-    """Entries that would work and look like this one: suffixes of Linear names, layer numbers as ``*``."""
+    """Return a hint: suffixes of Linear layers' names that look like the entry, with layer numbers as ``*``."""
     known: dict[str, None] = {}
     for name in names:
         parts = _starred(name).split(".")

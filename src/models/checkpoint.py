@@ -17,7 +17,8 @@ from ..core.torch_files import read_pt, save_pt
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
 from ..lora.expert_groups import add_adapter
-from ..lora.injection import DECODER, apply_method
+from ..lora.injection import apply_method
+from .spec import spec_of
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
 FORMAT_VERSION = 1
@@ -88,7 +89,8 @@ def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]
     if method == "full":
         return model.state_dict()
     if method == "decoder":
-        return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{DECODER}.")}
+        decoder = spec_of(model).decoder
+        return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(decoder)}
     return adapter_state_dict(model)
 
 
@@ -104,7 +106,7 @@ def inject_adapters(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraCo
         UserError: as :func:`~src.lora.injection.apply_method` and :func:`~src.lora.expert_groups.add_adapter`.
     """
     if not groups:
-        return apply_method(model, lora)
+        return apply_method(model, lora, spec_of(model).decoder if lora.method == "decoder" else ())
     return [add_adapter(model, name, config) for name, config in groups.items()][-1]
 
 

@@ -21,6 +21,7 @@ from ..lora.expert_groups import DEFAULT_ADAPTER, add_adapter, adopt_unnamed
 from ..lora.injection import apply_method
 from ..models.checkpoint import Checkpoint, check_fits, inject_adapters, load_weights, read_checkpoint
 from ..models.sam2.train_forward import track_clips
+from ..models.spec import model_spec
 
 INIT_CLIPS = 16  # of the new domain, that new adapters look at before they begin
 
@@ -64,7 +65,7 @@ def setup_adapters(
         adapters = add_adapter(model, name, config.lora)
         groups[name] = config.lora
     else:
-        groups, adapters = {}, apply_method(model, config.lora)
+        groups, adapters = {}, apply_method(model, config.lora, model_spec(config.model.name).decoder)
     if training.start_from is not None:
         _load_start(model, training.start_from, config.lora, fingerprint)
     return AdapterSetup(adapters, groups)

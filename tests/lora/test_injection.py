@@ -6,7 +6,6 @@ from hydra.utils import instantiate
 from torch import nn
 
 from src.config import LoraConfig
-from src.core.errors import UserError
 from src.lora.injection import (
     apply_method,
     count_parameters,
@@ -19,6 +18,7 @@ from src.lora.injection import (
 )
 from src.lora.lora_layer import LoRALinear
 from src.lora.moe_layer import MoELoRALinear
+from tests.errors import refuses
 
 
 def module(**children):
@@ -104,13 +104,13 @@ def test_all_selects_every_linear_that_is_called(model):
     ],
 )
 def test_an_entry_that_selects_nothing_is_named_with_near_names(model, entry, said):
-    with pytest.raises(UserError, match=r"^lora\.target_modules") as error:
+    with refuses("targets.no-match") as error:
         find_targets(model, [entry])
     assert said in str(error.value)
 
 
 def test_all_wrong_entries_are_reported_together(model):
-    with pytest.raises(UserError) as error:
+    with refuses("targets.no-match") as error:
         find_targets(model, ["q_porj", "q_proj", "memory_encoder.out_proj"])
     assert "'q_porj'" in str(error.value)
     assert "'memory_encoder.out_proj'" in str(error.value)
@@ -164,7 +164,7 @@ def test_injection_in_a_sequential_and_a_list():
 
 def test_a_failed_injection_leaves_the_model_alone(model):
     before = list(model.named_modules())
-    with pytest.raises(UserError):
+    with refuses("targets.no-match"):
         inject_adapters(model, LoraConfig(target_modules=["q_proj", "nowhere"]))
     assert list(model.named_modules()) == before
 
@@ -206,6 +206,15 @@ def test_methods_without_adapters(model, method, trains):
     assert apply_method(model, LoraConfig(method=method)) == {}
     assert list(model.named_modules()) == before
     assert all(p.requires_grad is trains for p in model.parameters())
+
+
+def test_the_decoder_alone_trains_where_the_model_says_it_is(model):
+    assert apply_method(model, LoraConfig(method="decoder"), decoder=("obj_ptr_", "head.")) == {}
+    trains = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trains == {name for name, _ in model.named_parameters() if name.startswith(("obj_ptr_proj.", "head."))}
+    for nowhere in ((), ("mask_decoder.",)):
+        with pytest.raises(ValueError, match="no parameters named"):
+            apply_method(model, LoraConfig(method="decoder"), decoder=nowhere)
 
 
 def test_counts_and_description(model):

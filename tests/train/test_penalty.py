@@ -52,7 +52,7 @@ def test_the_likelihood_of_what_the_model_is_sure_of_has_no_gradient():
 def test_fisher_information_is_positive_repeatable_and_leaves_the_model_alone():
     torch.manual_seed(0)
     model = build_trainable(ModelConfig(image_size=SIZE), PromptConfig(), FRAMES)
-    apply_method(model, LoraConfig(method="decoder"))
+    apply_method(model, LoraConfig(method="decoder"), decoder=("sam_mask_decoder.",))
     model.train()
     before = {name: p.clone() for name, p in model.named_parameters()}
     data = make_videos(SOURCE, 3, 0, FRAMES, SIZE)
