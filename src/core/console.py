@@ -38,6 +38,7 @@ def show_messages(quiet: bool = False) -> None:
     logger = logging.getLogger(PACKAGE)
     if not any(isinstance(handler, _AboveBars) for handler in logger.handlers):
         logger.addHandler(_AboveBars())
+    logger.propagate = False  # packages in use give the root logger a handler, which would show messages twice
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
 
 

@@ -24,6 +24,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from ...config import LoraConfig, load_config
 from ...core.device import pick_device
 from ...core.errors import UserError
+from ...core.shipped import find_config
 from ...lora.adapter import iter_adapter_layers, list_groups
 from ...lora.adapter_io import adapter_state_dict, base_state_dict
 from ...lora.expert_groups import active_adapter
@@ -151,7 +152,7 @@ def _build(
     if adapter is not None and lora is not None:
         raise ValueError("give adapter or lora, not both: an adapter file says itself what its adapters are")
     name, overrides, seed = str(config_file), list(hydra_overrides_extra), None
-    if Path(config_file).is_file():
+    if find_config(config_file).is_file():
         config = load_config(config_file)
         name = sam2_config(config.model.name)
         overrides = [*config_overrides(config.model), *overrides]
