@@ -25,7 +25,8 @@ from benchmarks.measuring import clock, in_turn, ratio
 from src import cli
 from src.config import load_config
 from src.core.errors import UserError
-from src.data.formats.registry import load_split
+from src.data.loading import load_split
+from src.data.options import LoadOptions
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.data.writers import write_davis
 from src.train.trainer import Trainer
@@ -37,7 +38,7 @@ VIDEO_FRAMES = 6
 def first_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """The names of as many training videos as an epoch has clips."""
     config = load_config(arguments.config, [*arguments.overrides, f"output_dir={folder / 'names'}"])
-    data = load_split(config.dataset, "train", config)
+    data = load_split(config.dataset, "train", LoadOptions.from_config(config))
     return [data.videos[index].video_id for index in range(min(arguments.clips, len(data)))]
 
 

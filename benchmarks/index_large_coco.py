@@ -22,8 +22,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from src import cli
-from src.data.formats.coco import CocoSource, open_coco
-from src.data.formats.packed import PackedList
+from src.data.formats import coco
+from src.data.formats.coco import CocoSource
+from src.data.formats.reader import Location, OpenOptions
+from src.data.packed import PackedList
 from src.data.records import Source
 
 HEIGHT, WIDTH, FILES, PER_IMAGE, FEW = 480, 640, 1000, 5, 500
@@ -94,7 +96,7 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = make_coco(Path(folder), arguments.images)
         before, started = memory("Rss"), time.process_time()
-        source = open_coco(folder, path)
+        source = coco.READER.open(Location(Path(folder), path), OpenOptions())
         seconds, after = time.process_time() - started, memory("Rss")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         size = source.entries.nbytes / MB

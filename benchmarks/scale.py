@@ -43,7 +43,9 @@ from src.config import (
 from src.core.errors import UserError
 from src.data.clips.dataset import Clip, ClipBatch, draw_clip
 from src.data.decode.video import VideoWriter, open_stream
-from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource, open_sav
+from src.data.formats import sav
+from src.data.formats.reader import Location, OpenOptions
+from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
@@ -91,7 +93,7 @@ def complete(folder: Path, scratch: Path) -> SavSource:
             (scratch / name).symlink_to((folder / name).resolve())
         elif not (scratch / name).exists():
             make_stand_in(videos[0], masklets, scratch / name)
-    return open_sav(scratch, follow_links=True)
+    return sav.READER.open(Location(scratch), OpenOptions(follow_links=True))
 
 
 def make_stand_in(video: Path, masklets: Path, path: Path) -> None:
@@ -137,7 +139,7 @@ def index_bytes() -> float:
             for ending in (VIDEO_SUFFIX, KINDS[0]):
                 (Path(folder) / f"sav_{number:06d}{ending}").touch()
         tracemalloc.start()
-        source = open_sav(folder)
+        source = sav.READER.open(Location(Path(folder)), OpenOptions())
         held, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     return held / len(source)

@@ -19,7 +19,8 @@ from benchmarks.index_large_coco import make_coco
 from benchmarks.measuring import clock, in_own_process, peak_mb
 from benchmarks.training_step import Case, Step
 from src import cli
-from src.data.formats.coco import open_coco
+from src.data.formats import coco
+from src.data.formats.reader import Location, OpenOptions
 from src.models.spec import model_names
 
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -69,7 +70,7 @@ def index_point(file: Path, images: int) -> Point:
     def index() -> None:
         nonlocal seconds
         started = now()
-        open_coco(file.parent, file)
+        coco.READER.open(Location(file.parent, file), OpenOptions())
         seconds = now() - started
 
     return Point(images, mb=peak_mb(index), seconds=seconds)

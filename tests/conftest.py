@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from src.cli.main import COMMANDS, main
 from src.config import Config, ModelConfig, load_config
 from src.core.console import show_messages
-from src.data.checks.validate import check, data_set
-from src.data.formats.coco import open_coco
+from src.data.checks.report import data_set
+from src.data.checks.validate import check
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, make_videos, write_coco
 from src.models.sam2.build import CONFIGS, build_model
 from src.models.spec import model_spec, register_model
+from tests.sources import open_coco
 
 settings.register_profile("same examples every time", derandomize=True)
 settings.load_profile("same examples every time")

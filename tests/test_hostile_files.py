@@ -27,8 +27,8 @@ from src.data.checks.validate import check
 from src.data.decode.images import read_image
 from src.data.decode.segmentation import check_segmentation
 from src.data.decode.video import VideoWriter, open_stream, read_header
+from src.data.formats.json_files import ROBOFLOW
 from src.data.formats.parsing import Bounds, IssueLog, open_frames, read_json
-from src.data.formats.registry import ROBOFLOW, open_source
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.data.unlabelled import open_unlabelled
@@ -38,6 +38,7 @@ from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config
 from src.models.sam2.build import build_model, read_weights
 from src.models.sam2.streaming import MemoryBank
 from src.train.trainer import Trainer
+from tests.sources import open_place
 
 
 class Bomb:
@@ -148,7 +149,7 @@ def image_is_sound(path: Path, folder: Path) -> bool:
     """Whether the frame can be opened; an error that names it where it cannot."""
     log = IssueLog("a")
     (frame,), _ = open_frames([path], None, log, Bounds.of(False, folder))
-    assert (frame is None) == ([finding.file for finding in log.findings] == [str(path)])
+    assert (frame is None) == ([issue.file for issue in log.issues] == [str(path)])
     return frame is not None
 
 
@@ -169,11 +170,11 @@ class TestLinksThatLeaveTheirFolder:
         write(tmp_path / "data", self.VIDEOS)
         assert as_links(tmp_path / "data", tmp_path / "elsewhere", pattern)
         place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
-        report = check(open_source(place, 9), workers=0)
+        report = check(open_place(place, 9), workers=0)
         assert not report.keep
         assert all(f"to {tmp_path / 'elsewhere'}" in error.problem for error in report.errors)
         assert "set dataset.follow_links=true" in report.errors[0].problem
-        assert check(open_source(place, 9, follow_links=True), workers=0).keep
+        assert check(open_place(place, 9, follow_links=True), workers=0).keep
 
     def test_of_a_folder_of_frames(self, tmp_path):
         write_davis(tmp_path / "data", self.VIDEOS)
@@ -181,8 +182,8 @@ class TestLinksThatLeaveTheirFolder:
         frames.rename(tmp_path / "elsewhere")
         frames.symlink_to(tmp_path / "elsewhere")
         place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
-        assert len(check(open_source(place, 9), workers=0).errors) == 5
-        assert check(open_source(place, 9, follow_links=True), workers=0).keep
+        assert len(check(open_place(place, 9), workers=0).errors) == 5
+        assert check(open_place(place, 9, follow_links=True), workers=0).keep
 
     def test_of_a_general_image(self, tmp_path):
         write_folder(tmp_path / "data", self.VIDEOS)
@@ -204,7 +205,7 @@ class TestLinksThatLeaveTheirFolder:
         assert as_links(tmp_path / "data", tmp_path / "data" / ".store", "images/*.png")
         (tmp_path / "link").symlink_to(tmp_path / "data")
         place = DomainConfig(name="a", img_folder=str(tmp_path / "link"))
-        report = check(open_source(place, 9), workers=0)
+        report = check(open_place(place, 9), workers=0)
         assert not report.errors
         assert report.keep
 
@@ -222,7 +223,7 @@ class TestLinksThatLeaveTheirFolder:
         for root in ("JPEGImages", "Annotations"):
             for name in ("a", "b"):
                 (tmp_path / "data" / root / name).symlink_to(tmp_path / "data" / root)
-        assert len(open_source(DomainConfig(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
+        assert len(open_place(DomainConfig(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
 
 
 class TestBombs:
@@ -239,7 +240,7 @@ class TestBombs:
 
     def test_a_huge_json(self, tmp_path):
         with open(tmp_path / "huge.json", "wb") as file:
-            file.truncate(src.data.formats.parsing.MAX_JSON_BYTES + 1)  # takes no room on the disk
+            file.truncate(src.data.formats.json_files.MAX_JSON_BYTES + 1)  # takes no room on the disk
         with pytest.raises(UserError, match=r"huge\.json: \d+ bytes are over the limit"):
             read_json(tmp_path / "huge.json", IssueLog("huge.json"))
 

@@ -32,7 +32,7 @@ from ..config import Config, LoraConfig, image_size_of, load_config, parse_confi
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
-from ..data.formats.registry import place_of
+from ..data.loading import place_of
 from ..evaluation.domains import Domain, retention_domains, target_domain
 from ..evaluation.expert_report import as_json, heat_maps_of, summary
 from ..evaluation.expert_use import (

@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -19,8 +19,12 @@ from PIL import Image
 from ..config import Config, DomainConfig, Split, load_config
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
-from ..data.checks.validate import SKIPPED_FILE, Report, cache_file, check, data_set, list_skipped
-from ..data.formats.registry import open_source, place_of
+from ..data.checks.cache import cache_file
+from ..data.checks.report import Report, data_set
+from ..data.checks.skipped import SKIPPED_FILE, list_skipped
+from ..data.checks.validate import check
+from ..data.loading import open_data, place_of
+from ..data.options import LoadOptions
 from ..data.records import Issue
 from . import command
 
@@ -52,8 +56,8 @@ class Result:
 
     def to_json(self) -> dict:
         content = self.report.to_json()
-        findings = [*self._untold, *self.report.findings]
-        content["findings"] = [vars(finding) for finding in findings]
+        issues = [*self._untold, *self.report.issues]
+        content["issues"] = [vars(issue) for issue in issues]
         return {"data_set": self.label, **self.place.model_dump(), **content}
 
 
@@ -68,12 +72,12 @@ def places(config: Config, split: str) -> list[tuple[str, DomainConfig]]:
     return found + [(domain.name, domain) for domain in config.evaluation.domains if split == "all"]
 
 
-def check_place(label: str, place: DomainConfig, config: Config, workers: int, decode: bool = True) -> Result:
+def check_place(label: str, place: DomainConfig, options: LoadOptions, decode: bool = True) -> Result:
     """Check one data set. What makes it unusable is in the result, too."""
     report = Report()
     try:
-        source = open_source(place, config.dataset.max_ann_per_img, config.dataset.follow_links)
-        report = check(source, workers, decode, cache_file(place, config))
+        source = open_data(place, options)
+        report = check(source, options.workers, decode, cache_file(place, options))
         data_set(source, report, skip_bad=True)
     except UserError as error:
         return Result(label, place, report, _refusal(place, str(error)))
@@ -98,7 +102,7 @@ def describe(result: Result) -> str:
             f"  {report.listed} images or videos, {len(report.keep)} usable: {report.frames} frames, "
             f"{report.objects} objects{side}"
         )
-    lines += [f"  error: {finding}" for finding in result.errors[:SHOWN]]
+    lines += [f"  error: {issue}" for issue in result.errors[:SHOWN]]
     if len(result.errors) > SHOWN:
         lines.append(f"  … and {len(result.errors) - SHOWN} errors more; --report FILE lists all")
     for severity, word in (("repaired", "repaired"), ("note", "noted")):
@@ -108,19 +112,15 @@ def describe(result: Result) -> str:
     return "\n".join(lines)
 
 
-def conclude(results: list[Result], config: Config) -> tuple[str, int]:
+def conclude(results: list[Result], options: LoadOptions) -> tuple[str, int]:
     """The last line, and the exit status."""
     sets = f"{len(results)} data set{'s' if len(results) != 1 else ''}"
     errors = sum(len(result.errors) for result in results)
     if not errors:
         return f"OK: {sets}, no errors", 0
-    if config.dataset.skip_bad and not any(result.refusal for result in results):
-        return f"OK: {sets}, without {errors} that are left out, listed in {skipped_path(config)}", 0
+    if options.skip_bad and not any(result.refusal for result in results):
+        return f"OK: {sets}, without {errors} that are left out, listed in {options.output_dir / SKIPPED_FILE}", 0
     return f"not OK: {errors} errors in {sum(bool(result.errors) for result in results)} of {sets}", 2
-
-
-def skipped_path(config: Config) -> Path:
-    return Path(config.output_dir) / SKIPPED_FILE
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -132,16 +132,17 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--workers {arguments.workers}: must be 0 or more")
     if arguments.clips < 1:
         raise UserError(f"--clips {arguments.clips}: must be 1 or more")
+    options = replace(LoadOptions.from_config(config), workers=arguments.workers)
     results = []
     for label, place in chosen:
-        result = check_place(label, place, config, arguments.workers, not arguments.headers_only)
+        result = check_place(label, place, options, not arguments.headers_only)
         print(describe(result), flush=True)
-        if config.dataset.skip_bad and result.refusal is None:
-            list_skipped(place, config, result.report.skipped)
+        if options.skip_bad and result.refusal is None:
+            list_skipped(place, options.output_dir, result.report.skipped)
         results.append(result)
     if arguments.report:
         write_text(Path(arguments.report), json.dumps([result.to_json() for result in results], indent=2) + "\n")
-    line, status = conclude(results, config)
+    line, status = conclude(results, options)
     if arguments.preview and status == 0:
         save_preview(Path(arguments.preview), config, arguments.clips)
     elif arguments.preview:
@@ -162,7 +163,7 @@ def save_preview(path: Path, config: Config, clips: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = command.parser(
-        __doc__, "sam2-mope validate-data --config src/configs/mope.yaml --split train --report findings.json"
+        __doc__, "sam2-mope validate-data --config src/configs/mope.yaml --split train --report issues.json"
     )
     command.add_config_arguments(parser)
     command.add_skip_bad(parser)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from ..data.formats import format_names
 
 Prompt = Literal["mask", "box", "point"]
 Protocol = Literal["after_prompt", "davis", "sav"]
@@ -18,7 +20,17 @@ GATE_MODES = ("auto", "on", "off")
 TAKEN_NAMES = ("source", *GATE_MODES)
 """That no domain may have; ``source`` is the bundled base's own."""
 
-Format = Literal["auto", "coco", "ytvis", "davis", "sav", "folder"]
+
+
+def _check_format(name: str) -> str:
+    known = ["auto", *format_names()]
+    if name not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return name
+
+
+Format = Annotated[str, AfterValidator(_check_format)]
+"""The name of a format that data sets come in, or ``auto``."""
 
 
 class Section(BaseModel):

@@ -166,7 +166,7 @@ class Source(Protocol):
         """The annotation files and folders it was indexed from, whose content decides what ``read`` returns."""
 
     @property
-    def findings(self) -> list[Issue]:
+    def issues(self) -> list[Issue]:
         """What indexing met, about the files as a whole and about entries that belong to no video."""
 
     def __len__(self) -> int:
@@ -252,9 +252,9 @@ class SourceVideos(Sequence[VideoRecord]):
         known = self._recent.get(number)
         if known is not None:
             return known
-        record, findings = self.source.read(number)
+        record, issues = self.source.read(number)
         if record is None:
-            raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, findings[:1]))}")
+            raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, issues[:1]))}")
         self._recent.put(number, record)
         return record
 

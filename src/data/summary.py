@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DomainConfig, Format, Split
+from ..config import DomainConfig, Split
 from ..core.console import progress_bar
 from ..core.errors import UserError
 from .decode.video import natural
-from .formats.davis import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
-from .formats.registry import open_source, recognise
+from .formats.mask_folders import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
+from .formats.reader import OpenOptions
+from .formats.registry import recognise
+from .loading import location_of, wanted_videos
 from .records import Issue, VideoRecord, object_sides
 
 SAMPLED = 300
@@ -49,7 +51,7 @@ class DatasetSummary:
     """
 
     place: DomainConfig
-    kind: Format
+    kind: str
     count: int
     names: list[str]
     frames_N: np.ndarray
@@ -78,7 +80,7 @@ def find_splits(folder: Path) -> dict[Split, DomainConfig]:
             return {split: _place_of_split(path, folder) for split, path in found.items()}
     whole = _place_of_split(folder, folder)
     lists = _davis_lists(folder)
-    if lists and recognise(whole)[0] == "davis":
+    if lists and recognise(location_of(whole))[0].name == "davis":
         return {split: whole.model_copy(update={"videos": str(path)}) for split, path in lists.items()}
     return {"train": whole}
 
@@ -89,35 +91,36 @@ def summarize(place: DomainConfig, sampled: int | None = SAMPLED) -> DatasetSumm
     Raises:
         UserError: it cannot be read, or nothing in what was parsed is usable.
     """
-    source = open_source(place, _NO_LIMIT, follow_links=True)
-    kind, _ = recognise(place)
+    reader, location = recognise(location_of(place), place.format)
+    options = OpenOptions(place.name, _NO_LIMIT, wanted_videos(place.videos), follow_links=True)
+    source = reader.open(location, options)
     parsed = len(source) if sampled is None else min(len(source), sampled)
-    met = list(source.findings)
+    met = list(source.issues)
     records: list[VideoRecord] = []
     for i in progress_bar(range(parsed), desc=f"looking at {place.img_folder}", leave=False):
-        record, findings = source.read(i * len(source) // parsed)
-        met += findings
+        record, issues = source.read(i * len(source) // parsed)
+        met += issues
         if record is not None:
             records.append(record)
     if not records:
-        first = next((finding for finding in met if finding.severity == "error"), met[0] if met else None)
+        first = next((issue for issue in met if issue.severity == "error"), met[0] if met else None)
         why = first or "it lists no images or videos"
         raise UserError(f"{source.files[0] if source.files else place.img_folder}: nothing in it is usable: {why}")
     return DatasetSummary(
         place=place,
-        kind=kind,
+        kind=reader.name,
         count=round(len(source) * len(records) / parsed),
-        names=[_name_of(record, kind, place) for record in records],
+        names=[_name_of(record, reader.name, place) for record in records],
         frames_N=np.array([len(record) for record in records]),
         annotated_N=np.array([len(r) if r.annotated is None else len(r.annotated) for r in records]),
         objects_N=np.array([len(record.objects) for record in records]),
         sides_M=np.concatenate([object_sides(record) for record in records]),
         longest_sides_N=np.array([max(record.height, record.width) for record in records]),
-        errors=[finding for finding in met if finding.severity == "error"],
+        errors=[issue for issue in met if issue.severity == "error"],
     )
 
 
-def _name_of(record: VideoRecord, kind: Format, place: DomainConfig) -> str:
+def _name_of(record: VideoRecord, kind: str, place: DomainConfig) -> str:
     """What a config's ``videos`` calls it: in COCO an image's file name, since stems may repeat."""
     path = getattr(record.frames[0], "path", None)
     if kind == "coco" and path is not None:
@@ -148,13 +151,15 @@ def _place_of_split(folder: Path, root: Path) -> DomainConfig:
     refusal: UserError | None = None
     for place in _candidates(folder, root):
         try:
-            kind, annotations = recognise(place)
-            named = place.model_copy(update={"ann_file": None if annotations is None else str(annotations)})
-            summarize(named if kind in ("coco", "ytvis") else place, sampled=3)
+            _, location = recognise(location_of(place))
+            file = location.annotations
+            if file is not None and file.is_file():
+                place = place.model_copy(update={"ann_file": str(file)})
+            summarize(place, sampled=3)
         except UserError as error:
             refusal = refusal or error
         else:
-            return named if kind in ("coco", "ytvis") else place
+            return place
     assert refusal is not None
     raise refusal
 

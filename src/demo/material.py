@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..data.clips.dataset import still_in_motion
 from ..data.decode.images import ImageFile
 from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
-from ..data.formats.registry import place_of
+from ..data.loading import place_of
 from ..data.records import ArrayFrame, FrameSource
 from ..evaluation.domains import Domain, retention_domains, target_domain
 

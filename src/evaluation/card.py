@@ -15,7 +15,8 @@ import yaml
 from ..config import Config, SetConfig, Split, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
-from ..data.formats.registry import load_split
+from ..data.loading import load_split
+from ..data.options import LoadOptions
 from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
@@ -125,7 +126,7 @@ def _data(config: Config, learned: list[Comparison], split: Split) -> str:
 
 def _training_count(data: SetConfig, config: Config) -> str:
     try:
-        return str(len(load_split(data, "train", config)))
+        return str(len(load_split(data, "train", LoadOptions.from_config(config))))
     except UserError:  # the adapter may be scored where its training data are not
         return "not here"
 

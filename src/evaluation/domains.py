@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from ..config import Config, MotionConfig, Protocol, SetConfig, Split
 from ..data.clips.dataset import evaluation_video
-from ..data.formats.registry import load_data, load_split
+from ..data.loading import load_data, load_split
+from ..data.options import LoadOptions
 from ..data.records import DataSet, VideoRecord
 from ..data.synthetic.worlds import HELD_OUT_SEED, SOURCE, make_videos
 
@@ -49,7 +50,7 @@ def target_domain(config: Config, data: SetConfig, split: Split) -> Domain:
     Raises:
         UserError: the split is not in the config, or its files are missing or damaged.
     """
-    return domain_of(config, data.name, load_split(data, split, config))
+    return domain_of(config, data.name, load_split(data, split, LoadOptions.from_config(config)))
 
 
 def retention_domains(config: Config) -> list[Domain]:
@@ -58,7 +59,7 @@ def retention_domains(config: Config) -> list[Domain]:
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
         domains.append(domain_of(config, SOURCE_DOMAIN, videos))
-    return domains + [domain_of(config, domain.name, load_data(domain, config)) for domain in config.evaluation.domains]
+    return domains + [domain_of(config, domain.name, load_data(domain, LoadOptions.from_config(config))) for domain in config.evaluation.domains]
 
 
 def domain_of(config: Config, name: str, data: DataSet) -> Domain:

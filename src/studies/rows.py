@@ -20,7 +20,8 @@ from ..config import Config
 from ..core.console import progress_bar
 from ..core.device import pick_device
 from ..core.files import write_text
-from ..data.formats.registry import load_data, load_split
+from ..data.loading import load_data, load_split
+from ..data.options import LoadOptions
 from ..data.records import DataSet, ObjectTrack
 from ..data.synthetic.worlds import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
 from ..data.synthetic.worlds import Domain as World
@@ -130,7 +131,7 @@ def tested_domains(study: StudyConfig) -> dict[str, Domain]:
     """What every stage is scored on: the source and all new domains."""
     config = _common_config(study)
     if study.source is not None:
-        source = load_data(study.source, config)
+        source = load_data(study.source, LoadOptions.from_config(config))
     else:
         source = make_videos(SOURCE, study.sizes.source, HELD_OUT_SEED, frames=study.sizes.frames, side=128)
     new = {name: target_domain(config, study.domain(name), "test") for name in study.names}
@@ -200,7 +201,7 @@ def measure_gate(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, An
     model, config = base_model(study)
     gate: DomainGate | None = None
     for name in study.names:
-        gate = fit_gate_to(model, [load_split(study.domain(name), "train", config)], gate)
+        gate = fit_gate_to(model, [load_split(study.domain(name), "train", LoadOptions.from_config(config))], gate)
     assert gate is not None
     videos = {
         name: [
@@ -233,7 +234,7 @@ def _near_sets(study: StudyConfig, config: Config) -> Iterator[tuple[str, str | 
         yield f"{world.name} before the source's background", None, drawn(mixed(world, SOURCE))
         yield f"source before {world.name}'s background", None, drawn(mixed(SOURCE, world))
     for place in study.near:
-        yield place.name, None, load_data(place, config)
+        yield place.name, None, load_data(place, LoadOptions.from_config(config))
 
 
 def _score(model: SAM2Base, domain: Domain, config: Config) -> DomainScores:

@@ -11,7 +11,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from ..config import Config, image_size_of
 from ..data.clips.dataset import ClipDataset
 from ..data.clips.preview import contact_sheet
-from ..data.formats.registry import load_split
+from ..data.loading import load_split
+from ..data.options import LoadOptions
 from ..data.records import DataSet, FrameSource
 from ..gating.domain_gate import DomainGate
 from ..gating.fit import fit_gate
@@ -22,7 +23,8 @@ CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still m
 
 def load_training_sets(config: Config) -> list[DataSet]:
     """The training split of every domain that the run learns. Raises UserError as :func:`load_split`."""
-    return [load_split(each, "train", config) for each in config.dataset.sets]
+    options = LoadOptions.from_config(config)
+    return [load_split(each, "train", options) for each in config.dataset.sets]
 
 
 def training_clips(config: Config, sets: list[DataSet], views: int | None = None) -> ClipDataset:

@@ -24,7 +24,7 @@ from ..core import distributed
 from ..core.console import is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
-from ..data.checks.validate import CHECKS_FOLDER
+from ..data.checks.cache import CHECKS_FOLDER
 from ..data.records import DataSet
 from ..evaluation.domains import Domain, retention_domains
 from ..tasks.tracking.evaluation import evaluate_domain

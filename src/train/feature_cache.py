@@ -22,9 +22,10 @@ from torch import Tensor
 
 from ..config import Config, image_size_of
 from ..core.files import remove_leftovers, write_atomically
-from ..data.checks.validate import state_of_files
+from ..data.checks.cache import state_of_files
 from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey
-from ..data.formats.registry import place_of
+from ..data.loading import place_of
+from ..data.options import LoadOptions
 from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
 CACHE_FOLDER = "feature_cache"
@@ -208,7 +209,7 @@ def cache_key(config: Config, clips: ClipDataset, fingerprint: str, precision: s
     parts: list[Any] = [
         FORMAT, torch.__version__, fingerprint, config.model.name, image_size_of(config.model), precision,
         config.dataset.model_dump(mode="json"), clips.seed, clips.shares,
-        [state_of_files(place, config) for place in places if place is not None],
+        [state_of_files(place, LoadOptions.from_config(config)) for place in places if place is not None],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

@@ -201,7 +201,7 @@ def _data_settings(
     most = max(int(look.objects_N.max()) for look in looks.values())
     kept = max(200, most)
     yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")
-    errors = [finding for look in looks.values() for finding in look.errors]
+    errors = [issue for look in looks.values() for issue in look.errors]
     told = "true: damaged entries are left out; a look met none, training checks all"
     if errors:
         told = f"a look met {len(errors)} damaged entries: left out, and listed in skipped.json; false: training stops"

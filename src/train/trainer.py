@@ -31,7 +31,7 @@ from ..core.device import pick_device
 from ..core.errors import Stopped, UserError
 from ..core.files import remove_leftovers, write_text
 from ..core.shutdown import GracefulShutdown, has_ended, leave_signals_to_the_parent
-from ..data.checks.validate import CHECKS_FOLDER
+from ..data.checks.cache import CHECKS_FOLDER
 from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
 from ..data.records import DataSet
 from ..evaluation.domains import retention_domains, target_domain

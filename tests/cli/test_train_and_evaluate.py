@@ -81,8 +81,8 @@ class TestMistakes:
         overrides = [part for setting in settings for part in ("--set", setting)]
         status, _, errors = command("train.py", "--config", tiny_yaml, "--skip-bad", *overrides)
         assert status == 0, errors
-        ((finding,),) = json.loads((tmp_path / "run" / "skipped.json").read_text()).values()
-        assert finding["file"] == str(lost)
+        ((issue,),) = json.loads((tmp_path / "run" / "skipped.json").read_text()).values()
+        assert issue["file"] == str(lost)
 
     def test_a_broken_annotation_file(self, refused, train_copy):
         folder, settings = train_copy

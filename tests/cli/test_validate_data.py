@@ -73,8 +73,8 @@ def test_errors_are_listed_and_repairs_counted(command, damaged, tmp_path):
     assert output.splitlines()[-1] == "not OK: 1 errors in 1 of 3 data sets"
     train, valid, _ = json.loads((tmp_path / "found.json").read_text())
     assert (train["data_set"], valid["data_set"]) == ("target, train", "target, valid")
-    assert [finding["severity"] for finding in train["findings"]].count("error") == 1
-    assert valid["findings"] == []
+    assert [issue["severity"] for issue in train["issues"]].count("error") == 1
+    assert valid["issues"] == []
 
 
 def test_errors_are_left_out_where_that_is_wanted(command, damaged, tmp_path):

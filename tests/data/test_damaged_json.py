@@ -1,4 +1,4 @@
-"""Whatever a JSON file holds, it is read, with findings, or refused in words; nothing else is raised."""
+"""Whatever a JSON file holds, it is read, with issues, or refused in words; nothing else is raised."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from src.core.errors import UserError
-from src.data.formats.sav import open_sav
-from src.data.formats.ytvis import open_ytvis
 from src.data.records import DataSet
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.data.writers import write_sav, write_tracked_coco, write_ytvis
+from tests.sources import open_sav, open_ytvis
 
 ODD: list[Any] = [
     None,
@@ -88,9 +87,9 @@ def check(kind: str, seed: int, sets: Path, tmp_path: Path) -> None:
         assert str(changed) in str(error)
         return
     for index in range(len(source)):
-        record, findings = source.read(index)
-        assert record is not None or findings
-        assert all("\n" not in str(finding) and len(str(finding)) < 1000 for finding in [*source.findings, *findings])
+        record, issues = source.read(index)
+        assert record is not None or issues
+        assert all("\n" not in str(issue) and len(str(issue)) < 1000 for issue in [*source.issues, *issues])
         if record is not None:
             for t in range(len(record)):
                 assert all(mask.shape == (record.height, record.width) for mask in record.masks(t).values())

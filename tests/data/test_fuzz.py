@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from src.core.errors import UserError
-from src.data.checks.validate import check, data_set
+from src.data.checks.report import data_set
+from src.data.checks.validate import check
 from src.data.decode.images import read_image
-from src.data.formats.coco import open_coco
+from tests.sources import open_coco
 
 ROOT = Path(__file__).parents[2]
 SIZE = 24
@@ -133,8 +134,8 @@ def assert_read_or_told(folder: Path, content: bytes) -> None:
         assert str(error).startswith(f"{path}: ")
         assert "\n" not in str(error)
         return
-    for finding in report.findings:
-        assert str(finding).isprintable()
+    for issue in report.issues:
+        assert str(issue).isprintable()
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
     assert report.errors or report.counts["repaired"] or report.counts["note"] or len(report.keep) == len(source)
     if report.keep:
@@ -216,9 +217,10 @@ class TestImages:
 READ_ALL = """
 import resource, sys
 from pathlib import Path
-from src.data.formats.coco import open_coco
+from tests.sources import open_coco
 from src.data.decode.images import read_image
-from src.data.checks.validate import check, data_set
+from src.data.checks.validate import check
+from src.data.checks.report import data_set
 from src.core.errors import UserError
 
 def read_set(path):

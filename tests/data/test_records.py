@@ -48,7 +48,7 @@ class Counting:
     count: int
     name: str = "counting"
     files: list[Path] = field(default_factory=list)
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     parsed: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class TestParsedVideos:
         assert source.parsed == list(range(100))
 
     def test_that_take_too_much_make_room_from_the_one_used_longest_ago(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(records, "AT_HAND_BYTES", 40 * 1100)  # two items and some runs each
+        monkeypatch.setattr(records, "LRU_MAX_BYTES", 40 * 1100)  # two items and some runs each
         source = Counting(100)
         videos = source.videos()
         for i in (*range(40), 0, 40, 41, 42, 43):
@@ -81,7 +81,7 @@ class TestParsedVideos:
         assert source.parsed == [1]
 
     def test_are_kept_in_a_small_number_whatever_they_take(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(records, "AT_HAND_BYTES", 0)
+        monkeypatch.setattr(records, "LRU_MAX_BYTES", 0)
         source = Counting(records.LRU_MIN_ITEMS + 1)
         videos = source.videos()
         for i in range(len(videos)):

@@ -11,9 +11,9 @@ from PIL import Image
 
 from src.config import DomainConfig, MotionConfig
 from src.core.errors import UserError
-from src.data.checks.validate import check, data_set
+from src.data.checks.report import data_set
+from src.data.checks.validate import check
 from src.data.decode.labels import davis_palette
-from src.data.formats.registry import open_source, recognise
 from src.data.records import DataSet, VideoRecord
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import (
@@ -26,6 +26,7 @@ from src.data.writers import (
     write_ytvis,
 )
 from src.evaluation.domains import Domain
+from tests.sources import open_place, recognised
 
 FRAMES, SIDE = 6, 32
 
@@ -75,7 +76,7 @@ def originals() -> DataSet:
 
 
 def load(folder, ann_file=None, **place) -> DataSet:
-    source = open_source(DomainConfig(name="ten", img_folder=str(folder), ann_file=ann_file, **place), 200)
+    source = open_place(DomainConfig(name="ten", img_folder=str(folder), ann_file=ann_file, **place))
     return data_set(source, check(source, workers=0))
 
 
@@ -99,7 +100,7 @@ def write_per_object(folder, data):
 )
 def test_videos_are_the_same_in_every_format(write, kind, originals, tmp_path):
     write(tmp_path, originals)
-    assert recognise(DomainConfig(name="x", img_folder=str(tmp_path)))[0] == kind
+    assert recognised(DomainConfig(name="x", img_folder=str(tmp_path)))[0] == kind
     data = pickle.loads(pickle.dumps(load(tmp_path)))
     assert data.notes == {}
     for video, expected in zip(data.videos, originals.videos, strict=True):

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from src.config import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
-from src.data.checks.validate import check, data_set
+from src.data.checks.report import data_set
+from src.data.checks.validate import check
 from src.data.clips.dataset import ClipDataset, collate
-from src.data.formats.registry import open_source
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
 from src.evaluation.domains import Domain
 from src.models.sam2.build import build_model
 from src.tasks.tracking.evaluation import evaluate_domain
+from tests.sources import open_place
 
 FRAMES, SIDE = 6, 64
 
@@ -92,7 +93,7 @@ def scores(data: DataSet) -> dict[str, float]:
 )  # fmt: skip
 def test_batches_and_scores_are_the_same(write, as_written, videos, tmp_path):
     write(tmp_path, videos)
-    source = open_source(DomainConfig(name="ten", img_folder=str(tmp_path)), 200)
+    source = open_place(DomainConfig(name="ten", img_folder=str(tmp_path)))
     read = data_set(source, check(source, workers=0))
     expected = as_written(videos) if as_written else videos
     for got, true in zip(batches(read), batches(expected), strict=True):

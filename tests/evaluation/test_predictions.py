@@ -11,7 +11,6 @@ from PIL import Image
 
 from src.config import MotionConfig
 from src.core.errors import UserError
-from src.data.formats.davis import open_davis
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, SOURCE, make_video, make_videos
 from src.data.writers import write_palette_png
@@ -20,6 +19,7 @@ from src.evaluation.predictions import object_folders, refuse_overlap, write_mas
 from src.evaluation.results import DomainResult
 from src.tasks.tracking.evaluation import evaluate_domain
 from tests.evaluation import reference
+from tests.sources import open_davis
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_folders_of_objects_are_called_as_in_the_data(folders, tmp_path):
         write_palette_png(tmp_path / "JPEGImages" / "v" / f"{t:05d}.png", np.zeros((4, 4), int))
         for folder, mask in zip(folders, (LEFT, MIDDLE), strict=True):
             write_palette_png(tmp_path / "Annotations" / "v" / folder / f"{t:05d}.png", mask.astype(int))
-    video, findings = open_davis(tmp_path).read(0)
-    assert findings == []
+    video, issues = open_davis(tmp_path).read(0)
+    assert issues == []
     predicted = {o.object_id: [RLE.encode(s.decode()) for s in o.segmentations] for o in video.objects}
     write_masks(tmp_path / "predicted", video, predicted, exclusive=False)
     assert sorted(path.name for path in (tmp_path / "predicted" / "v").iterdir()) == sorted(folders)

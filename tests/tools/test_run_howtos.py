@@ -10,8 +10,8 @@ import pytest
 
 from src.config import load_config
 from src.core.errors import UserError
-from src.data.formats.registry import recognise
 from src.data.summary import find_splits, summarize
+from tests.sources import recognised
 from tools import run_howtos
 from tools.run_howtos import Command, commands_of, in_shell, run_page, shortened
 
@@ -108,7 +108,7 @@ def test_stand_ins_are_laid_out_as_the_real_sets(tmp_path, name, counts, kind):
     run_howtos.STAND_INS[name](tmp_path / name)
     splits = find_splits(tmp_path / name)
     assert {split: summarize(place).count for split, place in splits.items()} == counts
-    assert recognise(splits["train"])[0] == kind
+    assert recognised(splits["train"])[0] == kind
 
 
 class TestPages:

@@ -12,7 +12,8 @@ import torch
 from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.machine import Machine, free_memory, this_machine
-from src.data.formats.registry import load_split
+from src.data.loading import load_split
+from src.data.options import LoadOptions
 from src.data.synthetic.worlds import CELLS, make_videos, write_coco
 from src.data.writers import write_davis
 from src.train.init_config import choose_base, write_suggestion
@@ -33,7 +34,7 @@ def suggest(tmp_path, monkeypatch):
 
 
 def videos_in(config: Config, split: str) -> list[str]:
-    return [video.video_id for video in load_split(config.dataset, split, config).videos]  # type: ignore[arg-type]
+    return [video.video_id for video in load_split(config.dataset, split, LoadOptions.from_config(config)).videos]  # type: ignore[arg-type]
 
 
 def test_roboflow_folders_are_taken_as_they_are(suggest, tiny_data):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,32 @@ from typing import Any
 import av
 import PIL
 
+from ...config import DomainConfig
+from ..options import LoadOptions
 from ..records import Source
 
-CHECK_VERSION = 1
+CHECKS_FOLDER = "data_checks"
+"""Folder of a run with the reports on its data sets."""
+
+CHECK_VERSION = 2
 """Part of every cached report's key. Raise it when the same files may give other issues, records or areas than before:
 after a change of a reader in ``formats``, of ``decode``, or of what a check looks at or reports."""
+
+
+def cache_file(place: DomainConfig, options: LoadOptions) -> Path:
+    """Return where the report on a data set is kept: a file for everything in a config that decides what is read."""
+    settings: list[Any] = [place.model_dump(), options.max_objects, options.follow_links]
+    if isinstance(place.videos, str) and Path(place.videos).is_file():
+        settings.append(Path(place.videos).read_text(encoding="utf-8", errors="replace"))
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.-]", "_", place.name)
+    return options.output_dir / CHECKS_FOLDER / f"{name}-{key}.json"
+
+
+def state_of_files(place: DomainConfig, options: LoadOptions) -> str:
+    """Return a hash of the files of a data set as they were when it was checked for a run."""
+    entry = json.loads(cache_file(place, options).read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps([entry["content"], entry["stamps"]]).encode()).hexdigest()
 
 
 def read_entry(cache: Path, content: str, decode: bool) -> dict[str, Any] | None:
@@ -56,7 +78,7 @@ def content_hash(source: Source) -> str:
     It covers the annotation files' bytes, the stamps of all files in the source's folders, which reader it is, the
     versions of the libraries that decode, and ``CHECK_VERSION``.
     """
-    reader = f"{type(source).__module__}.{type(source).__qualname__}"
+    reader = f"{type(source).__module__.rpartition('.')[2]}.{type(source).__qualname__}"
     digest = hashlib.sha256(f"{CHECK_VERSION} {reader} Pillow {PIL.__version__} av {av.__version__}".encode())
     for path in source.files:
         digest.update(f"{path}\0".encode(errors="replace"))

@@ -1,7 +1,7 @@
 """COCO annotations → records: every image with its annotations becomes a video of one frame.
 
 Reads COCO as it ships (images elsewhere) and as labelling tools export it (Roboflow's ``_annotations.coco.json`` beside
-the images, CVAT, Label Studio). :func:`open_coco` indexes a file in one pass over its JSON; an image's header and its
+the images, CVAT, Label Studio). :class:`CocoReader` indexes a file in one pass over its JSON; an image's header and its
 annotations are looked at when the image is asked for. Everything that was left out, mended or is damaged is a
 :class:`~src.data.records.Issue`. Masks are kept run-length encoded and decoded on demand; pixels are read on demand.
 
@@ -14,7 +14,7 @@ import gc
 import pickle
 import reprlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,8 +25,9 @@ from pycocotools import mask as coco_mask
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
+from ..packed import PackedList
 from ..records import RLE, FrameSource, Issue, ObjectTrack, VideoRecord
-from .packed import PackedList
+from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
     Bounds,
     IssueLog,
@@ -35,10 +36,10 @@ from .parsing import (
     choose_videos,
     declared_size,
     leaves_folder,
-    read_json,
     shown,
     sides,
 )
+from .reader import Location, OpenOptions
 
 
 class _Image(NamedTuple):
@@ -78,18 +79,18 @@ class CocoSource:
         entries: per image its video id, the image's entry and the fields of its annotations.
         categories: id → name.
         crowds_only: nothing but crowds is annotated, which then stand for objects.
-        max_ann_per_img: objects kept per image, the largest by mask area.
+        max_objects: objects kept per image, the largest by mask area.
         bounds: where the images may lie.
     """
 
     name: str
     files: list[Path]
-    findings: list[Issue]
+    issues: list[Issue]
     folder: Path
     entries: PackedList
     categories: dict[int | str, str]
     crowds_only: bool
-    max_ann_per_img: int
+    max_objects: int
     bounds: Bounds
 
     def __len__(self) -> int:
@@ -99,7 +100,7 @@ class CocoSource:
         video_id, image_fields, annotation_fields = self.entries[index]
         image, annotations = _Image(*image_fields), [_Annotation(*fields) for fields in annotation_fields]
         log = IssueLog(str(self.files[0]))
-        return self._record(video_id, image, annotations, log), log.findings
+        return self._record(video_id, image, annotations, log), log.issues
 
     def _record(
         self, video_id: str, image: _Image, annotations: list[_Annotation], log: IssueLog
@@ -138,7 +139,7 @@ class CocoSource:
     def _objects(
         self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
     ) -> list[ObjectTrack]:
-        """The objects of one image, at most ``max_ann_per_img``, numbered from 1 in the file's order."""
+        """The objects of one image, at most ``max_objects``, numbered from 1 in the file's order."""
         found: list[tuple[int, RLE, _Annotation]] = []
         for annotation in annotations:
             place = f"{annotation.place} ({shown(image.file_name, 160)})"
@@ -158,12 +159,12 @@ class CocoSource:
                 log.repaired(place, "annotations of an unknown category", "kept without one")
             found.append((area, mask, annotation))
         largest = sorted(range(len(found)), key=lambda index: -found[index][0])
-        for index in largest[self.max_ann_per_img :]:
+        for index in largest[self.max_objects :]:
             log.repaired(
                 f"{found[index][2].place} ({shown(image.file_name, 160)})",
-                f"annotations beyond the {self.max_ann_per_img} largest of their image",
+                f"annotations beyond the {self.max_objects} largest of their image",
             )
-        kept = [found[index] for index in sorted(largest[: self.max_ann_per_img])]
+        kept = [found[index] for index in sorted(largest[: self.max_objects])]
         return [
             ObjectTrack(number, [mask], self._category(annotation), annotation.key)
             for number, (_, mask, annotation) in enumerate(kept, start=1)
@@ -185,43 +186,53 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
-def open_coco(
-    img_folder: str | Path,
-    ann_file: str | Path,
-    name: str = "coco",
-    max_ann_per_img: int = 200,
-    videos: list[str] | None = None,
-    follow_links: bool = False,
-) -> CocoSource:
-    """Index a COCO file: every image, with or without annotations, is a video of one frame, in the file's order.
+class CocoReader:
+    """COCO: any JSON of annotations that no other reader knows."""
 
-    Args:
-        img_folder: what the file's ``file_name`` entries are relative to.
-        ann_file: the COCO JSON.
-        name: of the data set.
-        max_ann_per_img: objects kept per image, the largest by mask area.
-        videos: only these images, by their ``file_name`` or its stem; None: all.
-        follow_links: whether links may lead out of the folder.
+    name = "coco"
+    order = 20
+    looks_for = (
+        f"{ROBOFLOW}, instances_NAME.json (NAME being the image folder's) or one other .json in the folder, or in "
+        "folders 'annotations' in it and above it"
+    )
 
-    Object ids are 1, 2, … in the file's order. Crowds are left out, unless the file has nothing else.
+    def recognise(self, location: Location) -> Location | None:
+        file, _ = find_json(location)
+        return None if file is None else Location(location.folder, file)
 
-    Raises:
-        UserError: the file or the folder as a whole cannot be read, or there is no image of a wanted name.
-    """
-    folder, path = Path(img_folder), Path(ann_file)
-    log = IssueLog(str(path))
-    content = _read_coco(path, log)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder")
-    images = _index_images(content["images"], log)
-    categories = category_names(content.get("categories"))
-    _note_odd_ids(content["images"], content["annotations"], log)
-    crowds_only = _holds_only_crowds(content["annotations"])
-    grouped = _group_by_image(content["annotations"], images, log)
-    entries = _pack(_chosen(list(images.values()), videos, path), grouped)
-    bounds = Bounds.of(follow_links, folder)
-    return CocoSource(name, [path], log.findings, folder, entries, categories, crowds_only, max_ann_per_img, bounds)
+    @_collector_paused()
+    def open(self, location: Location, options: OpenOptions) -> CocoSource:
+        """Index a COCO file: every image, with or without annotations, is a video of one frame, in the file's order.
+
+        ``location.folder`` is what its ``file_name`` entries are relative to; wanted images are called by their
+        ``file_name`` or its stem. Object ids are 1, 2, … in the file's order. Crowds are left out, unless the file has
+        nothing else.
+
+        Raises:
+            UserError: the file or the folder as a whole cannot be read, or there is no image of a wanted name.
+        """
+        folder, path = location.folder, annotation_json(location)
+        log = IssueLog(str(path))
+        content = _read_coco(path, log)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such image folder", "data.missing-folder")
+        images = _index_images(content["images"], log)
+        _note_odd_ids(content["images"], content["annotations"], log)
+        grouped = _group_by_image(content["annotations"], images, log)
+        return CocoSource(
+            name=options.name,
+            files=[path],
+            issues=log.issues,
+            folder=folder,
+            entries=_pack(_chosen(list(images.values()), options.videos, path), grouped),
+            categories=category_names(content.get("categories")),
+            crowds_only=_holds_only_crowds(content["annotations"]),
+            max_objects=options.max_objects,
+            bounds=Bounds.of(options.follow_links, folder),
+        )
+
+
+READER = CocoReader()
 
 
 def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
@@ -313,7 +324,7 @@ def _note_odd_ids(images: list[Any], annotations: list[Any], log: IssueLog) -> N
         log.note("", "annotations that share an id", "objects are numbered anew in every image")
 
 
-def _chosen(images: list[_Image], videos: list[str] | None, path: Path) -> list[_Image]:
+def _chosen(images: list[_Image], videos: Sequence[str] | None, path: Path) -> list[_Image]:
     """The images of the wanted names, each the ``file_name`` or its stem."""
     if videos is None:
         return images
@@ -349,7 +360,7 @@ def _without_depth(fields: _AnnotationFields) -> _AnnotationFields:
 
 
 def _open_frame(folder: Path, image: _Image, log: IssueLog, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
-    """The image's file, turned as the annotator saw it, with height and width; None, and a finding, if it is damaged.
+    """The image's file, turned as the annotator saw it, with height and width; None, and an issue, if it is damaged.
 
     Tools differ in whether they heed EXIF orientation. The size in the JSON tells which pixels the annotations were
     drawn on; where it cannot (a square image, a half turn, no size) they are taken to be upright.
@@ -364,13 +375,11 @@ def _open_frame(folder: Path, image: _Image, log: IssueLog, bounds: Bounds) -> t
     if image.size in (None, oriented):
         return ImageFile(path), *oriented
     if image.size == stored:
-        log.findings.append(
-            Issue("repaired", str(path), "", "images annotated as stored", "read without EXIF rotation")
-        )
+        log.issues.append(Issue("repaired", str(path), "", "images annotated as stored", "read without EXIF rotation"))
         return ImageFile(path, orient=False), *stored
     assert image.size is not None
     problem = f"the image is {sides(oriented)} pixels, the JSON says {shown(sides(image.size))}"
-    log.findings.append(Issue("error", str(path), "", problem, "correct the JSON's size, or put the right image there"))
+    log.issues.append(Issue("error", str(path), "", problem, "correct the JSON's size, or put the right image there"))
     return None
 
 

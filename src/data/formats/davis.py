@@ -9,36 +9,26 @@ Formats: https://davischallenge.org, https://github.com/facebookresearch/sam2/tr
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import UserError
 from ..decode.labels import LabelImage, label_tracks, read_label_image
-from ..decode.video import frame_paths, is_image, natural
+from ..decode.video import frame_paths, natural
 from ..records import RLE, Issue, VideoRecord
+from .mask_folders import (
+    FRAMES,
+    MASK_FOLDERS,
+    MASKS,
+    VideoFolders,
+    find_roots,
+    folders_of_images,
+    holds_images,
+    subfolders,
+    videos_below,
+)
 from .parsing import Bounds, IssueLog, as_id, choose_videos, folder_of_both, make_objects, open_frames, sides
-
-FRAMES, MASKS = "JPEGImages", "Annotations"
-"""What the roots' names begin with (``JPEGImages_24fps``)."""
-
-LEVELS = ("480p", "1080p", "Full-Resolution")
-"""Folders of resolutions between a root and its videos; the first that is there is taken."""
-
-FRAME_FOLDERS = (FRAMES, "img", "imgs", "image", "images", "frames", "rgb")
-MASK_FOLDERS = (MASKS, "annot", "annotations", "mask", "masks", "gt", "labels", "instances", "SegmentationObject")
-"""What folders of frames and of masks beside them are called, where only the former is given."""
-
-
-@dataclass(frozen=True)
-class VideoFolders:
-    """Where frames and masks lie: one video's, or the roots of those of several."""
-
-    name: str
-    frames: Path
-    masks: Path
+from .reader import Location, OpenOptions
 
 
 @dataclass
@@ -48,9 +38,9 @@ class DavisSource:
     name: str
     files: list[Path]
     videos: list[VideoFolders]
-    max_ann_per_img: int
+    max_objects: int
     bounds: Bounds
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -62,13 +52,13 @@ class DavisSource:
             paths, files = frame_paths(video.frames), _mask_files(video.masks)
         except UserError as error:
             log.refused(video.frames, error)
-            return None, log.findings
+            return None, log.issues
         except OSError as error:
             log.error("", f"its folders cannot be read: {error.strerror}", "mend or delete them")
-            return None, log.findings
+            return None, log.issues
         if _masks_fit(paths, files, log):
-            return self._record(video.name, paths, files, log), log.findings
-        return None, log.findings
+            return self._record(video.name, paths, files, log), log.issues
+        return None, log.issues
 
     def _record(self, name: str, paths: list[Path], files: MaskFiles, log: IssueLog) -> VideoRecord | None:
         masks = [_read_masks(files.get(path.stem, {}), log, self.bounds) for path in paths]
@@ -79,7 +69,7 @@ class DavisSource:
         kept = [t for t, source in enumerate(sources) if source is not None]
         masks = [_of_size(masks[t], files.get(paths[t].stem, {}), size, log) for t in kept]
         tracks, void = _tracks(masks)
-        objects = make_objects(tracks, self.max_ann_per_img, log)
+        objects = make_objects(tracks, self.max_objects, log)
         if not objects:
             log.repaired("", "videos without an object")
             return None
@@ -116,166 +106,60 @@ MaskFiles = dict[str, dict[str, Path]]
 """A frame's stem → an object's folder → its mask file; the folder of a mask of all objects is ``""``."""
 
 
-def open_davis(
-    img_folder: str | Path,
-    ann_folder: str | Path | None = None,
-    name: str = "davis",
-    max_ann_per_img: int = 200,
-    videos: list[str] | None = None,
-    follow_links: bool = False,
-) -> DavisSource:
-    """List the videos of a data set in folders, reading no masks yet.
+class DavisReader:
+    """Folders of masks beside folders of frames."""
 
-    Args:
-        img_folder: the data set's root; its folder of frames, with or without the level of resolution; a folder of
-            videos that each have their own JPEGImages and Annotations; or one video.
-        ann_folder: the root of the masks; None: looked for.
-        name: of the data set.
-        max_ann_per_img: objects kept per video, the largest by mask area.
-        videos: names of videos, paths below the root; None: all.
-        follow_links: whether links may lead out of the folders.
+    name = "davis"
+    order = 40
+    looks_for = f"folders of masks in it and beside it ({MASKS}, masks, …)"
 
-    Raises:
-        UserError: a folder is missing, holds no videos, or not one of a wanted name.
-    """
-    folder = Path(img_folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder")
-    roots = find_roots(folder, None if ann_folder is None else Path(ann_folder))
-    found = [video for root in roots for video in _videos(root)]
-    if not found:
-        raise UserError(
-            f"{folder}: no videos with masks: neither {FRAMES} and {MASKS} in it, in its folders or around it, nor a "
-            f"folder of masks beside it ({', '.join(MASK_FOLDERS[1:])}); name the folder of masks as the ann_file"
+    def recognise(self, location: Location) -> Location | None:
+        if location.annotations is None:
+            folders = [root.masks for root in find_roots(location.folder, None)]
+        else:
+            folders = [location.annotations] if location.annotations.is_dir() else []
+        return location if any(next(folders_of_images(folder), None) for folder in folders) else None
+
+    def open(self, location: Location, options: OpenOptions) -> DavisSource:
+        """List the videos of a data set in folders, reading no masks yet.
+
+        ``location.folder`` is the data set's root; its folder of frames, with or without the level of resolution; a
+        folder of videos that each have their own JPEGImages and Annotations; or one video. ``location.annotations`` is
+        the root of the masks. Videos are called by their paths below the root.
+
+        Raises:
+            UserError: a folder is missing, holds no videos, or not one of a wanted name.
+        """
+        folder, annotations = location.folder, location.annotations
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such image folder", "data.missing-folder")
+        roots = find_roots(folder, annotations)
+        found = sorted((video for root in roots for video in videos_below(root)), key=lambda v: natural(v.name))
+        if not found:
+            raise UserError(
+                f"{folder}: no videos with masks: neither {FRAMES} and {MASKS} in it, in its folders or around it, nor "
+                f"a folder of masks beside it ({', '.join(MASK_FOLDERS[1:])}); name the folder of masks as the ann_file",
+                "davis.no-videos",
+            )
+        chosen = choose_videos([video.name for video in found], options.videos, folder)
+        masks = [folder_of_both(folder, root.masks) for root in roots] if annotations is None else [annotations]
+        return DavisSource(
+            name=options.name,
+            files=[path for root in roots for path in (root.frames, root.masks)],
+            videos=[found[index] for index in chosen],
+            max_objects=options.max_objects,
+            bounds=Bounds.of(options.follow_links, folder, *masks),
         )
-    found.sort(key=lambda video: natural(video.name))
-    chosen = [found[index] for index in choose_videos([video.name for video in found], videos, folder)]
-    masks = [folder_of_both(folder, root.masks) for root in roots] if ann_folder is None else [Path(ann_folder)]
-    bounds = Bounds.of(follow_links, folder, *masks)
-    files = [path for root in roots for path in (root.frames, root.masks)]
-    return DavisSource(name, files, chosen, max_ann_per_img, bounds)
 
 
-def masks_beside(frames: Path) -> Path | None:
-    """The folder of masks beside a folder of frames, by their names; None if there is none, or it is not clear."""
-    frames = frames.absolute()
-    return _only(frames.parent, MASK_FOLDERS) if _is_called(frames, FRAME_FOLDERS) else None
-
-
-def frames_within(folder: Path) -> Path | None:
-    """The folder of frames in a folder, by its name; None if there is none, or it is not clear."""
-    return _only(folder, FRAME_FOLDERS)
-
-
-def _only(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The subfolder of one of these names: the first name's own, else the only one."""
-    found = [path for path in _subfolders(folder) if _is_called(path, names)]
-    return next((path for path in found if path.name == names[0]), found[0] if len(found) == 1 else None)
-
-
-def _is_called(folder: Path, names: tuple[str, ...]) -> bool:
-    return folder.name.lower() in {name.lower() for name in names} or bool(re.match(rf"{names[0]}_\d+fps", folder.name))
-
-
-def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
-    """The roots of frames with the roots of their masks."""
-    if masks is not None:
-        if not masks.is_dir():
-            raise UserError(f"{masks}: no such folder of masks")
-        frames = frames_within(folder) or folder
-        return [_at_one_level(_name_of(frames), frames, _only(masks, MASK_FOLDERS) or masks)]
-    return list(_roots_within(folder)) or _roots_around(folder)
-
-
-def _roots_within(folder: Path, seen: set[Path] | None = None) -> Iterator[VideoFolders]:
-    """The root in a folder or, where it has none, those in the folders in it, each once however links lead to it."""
-    if _was_seen(folder, seen := set() if seen is None else seen):
-        return
-    frames = frames_within(folder)
-    if frames is not None and (masks := masks_beside(frames)) is not None:
-        yield _at_one_level(folder.absolute().name, frames, masks)
-    elif not holds_images(folder):
-        for child in _subfolders(folder):
-            for root in _roots_within(child, seen):
-                yield replace(root, name=child.name if root.name == child.name else f"{child.name}/{root.name}")
-
-
-def _roots_around(folder: Path) -> list[VideoFolders]:
-    """The root that a folder is, or lies below, with the folder of the same place below the root of masks."""
-    folder = folder.absolute()
-    for root in (folder, *folder.parents):
-        masks = masks_beside(root)
-        if masks is None:
-            continue
-        if root == folder:
-            return [_at_one_level(_name_of(folder), folder, masks)]
-        below = folder.relative_to(root).parts
-        without_level = below[1:] if below[0] in LEVELS else below
-        places = [masks.joinpath(*below), masks.joinpath(*without_level)]
-        return [
-            VideoFolders(_name_of(root) if below[-1] in LEVELS else folder.name, folder, place)
-            for place in places
-            if place.is_dir()
-        ][:1]
-    return []
-
-
-def _at_one_level(name: str, frames: Path, masks: Path) -> VideoFolders:
-    """Both roots or, if they have folders of resolutions, the folders of one that both have."""
-    levels = [level for level in LEVELS if (frames / level).is_dir()]
-    level = next((level for level in levels if (masks / level).is_dir()), levels[0] if levels else "")
-    return VideoFolders(name, frames / level, masks / level if (masks / level).is_dir() else masks)
-
-
-def _name_of(folder: Path) -> str:
-    """What a video is called whose frames lie in this folder: as the folder above if this is a JPEGImages or so."""
-    folder = folder.absolute()
-    return folder.parent.name if _is_called(folder, FRAME_FOLDERS) else folder.name
-
-
-def _videos(root: VideoFolders) -> Iterator[VideoFolders]:
-    """The folders of images below a root; a root that holds images itself is one video."""
-    for folder in folders_of_images(root.frames):
-        below = folder.relative_to(root.frames)
-        yield VideoFolders(below.as_posix() if below.parts else root.name, folder, root.masks / below)
-
-
-def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
-    """The folders that hold images, from this one on; none within another, each once however links lead to it."""
-    if _was_seen(folder, seen := set() if seen is None else seen):
-        return
-    if holds_images(folder):
-        yield folder
-    else:
-        for child in _subfolders(folder):
-            yield from folders_of_images(child, seen)
-
-
-def _was_seen(folder: Path, seen: set[Path]) -> bool:
-    """Whether a folder is among those seen, to which it is added: with two links that lead back a walk has no end."""
-    real = folder.resolve()
-    found = real in seen
-    seen.add(real)
-    return found
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
-    with os.scandir(folder) as entries:
-        return any(is_image(entry) for entry in entries)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return sorted(found, key=lambda path: natural(path.name))
+READER = DavisReader()
 
 
 def _mask_files(folder: Path) -> MaskFiles:
     """The mask files of a video: those in its folder or, where there are none, those in the folders of its objects."""
     files: MaskFiles = {}
     if folder.is_dir():
-        folders = {"": folder} if holds_images(folder) else {child.name: child for child in _subfolders(folder)}
+        folders = {"": folder} if holds_images(folder) else {child.name: child for child in subfolders(folder)}
         for key, place in folders.items():
             if holds_images(place):
                 for path in frame_paths(place):
@@ -302,7 +186,7 @@ def _of_size(
     others = [key for key, image in images.items() if image.size != size]
     for key in others:
         found = f"the mask is {sides(images[key].size)} pixels, the frames are {sides(size)}"
-        log.findings.append(Issue("error", str(files[key]), "", found, "save masks at the size of the frames"))
+        log.issues.append(Issue("error", str(files[key]), "", found, "save masks at the size of the frames"))
     return {} if others else images
 
 

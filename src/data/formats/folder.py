@@ -16,8 +16,9 @@ from ...core.errors import UserError
 from ..decode.labels import label_tracks, read_label_image
 from ..decode.video import is_image, natural
 from ..records import Issue, VideoRecord
-from .davis import frames_within, masks_beside
+from .mask_folders import MASKS, find_roots, folders_of_images, frames_within, holds_images, masks_beside
 from .parsing import Bounds, IssueLog, choose_videos, folder_of_both, make_objects, open_frames, sides
+from .reader import Location, OpenOptions
 
 MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt")
 """What may follow an image's name in that of its mask."""
@@ -40,9 +41,9 @@ class FolderSource:
     name: str
     files: list[Path]
     images: list[MaskedImage]
-    max_ann_per_img: int
+    max_objects: int
     bounds: Bounds
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,11 +53,11 @@ class FolderSource:
         if image.mask is None:
             log = IssueLog(str(image.image))
             log.repaired("", "images without a mask")
-            return None, log.findings
+            return None, log.issues
         log = IssueLog(str(image.mask))
         for path in image.spare:
             log.repaired(path.name, "masks of an image that has another")
-        return self._record(image.name, image.image, image.mask, log), log.findings
+        return self._record(image.name, image.image, image.mask, log), log.issues
 
     def _record(self, name: str, image: Path, mask: Path, log: IssueLog) -> VideoRecord | None:
         try:
@@ -73,64 +74,75 @@ class FolderSource:
             log.error("", problem, "save masks at the size of the images")
             return None
         tracks, void = label_tracks([labels])
-        objects = make_objects(tracks, self.max_ann_per_img, log)
+        objects = make_objects(tracks, self.max_objects, log)
         if not objects:
             log.repaired("", "images whose mask shows no object")
             return None
         return VideoRecord(name, *size, [frame], objects, void=dict(void))
 
 
-def open_folder(
-    img_folder: str | Path,
-    ann_folder: str | Path | None = None,
-    name: str = "folder",
-    max_ann_per_img: int = 200,
-    videos: list[str] | None = None,
-    follow_links: bool = False,
-) -> FolderSource:
-    """List the images of a folder, and of the folders in it, with their masks, reading none yet.
+class FolderReader:
+    """Stills with mask files, in a folder of their own or among the images."""
 
-    Args:
-        img_folder: the images, or a folder with one of images and one of masks in it.
-        ann_folder: the masks, laid out as the images are; None: looked for in, beside and among the images.
-        name: of the data set.
-        max_ann_per_img: objects kept per image, the largest by mask area.
-        videos: names of images, as paths below the folder without extension; None: all.
-        follow_links: whether links may lead out of the folders.
+    name = "folder"
+    order = 30
+    looks_for = f"masks among the images (NAME{MARKS[0]}.png)"
 
-    Raises:
-        UserError: a folder is missing, there are no images with masks, or none of a wanted name.
-    """
-    images = Path(img_folder)
-    if not images.is_dir():
-        raise UserError(f"{images}: no such image folder")
-    named = images
-    if ann_folder is None:
-        images, masks = folders_of_stills(images)
-    else:
-        masks = Path(ann_folder)
-    if not masks.is_dir():
-        raise UserError(f"{masks}: no such folder of masks")
-    log = IssueLog(str(masks))
-    found = list(_beside(images) if masks == images else _apart(images, masks, log))
-    if not any(image.mask for image in found):
-        raise UserError(
-            f"{images}: none of its {len(found)} images has a mask: neither a file of the same name in {masks}, nor "
-            f"one with {', '.join(MARKS)} added to it"
+    def recognise(self, location: Location) -> Location | None:
+        folder, annotations = location.folder, location.annotations
+        if annotations is not None:
+            return location if annotations.is_dir() and _are_stills(folder, annotations) else None
+        roots = [root for root in find_roots(folder, None) if next(folders_of_images(root.masks), None) is not None]
+        if roots:
+            return location if _are_stills(roots[0].frames, roots[0].masks) else None
+        among = holds_images(folder) and any(image.mask for image in _beside(folder))
+        return location if among else None
+
+    def open(self, location: Location, options: OpenOptions) -> FolderSource:
+        """List the images of a folder, and of the folders in it, with their masks, reading none yet.
+
+        ``location.folder`` holds the images, or a folder of images and one of masks; ``location.annotations`` the
+        masks, in the same layout. Without it they are looked for in, beside and among the images. Images are called by
+        their paths below the folder, without extension.
+
+        Raises:
+            UserError: a folder is missing, there are no images with masks, or none of a wanted name.
+        """
+        folder, annotations = location.folder, location.annotations
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such image folder", "data.missing-folder")
+        images, masks = _folders_of_stills(folder) if annotations is None else (folder, annotations)
+        if not masks.is_dir():
+            raise UserError(f"{masks}: no such folder of masks", "data.missing-annotations")
+        log = IssueLog(str(masks))
+        found = list(_beside(images) if masks == images else _apart(images, masks, log))
+        if not any(image.mask for image in found):
+            raise UserError(
+                f"{images}: none of its {len(found)} images has a mask: neither a file of the same name in {masks}, "
+                f"nor one with {', '.join(MARKS)} added to it",
+                "folder.no-masks",
+            )
+        chosen = choose_videos([image.name for image in found], options.videos, images)
+        bounds_of_masks = folder_of_both(folder, masks) if annotations is None else masks
+        return FolderSource(
+            name=options.name,
+            files=list(dict.fromkeys([images, masks])),
+            images=[found[index] for index in chosen],
+            max_objects=options.max_objects,
+            bounds=Bounds.of(options.follow_links, folder, bounds_of_masks),
+            issues=log.issues if options.videos is None else [],
         )
-    chosen = choose_videos([image.name for image in found], videos, images)
-    files = list(dict.fromkeys([images, masks]))
-    strays = log.findings if videos is None else []
-    bounds = Bounds.of(follow_links, named, folder_of_both(named, masks) if ann_folder is None else masks)
-    return FolderSource(name, files, [found[index] for index in chosen], max_ann_per_img, bounds, strays)
 
 
-def has_masks_beside(folder: Path) -> bool:
-    """Whether some of the images in a folder are masks of others in it."""
-    return any(image.mask for image in _beside(folder))
+READER = FolderReader()
 
 
-def folders_of_stills(folder: Path) -> tuple[Path, Path]:
+def _are_stills(images: Path, masks: Path) -> bool:
+    """Whether single images with masks are in two folders, rather than the frames of one video."""
+    return holds_images(images) and holds_images(masks) and not masks.name.startswith(MASKS)
+
+
+def _folders_of_stills(folder: Path) -> tuple[Path, Path]:
     """The folders of images and of masks, given the former or the one that both are in; twice the same if mixed."""
     inner = frames_within(folder)
     if inner is not None and (masks := masks_beside(inner)) is not None:
@@ -139,7 +151,7 @@ def folders_of_stills(folder: Path) -> tuple[Path, Path]:
 
 
 def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
-    """The images of one folder with the masks of another; a finding for each mask that is of none of them."""
+    """The images of one folder with the masks of another; an issue for each mask that is of none of them."""
     files, masks_by_name = _files(images), _by_image(_files(masks))
     for name, paths in files.items():
         found = masks_by_name.pop(name, [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import posixpath
 import re
@@ -14,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
-from ..decode.images import ImageFile, image_size, refuse_placeholder
+from ..decode.images import ImageFile, image_size
 from ..records import Issue, ObjectTrack, Segmentation
 
 FIX = "fix or delete it"
-
-MAX_JSON_BYTES = 8 * 2**30
-"""Larger annotation files are refused before they are read; the largest in use take a quarter of it."""
 
 
 @dataclass
@@ -28,48 +24,20 @@ class IssueLog:
     """What a parser meets in one file or folder."""
 
     file: str
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def error(self, entry: str, problem: str, action: str = FIX) -> None:
-        self.findings.append(Issue("error", self.file, entry, problem, action))
+        self.issues.append(Issue("error", self.file, entry, problem, action))
 
     def repaired(self, entry: str, problem: str, action: str = "left out") -> None:
-        self.findings.append(Issue("repaired", self.file, entry, problem, action))
+        self.issues.append(Issue("repaired", self.file, entry, problem, action))
 
     def note(self, entry: str, problem: str, action: str) -> None:
-        self.findings.append(Issue("note", self.file, entry, problem, action))
+        self.issues.append(Issue("note", self.file, entry, problem, action))
 
     def refused(self, path: Path, error: UserError) -> None:
         """A file that could not be read."""
-        self.findings.append(Issue("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
-
-
-def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
-    """The object of a JSON file; a byte order mark is a note.
-
-    Raises:
-        UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
-            something else.
-    """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise UserError(f"{path}: {size} bytes are over the limit of {MAX_JSON_BYTES} for JSON; split the data set")
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    refuse_placeholder(path, raw[:64])
-    if raw.startswith(b"\xef\xbb\xbf"):
-        log.note("", "a byte order mark before the JSON", "skipped")
-    try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}")
-    return content
+        self.issues.append(Issue("error", str(path), "", str(error).removeprefix(f"{path}: "), FIX))
 
 
 def as_id(value: Any) -> int | str | None:
@@ -147,7 +115,7 @@ def category_names(entries: Any) -> dict[int | str, str]:
     return names
 
 
-def choose_videos(names: Sequence[str], wanted: list[str] | None, place: str | Path) -> list[int]:
+def choose_videos(names: Sequence[str], wanted: Sequence[str] | None, place: str | Path) -> list[int]:
     """Which videos of a data set, in its order, are among the wanted ones (None: all).
 
     Raises:
@@ -206,7 +174,7 @@ def open_frames(
             frames.append(ImageFile(path, orient))
         else:
             found = sides(oriented if orient else stored)
-            log.findings.append(
+            log.issues.append(
                 Issue("error", str(path), "", f"the frame is {found} pixels, those before it {sides(size)}", FIX)
             )
             frames.append(None)

@@ -20,7 +20,9 @@ from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from ..decode.video import VideoFrame, natural, read_header
 from ..records import RLE, Issue, VideoRecord
-from .parsing import Bounds, IssueLog, as_id, choose_videos, declared_size, make_objects, read_json, sides
+from .json_files import find_json, holds_keys, read_json
+from .parsing import Bounds, IssueLog, as_id, choose_videos, declared_size, make_objects, sides
+from .reader import Location, OpenOptions
 
 STEP = 4
 """Frames of the 24 a second from one annotated frame to the next; the JSON does not say."""
@@ -47,9 +49,9 @@ class SavSource:
     name: str
     files: list[Path]
     videos: list[VideoFiles]
-    max_ann_per_img: int
+    max_objects: int
     bounds: Bounds
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -58,27 +60,27 @@ class SavSource:
         files = self.videos[index]
         log = IssueLog(str(files.masklets))
         if not files.video.is_file():
-            log.findings.append(_misfit(files, f"there is no video for {files.masklets}"))
-            return None, log.findings
+            log.issues.append(_misfit(files, f"there is no video for {files.masklets}"))
+            return None, log.issues
         try:
             content = read_json(files.masklets, log)
         except UserError as error:
             log.refused(files.masklets, error)
-            return None, log.findings
+            return None, log.issues
         try:
             self.bounds.check(files.video)
             header = read_header(files.video)
         except UserError as error:
             log.refused(files.video, error)
-            return None, log.findings
-        return self._record(files, content, header.count, header.size, log), log.findings
+            return None, log.issues
+        return self._record(files, content, header.count, header.size, log), log.issues
 
     def _record(
         self, files: VideoFiles, content: dict[str, Any], count: int, size: tuple[int, int], log: IssueLog
     ) -> VideoRecord | None:
         declared = declared_size(content, "video_")
         if declared not in (None, size):
-            log.findings.append(
+            log.issues.append(
                 _misfit(files, f"the video is {sides(size)} pixels, {files.masklets} says {sides(declared)}")
             )
             return None
@@ -90,10 +92,10 @@ class SavSource:
             problem = (
                 f"the video has {count} frames, {len(labelled)} annotated ones in {files.masklets} go up to {last}"
             )
-            log.findings.append(_misfit(files, problem))
+            log.issues.append(_misfit(files, problem))
             return None
         tracks, annotated = _tracks(content, labelled, count, size, log)
-        objects = make_objects(tracks, self.max_ann_per_img, log)
+        objects = make_objects(tracks, self.max_objects, log)
         if not objects:
             log.repaired("", "videos without an object")
             return None
@@ -101,51 +103,73 @@ class SavSource:
         return VideoRecord(files.name, *size, frames, objects, frozenset(annotated))
 
 
-def open_sav(
-    img_folder: str | Path,
-    ann_folder: str | Path | None = None,
-    name: str = "sav",
-    max_ann_per_img: int = 200,
-    videos: list[str] | None = None,
-    follow_links: bool = False,
-) -> SavSource:
-    """List the videos that have masklets, reading none yet.
+class SavReader:
+    """SA-V's training files, told by their names or by the key ``masklet``."""
 
-    Args:
-        img_folder: the folder of videos, or one of folders of them (``sav_000``, ``sav_001``, …).
-        ann_folder: the folder of JSON files, laid out alike, or one such file; None: they are beside the videos.
-        name: of the data set.
-        max_ann_per_img: objects kept per video, the largest by mask area.
-        videos: names of videos, such as ``sav_000001``; None: all. Of videos in several folders that share a name,
-            each is called by its path, ``sav_000/sav_000001``.
-        follow_links: whether links to videos may lead out of the folder.
+    name = "sav"
+    order = 0
+    looks_for = " and ".join(f"*{kind}" for kind in KINDS)
 
-    Raises:
-        UserError: a folder is missing, there are no masklets, or not of a wanted name.
-    """
-    folder = Path(img_folder)
-    place = folder if ann_folder is None else Path(ann_folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of videos")
-    if not place.exists():
-        raise UserError(f"{place}: no such folder of masklets")
-    masklets = [place] if place.is_file() else list(_masklet_files(place))
-    root = place.parent if place.is_file() else place
-    found = [
-        VideoFiles(name, folder / f"{below.as_posix()}{VIDEO_SUFFIX}", path)
-        for name, below, path in _named(_preferred(masklets, root))
-    ]
-    if not found:
-        raise UserError(f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}")
-    chosen = choose_videos([video.name for video in found], videos, place)
+    def recognise(self, location: Location) -> Location | None:
+        place = location.annotations or location.folder
+        if place.is_dir() and _holds_masklets(place):
+            return location
+        file, _ = find_json(location)
+        return Location(location.folder, file) if file is not None and holds_keys(file, "masklet") else None
+
+    def open(self, location: Location, options: OpenOptions) -> SavSource:
+        """List the videos that have masklets, reading none yet.
+
+        ``location.folder`` is the folder of videos, or one of folders of them (``sav_000``, ``sav_001``, …).
+        ``location.annotations`` is a folder of JSON files with the same layout, or one such file; without it they are
+        beside the videos. Videos that share a name in several folders are called by their paths,
+        ``sav_000/sav_000001``.
+
+        Raises:
+            UserError: a folder is missing, there are no masklets, or not of a wanted name.
+        """
+        folder = location.folder
+        place = location.annotations or folder
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of videos", "data.missing-folder")
+        if not place.exists():
+            raise UserError(f"{place}: no such folder of masklets", "data.missing-annotations")
+        masklets = [place] if place.is_file() else list(_masklet_files(place))
+        root = place.parent if place.is_file() else place
+        found = [
+            VideoFiles(name, folder / f"{below.as_posix()}{VIDEO_SUFFIX}", path)
+            for name, below, path in _named(_preferred(masklets, root))
+        ]
+        if not found:
+            raise UserError(
+                f"{place}: no masklets: no file here or in its folders ends in {' or '.join(KINDS)}", "sav.no-masklets"
+            )
+        chosen = choose_videos([video.name for video in found], options.videos, place)
+        return SavSource(
+            name=options.name,
+            files=[place],
+            videos=[found[index] for index in chosen],
+            max_objects=options.max_objects,
+            bounds=Bounds.of(options.follow_links, folder),
+            issues=_videos_without_masklets(folder, found) if options.videos is None else [],
+        )
+
+
+READER = SavReader()
+
+
+def _videos_without_masklets(folder: Path, found: list[VideoFiles]) -> list[Issue]:
     log = IssueLog(str(folder))
-    if videos is None:
-        known = {video.video for video in found}
-        for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
-            if path not in known:
-                log.repaired(path.name, "videos without masklets")
-    bounds = Bounds.of(follow_links, folder)
-    return SavSource(name, [place], [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
+    known = {video.video for video in found}
+    for path in sorted(folder.glob(f"*{VIDEO_SUFFIX}")):
+        if path not in known:
+            log.repaired(path.name, "videos without masklets")
+    return log.issues
+
+
+def _holds_masklets(folder: Path) -> bool:
+    """Whether a folder, or one of those in it, holds files of masklets."""
+    return any(next(folder.glob(f"{depth}*{kind}"), None) for kind in KINDS for depth in ("", "*/"))
 
 
 def _masklet_files(folder: Path) -> Iterator[Path]:
@@ -173,12 +197,12 @@ def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
 
 
 def _misfit(files: VideoFiles, problem: str) -> Issue:
-    """A video that is not the one its JSON is of: a finding in the video's file, since that is what has to change."""
+    """A video that is not the one its JSON is of: an issue in the video's file, since that is what has to change."""
     return Issue("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
 
 
 def _annotated_frames(content: dict[str, Any], log: IssueLog) -> list[Any] | None:
-    """The lists of masks, one an annotated frame; None, and a finding, if there are none."""
+    """The lists of masks, one an annotated frame; None, and an issue, if there are none."""
     labelled = content.get("masklet")
     if not isinstance(labelled, list) or not labelled:
         log.error("", "no masklets: 'masklet' must be a list of lists of masks, one an annotated frame")

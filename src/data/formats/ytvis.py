@@ -25,6 +25,7 @@ from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from ..decode.video import natural
 from ..records import RLE, Issue, VideoRecord
+from .json_files import annotation_json, find_json, holds_keys, read_json
 from .parsing import (
     Bounds,
     IssueLog,
@@ -35,10 +36,10 @@ from .parsing import (
     leaves_folder,
     make_objects,
     open_frames,
-    read_json,
     shown,
     sides,
 )
+from .reader import Location, OpenOptions
 
 TRACK_KEYS = ("track_id", "instance_id")
 
@@ -88,17 +89,17 @@ class YtvisSource:
     files: list[Path]
     img_folder: Path
     videos: list[Video]
-    max_ann_per_img: int
+    max_objects: int
     bounds: Bounds
-    findings: list[Issue]
+    issues: list[Issue]
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video = self.videos[index]
-        log = IssueLog(video.log.file, list(video.log.findings))
-        return self._record(video, log), log.findings
+        log = IssueLog(video.log.file, list(video.log.issues))
+        return self._record(video, log), log.issues
 
     def _record(self, video: Video, log: IssueLog) -> VideoRecord | None:
         sources, size = open_frames([self.img_folder / name for name in video.file_names], video.size, log, self.bounds)
@@ -112,7 +113,7 @@ class YtvisSource:
         damaged = video.damaged | _damaged_frames(video, size, log)
         tracks = {key: _masks(pieces, damaged, size) for key, pieces in video.pieces.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
-        objects = make_objects(placed, self.max_ann_per_img, log, video.categories, video.ids_are_numbers)
+        objects = make_objects(placed, self.max_objects, log, video.categories, video.ids_are_numbers)
         if not objects:
             log.repaired(place, "videos without an object")
             return None
@@ -121,47 +122,66 @@ class YtvisSource:
         return VideoRecord(video.name, *size, frames, objects, annotated)
 
 
-def open_ytvis(
-    img_folder: str | Path,
-    ann_file: str | Path,
-    name: str = "ytvis",
-    max_ann_per_img: int = 200,
-    videos: list[str] | None = None,
-    follow_links: bool = False,
-) -> YtvisSource:
-    """List the videos of a JSON file of tracked objects.
+class YtvisReader:
+    """YouTube-VIS and COCO-like JSON of tracked objects, told by its keys."""
 
-    Args:
-        img_folder: what the file names are relative to.
-        ann_file: the JSON.
-        name: of the data set.
-        max_ann_per_img: objects kept per video, the largest by mask area.
-        videos: names of videos; None: all. A video is called as in the file, else as the folder of its frames.
-        follow_links: whether links may lead out of the folder.
+    name = "ytvis"
+    order = 10
+    looks_for = f"a .json with 'file_names', or with 'video_id' and {' or '.join(map(repr, TRACK_KEYS))}"
 
-    Raises:
-        UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
-    """
-    path, folder = Path(ann_file), Path(img_folder)
-    log = IssueLog(str(path))
-    content = read_json(path, log)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder")
+    def recognise(self, location: Location) -> Location | None:
+        file, _ = find_json(location)
+        if file is None:
+            return None
+        if holds_keys(file, "file_names") or any(holds_keys(file, "video_id", key) for key in TRACK_KEYS):
+            return Location(location.folder, file)
+        return None
+
+    def open(self, location: Location, options: OpenOptions) -> YtvisSource:
+        """List the videos of a JSON file of tracked objects.
+
+        ``location.folder`` is what the file names are relative to. A video is called as in the file, else as the
+        folder of its frames.
+
+        Raises:
+            UserError: the file or the folder cannot be read, or there is no video, or none of a wanted name.
+        """
+        path, folder = annotation_json(location), location.folder
+        log = IssueLog(str(path))
+        content = read_json(path, log)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such image folder", "data.missing-folder")
+        videos = _with_unique_names(_listed_videos(path, content, log))
+        if not videos:
+            issues = "".join(f"\n  {issue}" for issue in log.issues[:5])
+            raise UserError(f"{path}: no video with frames{issues}", "ytvis.no-videos")
+        chosen = choose_videos([video.name for video in videos], options.videos, path)
+        return YtvisSource(
+            name=options.name,
+            files=[path],
+            img_folder=folder,
+            videos=[videos[index] for index in chosen],
+            max_objects=options.max_objects,
+            bounds=Bounds.of(options.follow_links, folder),
+            issues=log.issues,
+        )
+
+
+READER = YtvisReader()
+
+
+def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog) -> list[Video]:
+    """The videos of either flavour."""
+    refusal = f"{path}: not a file of tracked objects"
     if not isinstance(content.get("annotations"), list):
-        raise UserError(f"{path}: not a file of tracked objects: no list 'annotations'")
+        raise UserError(f"{refusal}: no list 'annotations'", "ytvis.not-ytvis")
     if not all(isinstance(content.get(key, []), list) for key in ("videos", "images")):
-        raise UserError(f"{path}: not a file of tracked objects: 'videos' or 'images' is not a list")
+        raise UserError(f"{refusal}: 'videos' or 'images' is not a list", "ytvis.not-ytvis")
     if any(isinstance(entry, dict) and "file_names" in entry for entry in content.get("videos", [])):
-        found = _with_unique_names(_videos_with_tracks(content, log))
-    elif "images" in content:
-        found = _with_unique_names(_videos_of_images(content, log))
-    else:
-        raise UserError(f"{path}: not a file of tracked objects: neither 'videos' with 'file_names' nor 'images'")
-    if not found:
-        raise UserError(f"{path}: no video with frames" + "".join(f"\n  {finding}" for finding in log.findings[:5]))
-    chosen = choose_videos([video.name for video in found], videos, path)
-    bounds = Bounds.of(follow_links, folder)
-    return YtvisSource(name, [path], folder, [found[index] for index in chosen], max_ann_per_img, bounds, log.findings)
+        return _videos_with_tracks(content, log)
+    if "images" in content:
+        return _videos_of_images(content, log)
+    raise UserError(f"{refusal}: neither 'videos' with 'file_names' nor 'images'", "ytvis.not-ytvis")
 
 
 def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:

@@ -7,20 +7,23 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import Config, DomainConfig
+from src.config import DomainConfig
 from src.core.errors import UserError
-from src.data.checks.validate import EXAMPLES, Report, check, data_set
+from src.data.checks.report import EXAMPLES, Report, data_set
+from src.data.checks.validate import check
 from src.data.decode.images import ImageFile
-from src.data.formats.coco import CocoSource, open_coco
-from src.data.formats.registry import load_data
+from src.data.formats.coco import CocoSource
+from src.data.loading import load_data
+from src.data.options import LoadOptions
 from src.data.records import RLE, ArrayFrame, Issue, ObjectTrack, VideoRecord
+from tests.sources import open_coco
 
 SIZE = 32
 
@@ -49,7 +52,7 @@ def change(place: DomainConfig, change: Callable[[dict], object]) -> None:
 
 
 def report_of(place: DomainConfig, **options) -> Report:
-    return check(open_coco(place.img_folder, str(place.ann_file), place.name), **options)
+    return check(open_coco(place.img_folder, str(place.ann_file), name=place.name), **options)
 
 
 def truncate(path: Path) -> None:
@@ -62,8 +65,8 @@ def place(tmp_path) -> DomainConfig:
 
 
 @pytest.fixture
-def config(tmp_path) -> Config:
-    return Config(output_dir=str(tmp_path / "run"))
+def options(tmp_path) -> LoadOptions:
+    return LoadOptions(tmp_path / "run")
 
 
 class TestCheck:
@@ -71,7 +74,7 @@ class TestCheck:
     def test_a_sound_set(self, place, workers):
         report = report_of(place, workers=workers)
         assert (report.listed, report.keep, report.frames, report.objects) == (4, [0, 1, 2, 3], 4, 4)
-        assert report.findings == []
+        assert report.issues == []
         assert report.median_side == pytest.approx(8 / SIZE)
 
     def test_more_images_than_a_process_is_given_at_a_time(self, tmp_path):
@@ -111,7 +114,7 @@ class TestCheck:
         change(place, add_empty)
         report = report_of(place, workers=0)
         assert report.counts["repaired"] == {"annotations without a segmentation": EXAMPLES + 20}
-        assert len(report.findings) == EXAMPLES
+        assert len(report.issues) == EXAMPLES
         ((count, first),) = report.examples("repaired")
         assert (count, first.entry) == (EXAMPLES + 20, "annotation 10 (0.png)")
 
@@ -123,7 +126,7 @@ class Listed:
     records: list[VideoRecord]
     name: str = "listed"
     files: list[Path] = field(default_factory=list)
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -198,7 +201,7 @@ class TestTheCache:
 
         def run(**options) -> int:
             looks: list[int] = []
-            source = open_coco(place.img_folder, str(place.ann_file), place.name)
+            source = open_coco(place.img_folder, str(place.ann_file), name=place.name)
             read = source.read
             monkeypatch.setattr(type(source), "read", lambda self, index: looks.append(index) or read(index))
             report = check(source, workers=0, cache=cache, **options)
@@ -257,7 +260,7 @@ class TestTheCache:
         files, cache = [Path(str(place.ann_file))], tmp_path / "cache.json"
         assert check(Listed([], files=files), workers=0, cache=cache).notes == {}
         issue = Issue("note", "a", "", "a problem", "an action")
-        other = OtherReader([], files=files, findings=[issue])
+        other = OtherReader([], files=files, issues=[issue])
         assert check(other, workers=0, cache=cache).notes == {"a problem, an action": 1}
 
     def test_a_damaged_one_is_made_anew(self, looked, tmp_path):
@@ -267,11 +270,8 @@ class TestTheCache:
 
 
 class TestLoading:
-    def skip(self, config: Config) -> Config:
-        return config.model_copy(update={"dataset": config.dataset.model_copy(update={"skip_bad": True})})
-
-    def test_videos_are_parsed_when_they_are_asked_for(self, place, config):
-        data = load_data(place, config)
+    def test_videos_are_parsed_when_they_are_asked_for(self, place, options):
+        data = load_data(place, options)
         assert len(data) == len(list(data.videos)) == 4
         few = data.videos[1:3]
         assert [video.video_id for video in few] == ["1", "2"]
@@ -279,29 +279,29 @@ class TestLoading:
         assert data.videos[-1].masks(0)[1].sum() == 64
         assert data.median_object_side(64) == 16
 
-    def test_the_size_of_objects_is_known_from_the_check(self, place, config, monkeypatch):
-        data = load_data(place, config)
+    def test_the_size_of_objects_is_known_from_the_check(self, place, options, monkeypatch):
+        data = load_data(place, options)
         monkeypatch.setattr(CocoSource, "read", lambda *_: pytest.fail("parsed once more"))
         assert data.median_object_side(64) == 16
 
-    def test_damage_is_refused_in_one_line(self, place, config):
+    def test_damage_is_refused_in_one_line(self, place, options):
         truncate(Path(place.img_folder) / "2.png")
         for _ in range(2):  # the second time from the cache
             with pytest.raises(UserError, match=r"2\.png: the image cannot be read: .*--skip-bad$") as caught:
-                load_data(place, config)
+                load_data(place, options)
             assert str(caught.value).isprintable()
 
-    def test_damage_is_left_out_and_listed(self, place, config, tmp_path):
+    def test_damage_is_left_out_and_listed(self, place, options, tmp_path):
         truncate(Path(place.img_folder) / "2.png")
         other = coco(tmp_path / "other")
         change(other, lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3]]))
-        skipping = self.skip(config)
+        skipping = replace(options, skip_bad=True)
         assert [video.video_id for video in load_data(place, skipping).videos] == ["0", "1", "3"]
         assert len(load_data(other, skipping)) == 3
-        path = Path(config.output_dir) / "skipped.json"
+        path = options.output_dir / "skipped.json"
         listed = json.loads(path.read_text())
-        assert [len(findings) for findings in listed.values()] == [1, 1]
-        assert [finding["file"] for findings in listed.values() for finding in findings] == [
+        assert [len(issues) for issues in listed.values()] == [1, 1]
+        assert [issue["file"] for issues in listed.values() for issue in issues] == [
             str(Path(place.img_folder) / "2.png"),
             other.ann_file,
         ]
@@ -309,7 +309,7 @@ class TestLoading:
         assert len(load_data(place, skipping)) == 4
         assert list(json.loads(path.read_text())) == [f"things: {other.ann_file}"]
 
-    def test_a_video_left_out_for_one_of_its_frames_is_listed_as_such(self, config, tmp_path):
+    def test_a_video_left_out_for_one_of_its_frames_is_listed_as_such(self, options, tmp_path):
         frames, masks = tmp_path / "set" / "JPEGImages", tmp_path / "set" / "Annotations"
         rng = np.random.default_rng(0)
         for video in ("good", "bad"):
@@ -323,9 +323,9 @@ class TestLoading:
         (masks / "good" / "2.png").write_bytes(b"no mask")
         place = DomainConfig(name="videos", img_folder=str(frames))
         for _ in range(2):  # the second time from the cache
-            (video,) = load_data(place, self.skip(config)).videos
+            (video,) = load_data(place, replace(options, skip_bad=True)).videos
             assert (video.video_id, len(video)) == ("good", 3)
-        (listed,) = json.loads((Path(config.output_dir) / "skipped.json").read_text()).values()
+        (listed,) = json.loads((options.output_dir / "skipped.json").read_text()).values()
         assert {(Path(one["file"]).relative_to(tmp_path / "set").as_posix(), one["action"]) for one in listed} == {
             ("JPEGImages/bad/1.png", "left out"),
             ("Annotations/good/2.png", "left out"),
@@ -333,23 +333,23 @@ class TestLoading:
         }
         assert [one["problem"] for one in listed if one["entry"] == "video bad"] == ["1 of its 3 frames cannot be used"]
 
-    def test_nothing_usable_is_refused_whatever_is_left_out(self, place, config):
+    def test_nothing_usable_is_refused_whatever_is_left_out(self, place, options):
         for image in Path(place.img_folder).glob("*.png"):
             image.unlink()
         with pytest.raises(UserError, match=r"a\.json: nothing in it is usable: 4 damaged, the first of them .*0\.png"):
-            load_data(place, self.skip(config))
+            load_data(place, replace(options, skip_bad=True))
 
-    def test_a_file_that_goes_after_the_check_is_told(self, place, config):
-        data = load_data(place, config)
+    def test_a_file_that_goes_after_the_check_is_told(self, place, options):
+        data = load_data(place, options)
         (Path(place.img_folder) / "3.png").unlink()
         with pytest.raises(UserError, match=r"things: changed since it was checked: .*3\.png: no such file"):
             data.videos[3]
 
-    def test_another_setting_is_another_check(self, place, config):
-        load_data(place, config)
+    def test_another_setting_is_another_check(self, place, options):
+        load_data(place, options)
         chosen = place.model_copy(update={"videos": ["1"]})
-        assert [video.video_id for video in load_data(chosen, config).videos] == ["1"]
-        assert len(load_data(place, config)) == 4
+        assert [video.video_id for video in load_data(chosen, options).videos] == ["1"]
+        assert len(load_data(place, options)) == 4
 
 
 def test_a_report_of_damage_needs_leave_to_skip_it(place):

@@ -12,10 +12,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from src.core.errors import UserError
-from src.data.checks.validate import check, data_set
+from src.data.checks.report import data_set
+from src.data.checks.validate import check
 from src.data.decode.segmentation import check_segmentation, is_empty, parse_segmentation
-from src.data.formats.coco import open_coco
 from src.data.records import RLE, DataSet, Issue
+from tests.errors import refuses
+from tests.sources import open_coco
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]  # columns 1 to 3, rows 1 and 2
@@ -324,12 +326,12 @@ def test_files_that_are_not_coco(folder, text, reason):
 
 
 def test_missing_file_and_folder(folder):
-    with pytest.raises(UserError, match="no such annotation file"):
+    with refuses("data.missing-annotations"):
         load_coco(folder.path, folder.path / "absent.json")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with refuses("data.missing-annotations"):
         load_coco(folder.path, folder.path)
     folder.write([annotation()])
-    with pytest.raises(UserError, match="no such image folder"):
+    with refuses("data.missing-folder"):
         load_coco(folder.path / "absent", folder.ann_file)
 
 
@@ -386,8 +388,8 @@ def test_duplicate_image_ids(folder):
     assert "image 1: two files have this id: a.png and b.png" in folder.refusal(
         [annotation(), annotation(2, 2)], images
     )
-    dataset, findings = scan_coco(folder.path, folder.ann_file)
-    assert len(findings) == 1
+    dataset, issues = scan_coco(folder.path, folder.ann_file)
+    assert len(issues) == 1
     assert [video.video_id for video in dataset.videos] == ["a"], "whose annotations the others are cannot be known"
 
 
@@ -478,7 +480,7 @@ def test_the_largest_by_mask_area_are_kept_in_order(folder):
     square = annotation(2, segmentation=rle(compressed(SQUARE_MASK)), area=1)  # 6 pixels
     block = annotation(3, segmentation=(BLOCK,), area=2)  # 4 pixels
     whole = annotation(4, segmentation=([0, 0, 8, 0, 8, 6, 0, 6],), area=0)
-    dataset = folder.load([small, square, block, whole], max_ann_per_img=3)
+    dataset = folder.load([small, square, block, whole], max_objects=3)
     tracks = dataset.videos[0].objects
     assert [track.object_id for track in tracks] == [1, 2, 3]
     assert [int(track.segmentations[0].decode().sum()) for track in tracks] == [6, 4, 48]
@@ -493,11 +495,11 @@ def test_length_ends_in_one_short_line(folder):
     damaged = [annotation("7" * 5000, segmentation=(SQUARE[:7],)), annotation("a\nb\ud800", segmentation={"size": "x"})]
     images = [image_entry(), image_entry(2, "n" * 5000), image_entry(3, "a\n\ud800.png")]
     folder.write([annotation(1), *damaged, annotation(5, 2), annotation(6, 3)], images)
-    dataset, findings = scan_coco(folder.path, folder.ann_file)
+    dataset, issues = scan_coco(folder.path, folder.ann_file)
     assert len(dataset.videos[0].objects) == 1
-    assert len(findings) == 4
-    assert all(str(finding).isprintable() for finding in findings)
-    assert [len(str(finding)) < 300 for finding in findings].count(False) == 1, "a path is told as it is"
+    assert len(issues) == 4
+    assert all(str(issue).isprintable() for issue in issues)
+    assert [len(str(issue)) < 300 for issue in issues].count(False) == 1, "a path is told as it is"
 
 
 @pytest.mark.parametrize("depth", [100, 600, 700, 800, 850, 900, 930, 960, 990, 2000])
@@ -506,12 +508,12 @@ def test_depth(folder, depth):
     folder.write([annotation(1), annotation(2, segmentation="DEEP")])
     folder.ann_file.write_text(folder.ann_file.read_text().replace('"DEEP"', "[" * depth + "]" * depth))
     try:
-        dataset, findings = scan_coco(folder.path, folder.ann_file)
+        dataset, issues = scan_coco(folder.path, folder.ann_file)
     except UserError as error:
         assert "not valid JSON" in str(error)
     else:
         assert len(dataset.videos[0].objects) == 1
-        assert "holds something that is not a number" in str(findings[0])
+        assert "holds something that is not a number" in str(issues[0])
 
 
 def test_a_polygon_that_would_fill_the_memory(folder):
@@ -542,8 +544,8 @@ def test_several_damaged_annotations_are_named_together(folder):
 
 def test_scan_goes_on_past_damage(folder):
     folder.write([annotation(1), annotation(2, segmentation=([1, 1, float("nan"), 1, 2, 2],))])
-    dataset, findings = scan_coco(folder.path, folder.ann_file, "cells")
-    assert [str(finding) for finding in findings] == [
+    dataset, issues = scan_coco(folder.path, folder.ann_file, name="cells")
+    assert [str(issue) for issue in issues] == [
         f"{folder.ann_file}: annotation 2 (a.png): polygon 1 has the coordinate nan, on an image of 8×6 pixels; "
         "fix or delete it"
     ]

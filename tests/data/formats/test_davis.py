@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from src.core.errors import UserError
-from src.data.formats.davis import open_davis
 from src.data.records import Issue, VideoRecord
 from src.data.writers import write_palette_png
+from tests.sources import open_davis
 
 HEIGHT, WIDTH = 6, 8
 IDS = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -40,8 +40,8 @@ def read(source, index: int = 0) -> tuple[VideoRecord | None, list[Issue]]:
 
 def only(source) -> VideoRecord:
     assert len(source) == 1
-    record, findings = source.read(0)
-    assert findings == []
+    record, issues = source.read(0)
+    assert issues == []
     assert record is not None
     return record
 
@@ -83,8 +83,8 @@ class TestLayouts:
         source = open_davis(tmp_path / img_folder, None if ann_folder is None else tmp_path / ann_folder)
         assert [video.name for video in source.videos] == names
         for index, name in enumerate(names):
-            record, findings = read(source, index)
-            assert findings == []
+            record, issues = read(source, index)
+            assert issues == []
             assert (record.video_id, record.height, record.width, len(record)) == (name, HEIGHT, WIDTH, 2)
             assert record.annotated is None
             assert {i: m.sum() for i, m in record.masks(1).items()} == {1: 6, 2: 4}
@@ -138,29 +138,29 @@ class TestFrames:
         make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a", "0123")
         (tmp_path / "JPEGImages/a/1.jpg").write_bytes(b"no image")
         frame(tmp_path / "JPEGImages/a/2.jpg", HEIGHT, WIDTH + 1)
-        record, findings = read(open_davis(tmp_path))
+        record, issues = read(open_davis(tmp_path))
         assert [f.stem for f in record.frames] == ["0", "3"]
         assert all(len(o.segmentations) == 2 for o in record.objects)
         assert record.annotated is None
-        assert [f.severity for f in findings] == ["error", "error"]
-        assert "1.jpg: not an image" in str(findings[0])
-        assert "2.jpg: the frame is 9×6 pixels, those before it 8×6" in str(findings[1])
+        assert [f.severity for f in issues] == ["error", "error"]
+        assert "1.jpg: not an image" in str(issues[0])
+        assert "2.jpg: the frame is 9×6 pixels, those before it 8×6" in str(issues[1])
 
     def test_a_folder_that_has_gone_is_told(self, tmp_path):
         make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a")
         source = open_davis(tmp_path)
         (tmp_path / "JPEGImages/a").rename(tmp_path / "gone")
-        record, (finding,) = read(source)
+        record, (issue,) = read(source)
         assert record is None
-        assert finding.severity == "error"
+        assert issue.severity == "error"
 
     @pytest.mark.parametrize(("labelled", "orient"), [((HEIGHT, WIDTH), False), ((WIDTH, HEIGHT), True)])
     def test_masks_tell_whether_frames_are_to_be_turned(self, tmp_path, labelled, orient):
         frame(tmp_path / "JPEGImages/a/0.jpg", orientation=6)
         write_palette_png(tmp_path / "Annotations/a/0.png", np.ones(labelled, np.uint8))
-        record, findings = read(open_davis(tmp_path))
+        record, issues = read(open_davis(tmp_path))
         assert (record.height, record.width) == labelled == record.frames[0].read().shape[:2]
-        assert [f.severity for f in findings] == ([] if orient else ["repaired"])
+        assert [f.severity for f in issues] == ([] if orient else ["repaired"])
 
 
 class TestMasks:
@@ -196,27 +196,27 @@ class TestMasks:
         make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a", "0123")
         (tmp_path / "Annotations/a/1.png").write_bytes(b"")
         write_palette_png(tmp_path / "Annotations/a/2.png", np.ones((3, 4), np.uint8))
-        record, findings = read(open_davis(tmp_path))
+        record, issues = read(open_davis(tmp_path))
         assert record.annotated == {0, 3}
         assert len(record) == 4
-        assert [f.severity for f in findings] == ["error", "error"]
-        assert "1.png: the file is empty" in str(findings[0])
-        assert "2.png: the mask is 4×3 pixels, the frames are 8×6" in str(findings[1])
+        assert [f.severity for f in issues] == ["error", "error"]
+        assert "1.png: the file is empty" in str(issues[0])
+        assert "2.png: the mask is 4×3 pixels, the frames are 8×6" in str(issues[1])
 
     def test_masks_without_a_frame(self, tmp_path):
         make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a")
         write_palette_png(tmp_path / "Annotations/a/00009.png", IDS)
-        record, (finding,) = read(open_davis(tmp_path))
+        record, (issue,) = read(open_davis(tmp_path))
         assert len(record) == 2
-        assert (finding.severity, finding.entry) == ("repaired", "00009")
+        assert (issue.severity, issue.entry) == ("repaired", "00009")
 
     def test_no_mask_belongs_to_a_frame(self, tmp_path):
         make(tmp_path / "JPEGImages/a", None, ["frame1"])
         write_palette_png(tmp_path / "Annotations/a/mask1.png", IDS)
-        record, (finding,) = read(open_davis(tmp_path))
+        record, (issue,) = read(open_davis(tmp_path))
         assert record is None
-        assert finding.severity == "error"
-        assert "masks such as mask1, frames such as frame1" in str(finding)
+        assert issue.severity == "error"
+        assert "masks such as mask1, frames such as frame1" in str(issue)
 
     @pytest.mark.parametrize("empty", [True, False])
     def test_a_video_without_masks_or_objects_is_left_out(self, tmp_path, empty):
@@ -224,28 +224,28 @@ class TestMasks:
         make(tmp_path / "JPEGImages/b", tmp_path / "Annotations/b")
         if empty:
             write_palette_png(tmp_path / "Annotations/a/00000.png", IDS * 0)
-        record, (finding,) = read(open_davis(tmp_path), 0)
+        record, (issue,) = read(open_davis(tmp_path), 0)
         assert record is None
-        assert finding.severity == "repaired"
+        assert issue.severity == "repaired"
 
     def test_the_largest_objects_are_kept(self, tmp_path):
         make(tmp_path / "JPEGImages/a", tmp_path / "Annotations/a")
-        record, (finding,) = read(open_davis(tmp_path, max_ann_per_img=1))
+        record, (issue,) = read(open_davis(tmp_path, max_objects=1))
         assert [o.object_id for o in record.objects] == [1]
-        assert finding.problem == "objects beyond the 1 largest of their video"
+        assert issue.problem == "objects beyond the 1 largest of their video"
 
 
 class TestRealData:
     def test_puma(self, shared_data):
         source = open_davis(shared_data("vid_puma"))
         assert [video.name for video in source.videos] == ["caps", "chair"]
-        caps, findings = source.read(0)
-        assert findings == []
+        caps, issues = source.read(0)
+        assert issues == []
         assert (len(caps), caps.height, caps.width) == (87, 853, 480)
         assert caps.annotated == {0, 14, 33, 43, 66}
         assert [s is not None for s in caps.objects[1].segmentations].index(True) == 33
-        chair, findings = source.read(1)
-        assert findings == []
+        chair, issues = source.read(1)
+        assert issues == []
         assert (len(chair), chair.annotated, len(chair.objects)) == (60, None, 1)
         assert chair.frames[12].read().shape == (480, 720, 3)
 

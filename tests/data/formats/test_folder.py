@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from src.core.errors import UserError
-from src.data.formats.folder import open_folder
 from src.data.writers import write_palette_png
+from tests.sources import open_folder
 
 HEIGHT, WIDTH = 6, 8
 IDS = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -47,8 +47,8 @@ def test_an_image_and_its_mask_are_a_video_of_one_frame(tmp_path, pictures, mask
     source = open_folder(tmp_path / img_folder, None if ann_folder is None else tmp_path / ann_folder)
     assert [Path(entry.name).name for entry in source.images] == ["cell2", "cell10"]
     for index in range(2):
-        record, findings = source.read(index)
-        assert findings == []
+        record, issues = source.read(index)
+        assert issues == []
         assert (record.height, record.width, len(record)) == (HEIGHT, WIDTH, 1)
         assert record.frames[0].read()[0, 0].argmax() == 0, "the image, not the mask"
         assert {i: m.sum() for i, m in record.masks(0).items()} == {1: 6, 2: 4}
@@ -61,9 +61,9 @@ def test_wanted_images_and_images_without_a_mask(tmp_path):
     for name in "ac":
         write_palette_png(tmp_path / "masks" / f"{name}.png", IDS)
     source = open_folder(tmp_path, videos=["b", "c"])
-    record, (finding,) = source.read(0)
+    record, (issue,) = source.read(0)
     assert record is None
-    assert (finding.severity, finding.problem) == ("repaired", "images without a mask")
+    assert (issue.severity, issue.problem) == ("repaired", "images without a mask")
     assert source.read(1)[0].video_id == "c"
     with pytest.raises(UserError, match="no video 'd'"):
         open_folder(tmp_path, videos=["d"])
@@ -74,11 +74,11 @@ def test_masks_without_an_image_are_told(tmp_path):
     for name in ("a", "b", "deep/c_mask"):
         write_palette_png(tmp_path / "masks" / f"{name}.png", IDS)
     source = open_folder(tmp_path)
-    assert [(f.severity, f.file, f.entry, f.problem) for f in source.findings] == [
+    assert [(f.severity, f.file, f.entry, f.problem) for f in source.issues] == [
         ("repaired", str(tmp_path / "masks"), entry, "masks without a frame") for entry in ("deep/c_mask.png", "b.png")
     ]
     assert source.read(0)[1] == []
-    assert open_folder(tmp_path, videos=["a"]).findings == []
+    assert open_folder(tmp_path, videos=["a"]).issues == []
 
 
 @pytest.mark.parametrize(
@@ -99,9 +99,9 @@ def test_of_two_masks_of_an_image_one_is_read_and_the_others_told(tmp_path, take
         image(tmp_path / other)
     source = open_folder(tmp_path if taken.startswith("masks") else tmp_path / "images")
     assert [entry.name for entry in source.images] == ["a"]
-    record, findings = source.read(0)
+    record, issues = source.read(0)
     assert [o.object_id for o in record.objects] == [1, 2]
-    assert [(f.severity, f.entry, f.problem) for f in findings] == [
+    assert [(f.severity, f.entry, f.problem) for f in issues] == [
         ("repaired", Path(other).name, "masks of an image that has another") for other in others
     ]
 
@@ -145,19 +145,19 @@ def test_what_is_wrong_is_told(tmp_path, ids, severity, message):
         (tmp_path / "masks/a.png").write_bytes(b"text")
     else:
         write_palette_png(tmp_path / "masks/a.png", ids)
-    record, (finding,) = open_folder(tmp_path).read(0)
+    record, (issue,) = open_folder(tmp_path).read(0)
     assert record is None
-    assert finding.severity == severity
-    assert message in str(finding)
+    assert issue.severity == severity
+    assert message in str(issue)
 
 
 def test_a_damaged_image_is_told(tmp_path):
     image(tmp_path / "images/a.jpg")
     write_palette_png(tmp_path / "masks/a.png", IDS)
     (tmp_path / "images/a.jpg").write_bytes(b"")
-    record, (finding,) = open_folder(tmp_path).read(0)
+    record, (issue,) = open_folder(tmp_path).read(0)
     assert record is None
-    assert "a.jpg: the file is empty" in str(finding)
+    assert "a.jpg: the file is empty" in str(issue)
 
 
 def test_nothing_to_read_is_told(tmp_path):

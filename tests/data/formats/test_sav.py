@@ -12,8 +12,9 @@ import pytest
 from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.video import VideoWriter
-from src.data.formats.sav import STEP, open_sav
+from src.data.formats.sav import STEP
 from src.data.records import RLE, Issue
+from tests.sources import open_sav
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 10
 
@@ -49,8 +50,8 @@ def write(folder: Path, name: str = "sav_000001", kind: str = "manual", video: b
 def test_masks_lie_on_every_fourth_frame(tmp_path):
     write(tmp_path)
     source = open_sav(tmp_path)
-    record, findings = source.read(0)
-    assert findings == source.findings == []
+    record, issues = source.read(0)
+    assert issues == source.issues == []
     assert (record.video_id, len(record), record.height, record.width) == ("sav_000001", FRAMES, HEIGHT, WIDTH)
     assert record.annotated == {0, 4, 8}
     assert [(o.object_id, o.original_id) for o in record.objects] == [(1, 0), (2, 1)]
@@ -81,7 +82,7 @@ def test_videos_of_one_name_in_several_folders_are_called_by_their_paths(tmp_pat
     assert [video.video.parent.name for video in open_sav(tmp_path, videos=["b/clip"]).videos] == ["b"]
     write(tmp_path, "other")
     assert len(open_sav(tmp_path)) == 4
-    assert open_sav(tmp_path).findings == []
+    assert open_sav(tmp_path).issues == []
 
 
 def test_masklets_may_lie_elsewhere(tmp_path):
@@ -101,16 +102,16 @@ def test_a_video_without_masklets_is_left_out_and_told(tmp_path):
     (tmp_path / "sav_000009.mp4").write_bytes(b"")
     source = open_sav(tmp_path)
     assert len(source) == 1
-    assert [(f.severity, f.entry) for f in source.findings] == [("repaired", "sav_000009.mp4")]
+    assert [(f.severity, f.entry) for f in source.issues] == [("repaired", "sav_000009.mp4")]
 
 
 def test_masklets_without_a_video_name_the_file_to_get(tmp_path):
     write(tmp_path, video=False)
-    record, (finding,) = open_sav(tmp_path).read(0)
+    record, (issue,) = open_sav(tmp_path).read(0)
     assert record is None
-    assert finding.severity == "error"
-    assert finding.file == str(tmp_path / "sav_000001.mp4")
-    assert f"there is no video for {tmp_path / 'sav_000001_manual.json'}" in str(finding)
+    assert issue.severity == "error"
+    assert issue.file == str(tmp_path / "sav_000001.mp4")
+    assert f"there is no video for {tmp_path / 'sav_000001_manual.json'}" in str(issue)
 
 
 @pytest.mark.parametrize("before", [None, 2], ids=["no video", "too short a video"])
@@ -144,10 +145,10 @@ def test_a_video_that_is_put_right_is_checked_again(tmp_path, before):
 )
 def test_what_does_not_fit_the_video_is_refused(tmp_path, more, message):
     write(tmp_path, **more)
-    record, (finding,) = open_sav(tmp_path).read(0)
+    record, (issue,) = open_sav(tmp_path).read(0)
     assert record is None
-    assert finding.severity == "error"
-    assert message.format(json=tmp_path / "sav_000001_manual.json") in str(finding)
+    assert issue.severity == "error"
+    assert message.format(json=tmp_path / "sav_000001_manual.json") in str(issue)
 
 
 @pytest.mark.parametrize(
@@ -160,37 +161,37 @@ def test_what_does_not_fit_the_video_is_refused(tmp_path, more, message):
 )
 def test_a_damaged_mask_leaves_its_frame_unlabelled(tmp_path, masks, message):
     write(tmp_path, masklet=[[rle(0), rle(2)], masks, [rle(8), []]])
-    record, (finding,) = open_sav(tmp_path).read(0)
+    record, (issue,) = open_sav(tmp_path).read(0)
     assert record.annotated == {0, 2 * STEP}
     assert list(record.masks(2 * STEP)) == [1], "an empty entry is an object that is away"
-    assert message in str(finding)
+    assert message in str(issue)
 
 
 def test_a_video_or_json_that_cannot_be_read_is_told(tmp_path):
     write(tmp_path)
     (tmp_path / "sav_000001.mp4").write_bytes(b"no video" * 9)
-    record, (finding,) = open_sav(tmp_path).read(0)
+    record, (issue,) = open_sav(tmp_path).read(0)
     assert record is None
-    assert "sav_000001.mp4: cannot be read as a video" in str(finding)
+    assert "sav_000001.mp4: cannot be read as a video" in str(issue)
     (tmp_path / "sav_000001_manual.json").write_text("{")
     assert "not valid JSON" in str(open_sav(tmp_path).read(0)[1][0])
 
 
 def test_an_object_that_is_never_seen_is_left_out(tmp_path):
     write(tmp_path, masklet=[[rle(0), rle(None)]])
-    record, (finding,) = open_sav(tmp_path).read(0)
+    record, (issue,) = open_sav(tmp_path).read(0)
     assert [o.object_id for o in record.objects] == [1]
-    assert (finding.severity, finding.entry) == ("repaired", "object 1")
+    assert (issue.severity, issue.entry) == ("repaired", "object 1")
 
 
 def test_real_videos(shared_data):
     source = open_sav(shared_data("sav"))
     by_name = {video.name: source.read(index) for index, video in enumerate(source.videos)}
-    record, findings = by_name["sav_900001"]
-    assert findings == []
+    record, issues = by_name["sav_900001"]
+    assert issues == []
     assert (len(record), record.height, record.width) == (40, 480, 854)
     assert record.annotated == frozenset(range(0, 40, 4))
     assert record.frames[36].read().shape == (480, 854, 3)
-    record, (finding,) = by_name["sav_000001"]
+    record, (issue,) = by_name["sav_000001"]
     assert record is None
-    assert "sav_000001.mp4" in str(finding)
+    assert "sav_000001.mp4" in str(issue)

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from src.core.errors import UserError
-from src.data.formats.ytvis import YtvisSource, open_ytvis
+from src.data.formats.ytvis import YtvisSource
 from src.data.records import RLE, Issue, VideoRecord
+from tests.sources import open_ytvis
 
 HEIGHT, WIDTH = 6, 8
 SQUARE = [[1, 1, 4, 1, 4, 3, 1, 3]]
@@ -71,15 +72,15 @@ def open_file(tmp_path):
 
 
 def read(source: YtvisSource) -> tuple[VideoRecord | None, list[Issue]]:
-    record, findings = source.read(0)
-    return record, source.findings + findings
+    record, issues = source.read(0)
+    return record, source.issues + issues
 
 
 class TestTracks:
     def test_segmentations_of_all_kinds_on_the_frames_they_are_for(self, open_file):
         source = open_file(tracks(track(70, SQUARE, None, compressed()), track(71, None, UNCOMPRESSED, [])))
-        record, findings = read(source)
-        assert findings == []
+        record, issues = read(source)
+        assert issues == []
         assert (record.video_id, record.height, record.width) == ("dog", HEIGHT, WIDTH)
         assert [f.stem for f in record.frames] == ["0", "5", "10"]
         assert record.annotated is None
@@ -105,9 +106,9 @@ class TestTracks:
         crowd = track(3, SQUARE, None, None, iscrowd=1)
         nothing = compressed(np.zeros((HEIGHT, WIDTH), bool))
         source = open_file(tracks(track(1, SQUARE, None, None), track(2, nothing, None, None), crowd))
-        record, findings = read(source)
+        record, issues = read(source)
         assert [o.object_id for o in record.objects] == [1]
-        assert {(f.severity, f.problem) for f in findings} == {
+        assert {(f.severity, f.problem) for f in issues} == {
             ("repaired", "crowd annotations"), ("repaired", "objects that are never seen"),
         }  # fmt: skip
 
@@ -122,9 +123,9 @@ class TestTracks:
         ],
     )
     def test_damage_is_told_by_annotation_and_frame(self, open_file, annotation, message):
-        record, findings = read(open_file(tracks(track(1, SQUARE, SQUARE, None), annotation)))
+        record, issues = read(open_file(tracks(track(1, SQUARE, SQUARE, None), annotation)))
         assert [o.object_id for o in record.objects] == [1], "the sound one stays"
-        errors = [str(f) for f in findings if f.severity == "error"]
+        errors = [str(f) for f in issues if f.severity == "error"]
         assert len(errors) == 1
         assert f"a.json: {message}" in errors[0]
 
@@ -150,27 +151,27 @@ class TestTracks:
         sound = {"id": 1, "file_names": ["dog/0.png"]}
         source = open_file(tracks(track(1, SQUARE), videos=[sound, video]))
         assert len(source) == 1
-        assert message in str(source.findings[0])
+        assert message in str(source.issues[0])
 
     def test_frames_of_another_size_than_the_file_says(self, open_file):
         video = {"id": 1, "file_names": ["dog/0.png"], "height": 600, "width": 800}
-        record, findings = read(open_file(tracks(track(1, SQUARE), videos=[video])))
+        record, issues = read(open_file(tracks(track(1, SQUARE), videos=[video])))
         assert record is None
-        assert "its frames are 8×6 pixels, the JSON says 800×600" in str(findings[0])
+        assert "its frames are 8×6 pixels, the JSON says 800×600" in str(issues[0])
 
     def test_a_missing_frame_is_left_out_with_its_labels(self, open_file):
         video = {"id": 1, "file_names": ["dog/0.png", "dog/lost.png", "dog/10.png"]}
-        record, (finding,) = read(open_file(tracks(track(1, None, SQUARE, SQUARE), videos=[video])))
+        record, (issue,) = read(open_file(tracks(track(1, None, SQUARE, SQUARE), videos=[video])))
         assert [f.stem for f in record.frames] == ["0", "10"]
         assert [list(record.masks(t)) for t in range(2)] == [[], [1]]
-        assert "lost.png: no such file" in str(finding)
+        assert "lost.png: no such file" in str(issue)
 
 
 class TestImages:
     def test_tracks_keep_their_numbers(self, open_file):
         content = images(piece(1, 11, 4), piece(2, 12, 4), piece(3, 12, 2, UNCOMPRESSED))
-        record, findings = read(open_file(content))
-        assert findings == []
+        record, issues = read(open_file(content))
+        assert issues == []
         assert [(o.object_id, o.original_id, o.category) for o in record.objects] == [
             (2, None, "dog"),
             (4, None, "dog"),
@@ -186,8 +187,8 @@ class TestImages:
         "more", [{"instance_id": 5}, {"attributes": {"track_id": 5, "occluded": False}}, {"track_id": "5"}]
     )
     def test_where_tools_put_the_track(self, open_file, more):
-        record, findings = read(open_file(images({**piece(1, 11, None), **more}, piece(2, 12, 5))))
-        assert findings == []
+        record, issues = read(open_file(images({**piece(1, 11, None), **more}, piece(2, 12, 5))))
+        assert issues == []
         assert [o.object_id for o in record.objects] == [5]
 
     def test_frames_are_ordered_by_frame_id_else_by_name(self, open_file):
@@ -215,16 +216,16 @@ class TestImages:
 
     def test_images_without_annotations_are_frames_without_objects(self, open_file):
         listed = [image(1, "dog/0.png", 0), image(2, "dog/1.png", 1), image(3, "dog/5.png", 2)]
-        record, (finding,) = read(open_file(images(piece(1, 1, 1), listed=listed)))
+        record, (issue,) = read(open_file(images(piece(1, 1, 1), listed=listed)))
         assert record.is_annotated(2)
-        assert (finding.severity, finding.problem) == (
+        assert (issue.severity, issue.problem) == (
             "note", "videos of which over half the frames have no annotation",
         )  # fmt: skip
 
     @pytest.mark.parametrize("annotation", [piece(9, 12, None), piece(9, 12, 1, "x")], ids=["no track", "no mask"])
     def test_a_damaged_annotation_leaves_its_frame_unlabelled(self, open_file, annotation):
-        record, findings = read(open_file(images(piece(1, 11, 1), piece(2, 12, 2), piece(3, 11, 2), annotation)))
-        assert [f.severity for f in findings] == ["error"]
+        record, issues = read(open_file(images(piece(1, 11, 1), piece(2, 12, 2), piece(3, 11, 2), annotation)))
+        assert [f.severity for f in issues] == ["error"]
         assert record.annotated == {0}
         assert [list(record.masks(t)) for t in range(2)] == [[1, 2], []]
 
@@ -235,20 +236,20 @@ class TestImages:
         dog, cat = (source.read(index)[0] for index in range(2))
         assert [[f.stem for f in record.frames] for record in (dog, cat)] == [["0"], ["0"]]
         assert [[o.object_id for o in record.objects] for record in (dog, cat)] == [[1], [5]]
-        assert [(f.severity, f.entry, f.problem) for f in source.findings] == [
+        assert [(f.severity, f.entry, f.problem) for f in source.issues] == [
             ("error", "image 2", "two files have this id: dog/1.png and cat/0.png"),
             ("repaired", "annotation 2", "annotations of unknown images"),
         ]
 
     def test_an_image_listed_twice_is_one_frame(self, open_file):
         listed = [image(1, "dog/0.png", 0), image(1, "dog/0.png", 0), image(2, "dog/1.png", 1)]
-        record, (finding,) = read(open_file(images(piece(1, 1, 1), piece(2, 2, 1), listed=listed)))
+        record, (issue,) = read(open_file(images(piece(1, 1, 1), piece(2, 2, 1), listed=listed)))
         assert [f.stem for f in record.frames] == ["0", "1"]
-        assert (finding.severity, finding.problem) == ("repaired", "images listed more than once")
+        assert (issue.severity, issue.problem) == ("repaired", "images listed more than once")
 
     def test_crowds_are_objects_where_there_is_nothing_else(self, open_file):
-        record, findings = read(open_file(images(piece(1, 11, 1, iscrowd=1), piece(2, 12, 1, iscrowd=1))))
-        assert (len(record.objects), findings) == (1, [])
+        record, issues = read(open_file(images(piece(1, 11, 1, iscrowd=1), piece(2, 12, 1, iscrowd=1))))
+        assert (len(record.objects), issues) == (1, [])
 
     @pytest.mark.parametrize(
         ("annotation", "severity", "message"),
@@ -260,10 +261,10 @@ class TestImages:
         ],
     )
     def test_damage_is_told_by_annotation(self, open_file, annotation, severity, message):
-        record, (finding, *_) = read(open_file(images(piece(1, 11, 1), piece(2, 12, 1), annotation)))
+        record, (issue, *_) = read(open_file(images(piece(1, 11, 1), piece(2, 12, 1), annotation)))
         assert [o.object_id for o in record.objects] == [1]
-        assert finding.severity == severity
-        assert message in str(finding)
+        assert issue.severity == severity
+        assert message in str(issue)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.formats.packed import PackedList
+from src.data.packed import PackedList
 
 ITEMS = [("a", 1.5, None), {"b": [1, 2]}, [], 10**30]
 

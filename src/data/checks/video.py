@@ -1,0 +1,84 @@
+"""Checks one video: parses it and decodes its frames."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...core.errors import UserError
+from ..decode.images import ImageFile, misnamed
+from ..records import FrameSource, Issue, Source, VideoRecord, object_sides
+
+
+@dataclass
+class CheckedVideo:
+    """What was found of one video. ``sides`` is None where it is not usable; ``paths``: the files looked at.
+
+    ``dropped`` says that it is left out whole for some of its frames.
+    """
+
+    index: int
+    issues: list[Issue]
+    paths: set[str]
+    dropped: Issue | None = None
+    frames: int = 0
+    objects: int = 0
+    sides: np.ndarray | None = None
+    fingerprint: bytes = b""
+
+
+def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
+    record, met = source.read(index)
+    checked = CheckedVideo(index, list(met), {issue.file for issue in met})
+    if record is None:
+        return checked
+    damaged: list[Issue] = []
+    for frame in record.frames:
+        checked.paths.update(_paths_of(frame))
+        if decode:
+            problems = _check_frame(frame, record)
+            checked.issues += problems
+            damaged += [problem for problem in problems if problem.severity == "error"]
+    if damaged and len(record) > 1:
+        problem = f"{len(damaged)} of its {len(record)} frames cannot be used"
+        entry = f"video {record.video_id}"
+        checked.dropped = Issue("error", damaged[0].file, entry, problem, "the video is left out whole")
+    if not damaged:
+        checked.frames, checked.objects = len(record), len(record.objects)
+        checked.sides = object_sides(record).astype(np.float32)
+        checked.fingerprint = _fingerprint(record, checked.sides)
+    return checked
+
+
+def _fingerprint(record: VideoRecord, sides: np.ndarray) -> bytes:
+    """Of a video's name, the names and sizes of its frames' files, and its objects' numbers and areas."""
+    files = sorted({path for frame in record.frames for path in _paths_of(frame)})
+    named = [(Path(path).name, os.path.getsize(path) if os.path.exists(path) else None) for path in files]
+    objects = [obj.object_id for obj in record.objects]
+    text = json.dumps([record.video_id, record.height, record.width, len(record), named, objects])
+    return hashlib.sha256(text.encode() + sides.tobytes()).digest()
+
+
+def _check_frame(frame: FrameSource, record: VideoRecord) -> list[Issue]:
+    """Decode a frame: errors if it is damaged or of another size than its labels, notes if its name is wrong."""
+    try:
+        height, width = frame.read().shape[:2]
+    except UserError as error:
+        problem = str(error).removeprefix(f"{frame.name}: ")
+        return [Issue("error", frame.name, "", problem, "fix or delete it")]
+    if (height, width) != (record.height, record.width):
+        problem = f"the frame is {width}×{height} pixels, its labels are for {record.width}×{record.height}"
+        return [Issue("error", frame.name, "", problem, "fix or delete it")]
+    if isinstance(frame, ImageFile) and misnamed(frame.path):
+        return [Issue("note", frame.name, "", "images of another type than their name says", "read by their content")]
+    return []
+
+
+def _paths_of(frame: FrameSource) -> list[str]:
+    path = getattr(frame, "path", None)
+    return [] if path is None else [str(path)]

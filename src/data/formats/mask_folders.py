@@ -1,0 +1,147 @@
+"""Folders of frames and the folders of masks that belong to them, found by their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...core.errors import UserError
+from ..decode.video import is_image, natural
+
+FRAMES, MASKS = "JPEGImages", "Annotations"
+"""What the roots' names begin with (``JPEGImages_24fps``)."""
+
+LEVELS = ("480p", "1080p", "Full-Resolution")
+"""Folders of resolutions between a root and its videos; the first that is there is taken."""
+
+FRAME_FOLDERS = (FRAMES, "img", "imgs", "image", "images", "frames", "rgb")
+
+MASK_FOLDERS = (MASKS, "annot", "annotations", "mask", "masks", "gt", "labels", "instances", "SegmentationObject")
+"""What folders of frames and of masks beside them are called, where only the former is given."""
+
+
+@dataclass(frozen=True)
+class VideoFolders:
+    """Where frames and masks lie: one video's, or the roots of those of several."""
+
+    name: str
+    frames: Path
+    masks: Path
+
+
+def masks_beside(frames: Path) -> Path | None:
+    """The folder of masks beside a folder of frames, by their names; None if there is none, or it is not clear."""
+    frames = frames.absolute()
+    return _only(frames.parent, MASK_FOLDERS) if _is_called(frames, FRAME_FOLDERS) else None
+
+
+def frames_within(folder: Path) -> Path | None:
+    """The folder of frames in a folder, by its name; None if there is none, or it is not clear."""
+    return _only(folder, FRAME_FOLDERS)
+
+
+def _only(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The subfolder of one of these names: the first name's own, else the only one."""
+    found = [path for path in subfolders(folder) if _is_called(path, names)]
+    return next((path for path in found if path.name == names[0]), found[0] if len(found) == 1 else None)
+
+
+def _is_called(folder: Path, names: tuple[str, ...]) -> bool:
+    return folder.name.lower() in {name.lower() for name in names} or bool(re.match(rf"{names[0]}_\d+fps", folder.name))
+
+
+def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
+    """The roots of frames with the roots of their masks."""
+    if masks is not None:
+        if not masks.is_dir():
+            raise UserError(f"{masks}: no such folder of masks")
+        frames = frames_within(folder) or folder
+        return [_at_one_level(_name_of(frames), frames, _only(masks, MASK_FOLDERS) or masks)]
+    return list(_roots_within(folder)) or _roots_around(folder)
+
+
+def _roots_within(folder: Path, seen: set[Path] | None = None) -> Iterator[VideoFolders]:
+    """The root in a folder or, where it has none, those in the folders in it, each once however links lead to it."""
+    if _was_seen(folder, seen := set() if seen is None else seen):
+        return
+    frames = frames_within(folder)
+    if frames is not None and (masks := masks_beside(frames)) is not None:
+        yield _at_one_level(folder.absolute().name, frames, masks)
+    elif not holds_images(folder):
+        for child in subfolders(folder):
+            for root in _roots_within(child, seen):
+                yield replace(root, name=child.name if root.name == child.name else f"{child.name}/{root.name}")
+
+
+def _roots_around(folder: Path) -> list[VideoFolders]:
+    """The root that a folder is, or lies below, with the folder of the same place below the root of masks."""
+    folder = folder.absolute()
+    for root in (folder, *folder.parents):
+        masks = masks_beside(root)
+        if masks is None:
+            continue
+        if root == folder:
+            return [_at_one_level(_name_of(folder), folder, masks)]
+        below = folder.relative_to(root).parts
+        without_level = below[1:] if below[0] in LEVELS else below
+        places = [masks.joinpath(*below), masks.joinpath(*without_level)]
+        return [
+            VideoFolders(_name_of(root) if below[-1] in LEVELS else folder.name, folder, place)
+            for place in places
+            if place.is_dir()
+        ][:1]
+    return []
+
+
+def _at_one_level(name: str, frames: Path, masks: Path) -> VideoFolders:
+    """Both roots or, if they have folders of resolutions, the folders of one that both have."""
+    levels = [level for level in LEVELS if (frames / level).is_dir()]
+    level = next((level for level in levels if (masks / level).is_dir()), levels[0] if levels else "")
+    return VideoFolders(name, frames / level, masks / level if (masks / level).is_dir() else masks)
+
+
+def _name_of(folder: Path) -> str:
+    """What a video is called whose frames lie in this folder: as the folder above if this is a JPEGImages or so."""
+    folder = folder.absolute()
+    return folder.parent.name if _is_called(folder, FRAME_FOLDERS) else folder.name
+
+
+def videos_below(root: VideoFolders) -> Iterator[VideoFolders]:
+    """The folders of images below a root; a root that holds images itself is one video."""
+    for folder in folders_of_images(root.frames):
+        below = folder.relative_to(root.frames)
+        yield VideoFolders(below.as_posix() if below.parts else root.name, folder, root.masks / below)
+
+
+def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
+    """The folders that hold images, from this one on; none within another, each once however links lead to it."""
+    if _was_seen(folder, seen := set() if seen is None else seen):
+        return
+    if holds_images(folder):
+        yield folder
+    else:
+        for child in subfolders(folder):
+            yield from folders_of_images(child, seen)
+
+
+def _was_seen(folder: Path, seen: set[Path]) -> bool:
+    """Whether a folder is among those seen, to which it is added: with two links that lead back a walk has no end."""
+    real = folder.resolve()
+    found = real in seen
+    seen.add(real)
+    return found
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether images lie in a folder itself."""
+    with os.scandir(folder) as entries:
+        return any(is_image(entry) for entry in entries)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return sorted(found, key=lambda path: natural(path.name))
