@@ -137,7 +137,7 @@ def choose_form(lora: Configs, form: str, trained: Path) -> str:
 def how_to_load(config: Config, path: Path) -> str:
     """What to write in Python to get stock SAM 2 with a merged checkpoint."""
     spec = model_spec(config.model.name)
-    own = image_size_of(config.model) == spec.image_size and not spec.details["differences"]
+    own = image_size_of(config.model) == spec.image_size and not spec.details.get("differences")
     overrides = "" if own else f", hydra_overrides_extra={config_overrides(config.model)}"
     call = f'sam2.build_sam.build_sam2("{sam2_config(spec.name)}", "{path}"{overrides})'
     return f"stock SAM 2 with it, or likewise build_sam2_video_predictor: {call}"

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from .protocols import ModelRoom
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,8 @@ class ModelSpec:
     Attributes:
         name: what ``model.name`` says.
         task: the name of the task that it is trained for (:mod:`src.tasks`).
-        room: the module that builds, loads and adapts it, imported when it is asked for (:meth:`load`).
+        room: the module with the functions that build, run and adapt it (:mod:`src.models.protocols` lists them),
+            imported when it is asked for (:meth:`load`).
         image_size: its own side in pixels, which ``model.image_size: null`` stands for.
         stride: image sizes are multiples of it.
         pixel_mean, pixel_std: of RGB in 0–1, channel by channel.
@@ -29,6 +33,11 @@ class ModelSpec:
         checkpointed_blocks: patterns of the blocks whose activations are recomputed with
             ``training.activation_checkpointing``; a ``*`` is one part of a dotted name.
         model_class: dotted name of the class that all models of its kind are instances of (:func:`spec_of`).
+        encoder_strides: pixels per token of the encoder's feature maps, fine to coarse.
+        memory_stride: pixels per token of what memory attention works on; None without memory.
+        checkpoint: the file, from a clone's root, in which its weights are looked for when a run is suggested.
+        recipe: the YAML in ``src/configs`` that trains it.
+        gpu_memory: GiB of a GPU from which on it is suggested; None: it is suggested where no other is.
         source_world: the synthetic world that its bundled weights were trained on; None where there are none.
         requires: packages that it needs beyond the project's own, by the name that pip takes.
         details: what only its own room reads, such as the config file that describes it.
@@ -48,13 +57,18 @@ class ModelSpec:
     target_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     checkpointed_blocks: tuple[str, ...] = ()
     model_class: str = ""
+    encoder_strides: tuple[int, ...] = ()
+    memory_stride: int | None = None
+    checkpoint: str | None = None
+    recipe: str | None = None
+    gpu_memory: int | None = None
     source_world: str | None = None
     requires: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)
 
-    def load(self) -> ModuleType:
+    def load(self) -> ModelRoom:
         """Import the room."""
-        return import_module(self.room, __package__)
+        return cast("ModelRoom", import_module(self.room, __package__))
 
     def check_image_size(self, size: int) -> None:
         """Raise ValueError, with a size that fits, unless the model can see images of this side."""

@@ -35,6 +35,7 @@ from ..models.sam2.train_forward import (
     join_features,
     track_clips,
 )
+from ..models.spec import model_spec
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
 CLICKS = 24  # clicks in the search for things on a first frame
@@ -180,9 +181,11 @@ def general_clips(config: Config) -> DataSet:
     """
     settings = config.training.distill
     if settings.folder is None:
-        if config.model.name != "sam2_nano":
+        if model_spec(config.model.name).source_world != SOURCE.name:
             raise UserError(
-                "training.distill.folder: name a folder of general images or videos; only sam2_nano has its own"
+                "training.distill.folder: name a folder of general images or videos; "
+                f"{config.model.name} has none of its own",
+                "distill.no-folder",
             )
         return make_videos(
             SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)

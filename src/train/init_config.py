@@ -22,15 +22,8 @@ from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
 from ..data.summary import DatasetSummary, find_splits, summarize
-from ..models.spec import model_spec
+from ..models.spec import ModelSpec, model_names, model_spec
 from ..models.zoo import DEFAULT_MODEL
-
-BASES: tuple[tuple[str, int], ...] = (
-    ("sam2.1_hiera_base_plus", 24),
-    ("sam2.1_hiera_small", 16),
-    ("sam2.1_hiera_tiny", 0),
-)
-"""Official bases in the order they are preferred on a GPU, each with the GB that it should have."""
 
 HELD_OUT = 0.15
 """Share of the videos that become the validation split where there is none."""
@@ -40,7 +33,7 @@ MOST_HELD_OUT = 100
 WELL_SEEN = 16
 """Pixels that the side of half of the objects should have at the model's resolution: one token of its features."""
 
-LARGEST_NANO = {"cpu": 256, "cuda": 512}
+LARGEST_SMALL = {"cpu": 256, "cuda": 512}
 """Pixels beyond which the bundled base, made for 128, is not suggested: time grows as their square."""
 
 CLIPS_IN_ALL = 2048
@@ -145,12 +138,15 @@ def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
 def choose_base(machine: Machine) -> tuple[str, str]:
     """The base to suggest for a machine, and why."""
     if machine.device.type == "cuda":
-        there = [(name, least) for name, least in BASES if find_file(_official_checkpoint(name)).exists()]
-        for name, least in there:
-            if machine.memory >= least * 2**30:
-                return name, f"the largest official base here that suits {_gigabytes(machine.memory)} of GPU memory"
+        there = _official_bases()
+        for spec in there:
+            if machine.memory >= (spec.gpu_memory or 0) * 2**30:
+                return (
+                    spec.name,
+                    f"the largest official base here that suits {_gigabytes(machine.memory)} of GPU memory",
+                )
         if there:
-            return there[-1][0], "the smallest official base that is here"
+            return there[-1].name, "the smallest official base that is here"
         return (
             DEFAULT_MODEL,
             "no official base is here: checkpoints/download_ckpts.sh base_plus fetches one, for real work",
@@ -158,12 +154,17 @@ def choose_base(machine: Machine) -> tuple[str, str]:
     return DEFAULT_MODEL, "small enough to train without a GPU; for real work take an official base and a GPU"
 
 
-def _official_checkpoint(name: str) -> str:
-    return f"checkpoints/{name}.pt"
+def _official_bases() -> list[ModelSpec]:
+    """Official bases whose weights are here, in the order in which they are preferred on a GPU."""
+    suggested = [spec for spec in map(model_spec, model_names()) if spec.gpu_memory is not None]
+    suggested.sort(key=lambda spec: spec.gpu_memory or 0, reverse=True)
+    return [spec for spec in suggested if spec.checkpoint and find_file(spec.checkpoint).exists()]
 
 
 def _shipped_yaml(model: str) -> Path:
-    return CONFIGS / ("mope.yaml" if model == DEFAULT_MODEL else f"{model}_mope.yaml")
+    recipe = model_spec(model).recipe
+    assert recipe is not None  # every base that is suggested has one
+    return CONFIGS / recipe
 
 
 def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, why: str) -> Iterator[Setting]:
@@ -172,7 +173,7 @@ def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, wh
     yield Setting("model.checkpoint", model.checkpoint, "its weights")
     spec, side = model_spec(model.name), float(np.median(train.sides_M))
     size, needed = spec.image_size, int(np.ceil(WELL_SEEN / side / 64)) * 64
-    most = LARGEST_NANO.get(machine.device.type, 256) if model.name == DEFAULT_MODEL else size
+    most = LARGEST_SMALL.get(machine.device.type, 256) if spec.source_world else size
     chosen = max(size, min(needed, most, int(np.median(train.longest_sides_N)) // spec.stride * spec.stride))
     told = f"half of the objects are smaller than {side * chosen:.0f} px there"
     if chosen > size:
@@ -245,7 +246,7 @@ def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Dat
 
 def _prompt_settings(shipped: Config) -> Iterator[Setting]:
     """With the bundled base the prompt of evaluation alone; with an official one what its shipped YAML has."""
-    if shipped.model.name != DEFAULT_MODEL:
+    if model_spec(shipped.model.name).source_world is None:
         return
     told = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
     for prompt in get_args(Prompt):

@@ -25,7 +25,8 @@ from ..spec import model_spec
 from .cpu_kernels import use_fast_cpu_kernels
 
 FAMILY = model_spec("sam2_nano")  # for what all SAM 2.1 have in common
-TOKEN_STRIDE = 16  # pixels per token of the features that memory attention works on
+assert FAMILY.memory_stride is not None
+TOKEN_STRIDE = FAMILY.memory_stride
 CONFIGS = Path(__file__).parent / "configs"  # what differs from configs of the ``sam2`` package
 
 # what sam2.build_sam sets for its predictors, less hole filling, which needs the optional CUDA extension
@@ -44,7 +45,7 @@ def sam2_config(name: str) -> str:
 
 def config_overrides(config: ModelConfig) -> list[str]:
     """Return Hydra overrides that turn :func:`sam2_config` into the model asked for: its parts and image size."""
-    differences, side = model_spec(config.name).details["differences"], image_size_of(config)
+    differences, side = model_spec(config.name).details.get("differences"), image_size_of(config)
     own = OmegaConf.to_container(OmegaConf.load(CONFIGS / str(differences))) if differences else {}
     assert isinstance(own, Mapping)
     sizes = f"[{side // TOKEN_STRIDE},{side // TOKEN_STRIDE}]"

@@ -1,0 +1,125 @@
+"""What a model's room offers to the rest of the program, which reaches it by :meth:`~src.models.spec.ModelSpec.load`.
+
+A room is a package for one kind of model, such as :mod:`src.models.sam2`; a module of it has these functions. Tasks,
+trainer and evaluation call them with the models that the room built and look at nothing else in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..config import Config, ModelConfig, PromptConfig
+from ..data.prompts import Prompt, PromptsByFrame
+from ..gating.domain_gate import DomainGate
+from ..lora.adapter_io import Configs
+
+AfterFrame: TypeAlias = Callable[[int], None]
+"""Called with a frame's number when all that concerns it has been computed; frame 0 may come twice."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The objects on one frame.
+
+    Attributes:
+        frame: its number.
+        logits: object id → mask logits at the frame's size, float32 (H, W); above 0 is the object.
+        scores: object id → probability that the object is to be seen on the frame.
+    """
+
+    frame: int
+    logits: dict[int, Tensor]
+    scores: dict[int, float]
+
+    @cached_property
+    def masks(self) -> dict[int, np.ndarray]:
+        """Object id → bool (H, W)."""
+        return {object_id: (logits > 0).cpu().numpy() for object_id, logits in self.logits.items()}
+
+
+class ImagePredictor(Protocol):
+    """Segments what is pointed at on one image."""
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode an image, RGB uint8 (H, W, 3), for the prompts that follow."""
+
+    def predict(
+        self,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        box: np.ndarray | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return masks, the IoU predicted for each, and low-resolution logits, which ``mask_input`` takes."""
+
+
+class Tracker(Protocol):
+    """Tracks objects through a stream of frames; banks are what it remembers, and are only handed back to it."""
+
+    def start(self, num_frames: int | None = None) -> Any:
+        """Return an empty bank, for a video of so many frames where that is known."""
+
+    def encode(self, frame: np.ndarray, bank: Any) -> Any:
+        """Encode a frame, RGB uint8 (H, W, 3), for several calls on it."""
+
+    def step(self, frame: Any, bank: Any, prompts: Iterable[Prompt] = ()) -> tuple[Prediction, Any]:
+        """Go to the next frame: segment what is prompted, track the rest."""
+
+    def correct(self, frame: Any, bank: Any, prompts: Iterable[Prompt]) -> tuple[Prediction, Any]:
+        """Stay on the last frame, and refine or add objects on it."""
+
+
+class ModelRoom(Protocol):
+    """The functions of a room."""
+
+    def build_model(self, config: ModelConfig) -> nn.Module:
+        """Build a model on the CPU, with the config's checkpoint loaded strictly (random weights without one)."""
+
+    def build_trainable(self, config: ModelConfig, prompts: PromptConfig, frames: int) -> nn.Module:
+        """Build a model for training on clips of so many frames, with these shares of prompts."""
+
+    def feature_maps(self, model: nn.Module, images_B3SS: Tensor) -> Sequence[Tensor]:
+        """Return the image encoder's feature maps (B, C, h, w) of normalised images."""
+
+    def attach_gate(self, model: nn.Module) -> None:
+        """Let a model's predictors follow the domain gate that is installed on it."""
+
+    def detach_gate(self, model: nn.Module) -> None:
+        """Undo :meth:`attach_gate`."""
+
+    def as_video_predictor(self, model: nn.Module) -> nn.Module:
+        """Return the same modules and weights as a predictor for :meth:`track_objects`, in eval mode."""
+
+    def track_objects(
+        self,
+        predictor: nn.Module,
+        frames: Sequence[np.ndarray],
+        prompts: PromptsByFrame,
+        after_frame: AfterFrame | None = None,
+    ) -> Iterator[tuple[int, list[int], Tensor]]:
+        """Yield, frame by frame from the first prompt on: its number, the objects prompted so far, logits (O, H, W)."""
+
+    def image_predictor(self, model: nn.Module, **options: Any) -> ImagePredictor:
+        """Return a predictor for single images."""
+
+    def tracker(self, model: nn.Module, keep_corrections: bool = False) -> Tracker:
+        """Return a tracker; with ``keep_corrections`` corrected frames are remembered for good."""
+
+    def write_official(self, model: nn.Module, config: Config, path: Path) -> None:
+        """Write merged weights as the model's own package reads them, and check that it computes the same."""
+
+    def how_to_load(self, config: Config, path: Path) -> str:
+        """Return the Python that gets the stock model with :meth:`write_official`'s file."""
+
+    def write_transformers(
+        self, model: nn.Module, lora: Configs, about: dict[str, Any], gate: DomainGate | None, folder: Path
+    ) -> None:
+        """Write a folder that Hugging Face ``transformers`` reads, and check that it computes the same."""
