@@ -21,7 +21,6 @@ TAKEN_NAMES = ("source", *GATE_MODES)
 """That no domain may have; ``source`` is the bundled base's own."""
 
 
-
 def _check_format(name: str) -> str:
     known = ["auto", *format_names()]
     if name not in known:

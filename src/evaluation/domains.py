@@ -59,7 +59,10 @@ def retention_domains(config: Config) -> list[Domain]:
     if config.model.name == "sam2_nano" and config.evaluation.source_clips:
         videos = make_videos(SOURCE, config.evaluation.source_clips, HELD_OUT_SEED, frames=8, side=128)
         domains.append(domain_of(config, SOURCE_DOMAIN, videos))
-    return domains + [domain_of(config, domain.name, load_data(domain, LoadOptions.from_config(config))) for domain in config.evaluation.domains]
+    return domains + [
+        domain_of(config, domain.name, load_data(domain, LoadOptions.from_config(config)))
+        for domain in config.evaluation.domains
+    ]
 
 
 def domain_of(config: Config, name: str, data: DataSet) -> Domain:

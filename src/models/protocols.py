@@ -86,6 +86,12 @@ class ModelRoom(Protocol):
     def build_trainable(self, config: ModelConfig, prompts: PromptConfig, frames: int) -> nn.Module:
         """Build a model for training on clips of so many frames, with these shares of prompts."""
 
+    def to_pixels(self, model: nn.Module, frame: np.ndarray) -> Tensor:
+        """Return a frame, RGB uint8 (H, W, 3), at the model's image size: float32 (3, S, S) in 0–1."""
+
+    def gate_features(self, model: nn.Module, pixels_B3SS: Tensor) -> Tensor:
+        """Return what the domain gate knows of images (B, 3, S, S) in 0–1: (B, D), float32."""
+
     def feature_maps(self, model: nn.Module, images_B3SS: Tensor) -> Sequence[Tensor]:
         """Return the image encoder's feature maps (B, C, h, w) of normalised images."""
 
