@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..config import load_config
 from ..core.errors import UserError
-from ..demo.session import Models
 from ..models.checkpoint import ADAPTER_FOLDER
 from . import command
 
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 def main(arguments: argparse.Namespace) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
-        from ..demo.page import Page
+        from ..demo.page import build_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -31,8 +30,8 @@ def main(arguments: argparse.Namespace) -> None:
         raise UserError(f"--frames {arguments.frames}: at least 1 frame must be looked at")
     config = load_config(arguments.config, arguments.overrides)
     adapter = arguments.checkpoint or str(Path(config.output_dir) / ADAPTER_FOLDER)
-    page = Page(config, Models(config, adapter), arguments.frames, arguments.debug)
-    for reason in page.missing_samples:
+    page, missing = build_page(config, adapter, arguments.frames, arguments.debug)
+    for reason in missing:
         logger.info(f"no samples of a domain: {reason}")
     blocks, address = page.serve(arguments.port)
     print(f"open {address}", flush=True)

@@ -1,12 +1,12 @@
-"""Which experts act where: what gates chose, laid back onto the picture whose tokens they routed.
+"""Expert maps: the routers' selections, drawn over the picture whose tokens they routed.
 
-    with watch_places(model) as places:
+    with record_expert_maps(model, grid) as maps:
         prediction, bank = tracker.step(frame, bank, prompts)
-        chosen = places.take()                      # layer → what it chose on this frame
+        chosen = maps.take()                        # layer → its selections on this frame
     share_hw = chosen[layer].share()[..., expert]
 
-A layer has places where its tokens are those of a feature map: all of memory attention but the keys and values that it
-makes of memories, and the image encoder, whose windows are put together again.
+A layer has a map where its tokens are those of a feature map. That is all of memory attention but the keys and values
+of memories, and the image encoder, whose windows are joined again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from ..data.drawing import COLOURS
@@ -30,17 +29,29 @@ from ..evaluation.expert_use import choice_names
 from ..lora.moe_layer import MoELoRALinear
 from ..lora.recording import RouterCall, RoutingRecord, record_routing
 
-MEMORY_STRIDE = 16  # pixels of a side of the tokens of memory attention
-STRIDES = (4, 8, 16, 32)  # of the encoder's feature maps
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Where a model's tokens are on its image.
+
+    Attributes:
+        image_size: the image's side in pixels.
+        memory_stride: pixels between tokens of memory attention; None without memory.
+        encoder_strides: pixels between tokens of the encoder's feature maps, finest first.
+    """
+
+    image_size: int
+    memory_stride: int | None
+    encoder_strides: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What one layer's gate chose on a frame, in C calls, one an object in memory attention.
+    """One layer's selections on a frame, in C calls: one an object in memory attention.
 
     Attributes:
-        names: of the E* choices: the experts' numbers, and ``null``.
-        chosen_ChwK: uint8, K choices at each place.
+        names: names of the E* choices: the experts' numbers, and ``null``.
+        chosen_ChwK: uint8, the K experts selected at each place.
         weights_ChwK: float16, their weights, which sum to 1.
     """
 
@@ -49,34 +60,34 @@ class Choices:
     weights_ChwK: np.ndarray
 
     def share(self) -> np.ndarray:
-        """Each choice's weight at each place, (h, w, E*), the mean over calls."""
+        """Return each choice's weight at each place, (h, w, E*), the mean over calls."""
         share_ChwE = np.zeros((*self.chosen_ChwK.shape[:3], len(self.names)), np.float32)
         np.put_along_axis(share_ChwE, self.chosen_ChwK.astype(np.int64), self.weights_ChwK.astype(np.float32), axis=-1)
         return share_ChwE.mean(axis=0)
 
 
 class ExpertMapRecorder:
-    """What :func:`record_expert_maps` hands out."""
+    """Collects selections while a model runs; made by :func:`record_expert_maps`."""
 
-    def __init__(self, routing: RoutingRecord, layers: Mapping[str, MoELoRALinear], image_size: int) -> None:
-        self._routing, self._layers, self._image_size = routing, layers, image_size
+    def __init__(self, routing: RoutingRecord, layers: Mapping[str, MoELoRALinear], grid: TokenGrid) -> None:
+        self._routing, self._layers, self._grid = routing, layers, grid
         self._shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in layers}
 
     def note_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        """A layer is about to route an input of this shape, (…, D)."""
+        """Note the shape (…, D) of an input that a layer is about to route."""
         self._shapes[name].append(shape[:-1])
 
     def take(self) -> dict[str, Choices]:
-        """What was chosen since the last time, by the layer's name without its group's, in the model's order.
+        """Return the selections since the last call, by layer name without group, in the model's order.
 
-        Layers that did not run, or whose tokens are no places, are left out.
+        Layers that did not run, or whose tokens are not places on the image, are left out.
         """
         found = {}
         for name, layer in self._layers.items():
             calls = zip(self._shapes[name], self._routing.calls[name], strict=True)
-            laid = [on_grid for shape, call in calls if (on_grid := _laid_out(shape, call, self._image_size))]
-            if laid:
-                chosen, weights = (np.concatenate(parts) for parts in zip(*laid, strict=True))
+            grids = [on_grid for shape, call in calls if (on_grid := _as_grids(shape, call, self._grid))]
+            if grids:
+                chosen, weights = (np.concatenate(parts) for parts in zip(*grids, strict=True))
                 found[name.partition(".groups.")[0]] = Choices(choice_names(layer.gate), chosen, weights)
             self._shapes[name].clear()
         self._routing.clear()
@@ -84,35 +95,35 @@ class ExpertMapRecorder:
 
 
 @contextmanager
-def record_expert_maps(model: SAM2Base) -> Iterator[ExpertMapRecorder]:
-    """Record where each gate of a model chooses what, while the block runs."""
+def record_expert_maps(model: nn.Module, grid: TokenGrid) -> Iterator[ExpertMapRecorder]:
+    """Record where the routers of a model select which experts, while the block runs."""
     with record_routing(model) as routing, ExitStack() as stack:
         layers = {name: module for name, module in model.named_modules() if isinstance(module, MoELoRALinear)}
-        places = ExpertMapRecorder(routing, layers, model.image_size)
+        maps = ExpertMapRecorder(routing, layers, grid)
         for name, layer in layers.items():
 
             def note(module: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 if module.enabled:
-                    places.note_shape(name, tuple(inputs[0].shape))
+                    maps.note_shape(name, tuple(inputs[0].shape))
 
             stack.callback(layer.register_forward_pre_hook(note).remove)
-        yield places
+        yield maps
 
 
 def mean_share(layers: Mapping[str, Choices]) -> np.ndarray:
-    """The plain mean of the layers' shares, (h, w, E*) of the finest; all have the same number of choices."""
+    """Return the mean of the layers' shares, (h, w, E*) of the finest; all have the same number of choices."""
     shares = [choices.share() for choices in layers.values()]
     side = max(len(share) for share in shares)
     return np.mean([np.kron(share, np.ones((side // len(share), side // len(share), 1))) for share in shares], axis=0)
 
 
 def draw_expert_map(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[str], choice: str | None) -> np.ndarray:
-    """A frame with a heat map of one choice's share laid over it, or coloured by the choice of the largest share.
+    """Draw a frame with a heat map of one choice's share over it, or coloured by the largest share.
 
     Args:
         frame_HWC: RGB, uint8.
-        share_hwE: as :func:`mean_share` gives it.
-        names: of the E* choices.
+        share_hwE: shares as of :func:`mean_share`.
+        names: names of the E* choices.
         choice: one of them; None for the largest.
 
     Returns:
@@ -148,27 +159,28 @@ def _draw_largest(
     axes.legend(title="expert, part of the picture", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _laid_out(shape: tuple[int, ...], call: RouterCall, image_size: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """A call's choices and weights as (B, h, w, K), None where its tokens are no places."""
-    side = image_size // MEMORY_STRIDE
-    if len(shape) == 2 and shape[1] == side * side:
-        windows, kept, shape = 1, side, (shape[0], side, side)
+def _as_grids(shape: tuple[int, ...], call: RouterCall, grid: TokenGrid) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a call's selections and weights as (B, h, w, K); None where its tokens are not places on the image."""
+    side = grid.image_size // grid.memory_stride if grid.memory_stride else 0
+    if side and len(shape) == 2 and shape[1] == side * side:
+        windows, inner, shape = 1, side, (shape[0], side, side)
     elif len(shape) == 3:
-        # the encoder's windows are of one image; where they do not fit, padding lies below and to the right
+        # the encoder's windows are of one image; padding is below and to the right
         windows = math.isqrt(shape[0])
-        kept = max((image_size // s for s in STRIDES if image_size // s <= windows * shape[1]), default=0)
+        sides = (grid.image_size // stride for stride in grid.encoder_strides)
+        inner = max((side for side in sides if side <= windows * shape[1]), default=0)
     else:
         return None
     chosen_NK = call.selected_NK()
     weights_NK = call.logits_NE.gather(1, chosen_NK).softmax(dim=1)
     return (
-        _on_grid(chosen_NK.to(torch.uint8), shape, windows)[:, :kept, :kept],
-        _on_grid(weights_NK.half(), shape, windows)[:, :kept, :kept],
+        _on_grid(chosen_NK.to(torch.uint8), shape, windows)[:, :inner, :inner],
+        _on_grid(weights_NK.half(), shape, windows)[:, :inner, :inner],
     )
 
 
 def _on_grid(values_NK: Tensor, shape: tuple[int, ...], windows: int) -> np.ndarray:
-    """Values of tokens, or of elements of the batch, as (B, h, w, K); ``windows`` lie side by side in an image."""
+    """Return values of tokens, or of elements of the batch, as (B, h, w, K); an image has ``windows`` to each side."""
     batch, height, width = shape
     if len(values_NK) == batch:  # one decision for all tokens of an element
         values_NK = values_NK.repeat_interleave(height * width, dim=0)
@@ -177,6 +189,6 @@ def _on_grid(values_NK: Tensor, shape: tuple[int, ...], windows: int) -> np.ndar
 
 
 def _distinct(count: int) -> np.ndarray:
-    """So many colours, (count, 3) in 0–1: those of the masks first, then darker ones."""
+    """Return ``count`` colours, (count, 3) in 0–1: those of the masks first, then darker ones."""
     rounds = math.ceil(count / len(COLOURS))
     return np.concatenate([COLOURS / 255 * 0.65**n for n in range(rounds)])[:count]

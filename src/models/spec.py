@@ -38,6 +38,7 @@ class ModelSpec:
         checkpoint: the file, from a clone's root, in which its weights are looked for when a run is suggested.
         recipe: the YAML in ``src/configs`` that trains it.
         gpu_memory: GiB of a GPU from which on it is suggested; None: it is suggested where no other is.
+        hub: the repository of its official weights on the Hugging Face hub; None where there is none.
         source_world: the synthetic world that its bundled weights were trained on; None where there are none.
         requires: packages that it needs beyond the project's own, by the name that pip takes.
         details: what only its own room reads, such as the config file that describes it.
@@ -62,6 +63,7 @@ class ModelSpec:
     checkpoint: str | None = None
     recipe: str | None = None
     gpu_memory: int | None = None
+    hub: str | None = None
     source_world: str | None = None
     requires: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)

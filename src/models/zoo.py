@@ -31,6 +31,7 @@ def _sam2(name: str, config: str, gpu_memory: int | None = None) -> ModelSpec:
         checkpoint=f"checkpoints/{name}.pt",
         recipe=f"{name}_mope.yaml",
         gpu_memory=gpu_memory,
+        hub=f"facebook/{name.replace('_', '-')}",
         requires=("sam2",),
         details={"config": f"configs/sam2.1/{config}"},
     )
@@ -44,6 +45,7 @@ _NANO = replace(
     checkpoint="checkpoints/sam2_nano.safetensors",
     recipe="mope.yaml",
     gpu_memory=None,
+    hub=None,
     source_world="source",
     details={**_TINY.details, "differences": "sam2_nano.yaml"},  # in src/models/sam2/configs
 )

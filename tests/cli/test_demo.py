@@ -16,7 +16,6 @@ from PIL import Image
 
 from src.config import load_config
 from src.core.errors import UserError
-from src.demo.session import Models
 from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
@@ -45,7 +44,7 @@ def gradio() -> Any:
 @pytest.fixture(scope="module")
 def page(gradio, tiny_yaml, tmp_path_factory) -> Any:
     """The page of an adapter that is random, with a gate that knows noise."""
-    from src.demo.page import Page
+    from src.demo.page import build_page
 
     config = load_config(tiny_yaml)
     torch.manual_seed(config.training.seed)
@@ -56,7 +55,7 @@ def page(gradio, tiny_yaml, tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("demo") / "adapter"
     save_adapter(model, folder, config.lora, {})
     fit_gate(model, "noise", np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)).save(folder)
-    return Page(config, Models(config, str(folder)), most_frames=10)
+    return build_page(config, str(folder), most_frames=10)[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import torch
 from sam2.modeling.backbones.utils import window_partition
 from torch import Tensor, nn
 
-from src.demo.expert_maps import Choices, draw_expert_map, mean_share, record_expert_maps
+from src.demo.expert_maps import Choices, TokenGrid, draw_expert_map, mean_share, record_expert_maps
 from src.lora.moe_layer import MoELoRALinear
 
-SIDE = 64  # of the image: 4 × 4 tokens of memory attention
+GRID = TokenGrid(image_size=64, memory_stride=16, encoder_strides=(4, 8, 16, 32))  # 4 × 4 tokens of memory attention
 
 
 class OneLayer(nn.Module):
@@ -19,7 +19,6 @@ class OneLayer(nn.Module):
 
     def __init__(self, level: str = "token") -> None:
         super().__init__()
-        self.image_size = SIDE
         self.layer = MoELoRALinear(nn.Linear(4, 4), num_experts=4, rank=1, level=level)
         self.layer.gate.weight.data = 3 * torch.eye(4) + torch.eye(4).roll(-1, 0)
         self.layer.gate.bias.data.zero_()
@@ -34,10 +33,10 @@ def tokens(experts_hw: np.ndarray) -> Tensor:
 
 
 def routed(model: OneLayer, *inputs: Tensor) -> dict[str, Choices]:
-    with torch.no_grad(), record_expert_maps(model) as places:
+    with torch.no_grad(), record_expert_maps(model, GRID) as maps:
         for x in inputs:
             model(x)
-        return places.take()
+        return maps.take()
 
 
 @pytest.fixture
@@ -77,9 +76,9 @@ class TestPlaces:
 
     def test_what_was_taken_is_forgotten_and_hooks_are_removed(self, wanted):
         model = OneLayer()
-        with torch.no_grad(), record_expert_maps(model) as places:
+        with torch.no_grad(), record_expert_maps(model, GRID) as maps:
             model(tokens(wanted).flatten(1, 2))
-            assert places.take() and not places.take()
+            assert maps.take() and not maps.take()
         assert not model.layer._forward_pre_hooks and not model.layer.gate.recorders
 
     def test_layers_of_other_sides_count_the_same_in_the_mean(self):

@@ -1,4 +1,4 @@
-"""A session without a page: prompts, masks, the gate's word, experts, files, and its refusals."""
+"""A session without a page: prompts, masks, the gate's decision, experts, files, and its refusals."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt
 from src.data.records import ArrayFrame
-from src.demo.material import DemoInput, find_samples, open_input
-from src.demo.session import Models, Session
+from src.demo.inputs import DemoInput, StillMotion, find_samples, open_input
+from src.demo.models import Models
+from src.demo.session import Session
 from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.tasks.tracking.track_video import load_tracker, write_prediction
+from tests.errors import refuses
 from tests.footage import moving_block
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 4
@@ -66,7 +68,7 @@ def models(config, adapter) -> Models:
 @pytest.fixture
 def session(models):
     session = Session(models)
-    session.look_at(DemoInput("walk", [ArrayFrame(f, f"frame {t}", f"{t:05d}") for t, f in enumerate(frames())]))
+    session.open(DemoInput("walk", [ArrayFrame(f, f"frame {t}", f"{t:05d}") for t, f in enumerate(frames())]))
     yield session
     session.close()
 
@@ -129,8 +131,8 @@ class TestMasks:
         assert "this frame alone" in view.masks_from and "base and adapted the same" in view.masks_from
         assert session.experts(0, None, None) == (
             None,
-            "nothing was routed: the adapters lie in memory attention, which SAM 2 skips on prompted frames; track, "
-            "and look at a later frame",
+            "nothing was routed: the adapters are in memory attention, which prompted frames do not pass through; "
+            "track, and look at a later frame",
         )
 
     def test_tracking_gives_the_prediction_tools_files(self, session, config, adapter, tmp_path):
@@ -162,27 +164,27 @@ class TestMasks:
         session.mark("on it", 0, 1, 20, 20)
         assert "this frame alone" in session.view(0).masks_from
         assert session.view(1).masks_from == "no masks yet: point at an object"
-        with pytest.raises(UserError, match="track first"):
+        with refuses("demo.nothing-tracked"):
             session.files()
 
     def test_tracking_that_is_broken_off_leaves_no_results(self, session):
         steps = boxed(session).track()
         next(steps)
         steps.close()
-        with pytest.raises(UserError, match="track first"):
+        with refuses("demo.nothing-tracked"):
             session.files()
         assert list(session.track())[-1] == FRAMES
 
 
 class TestGate:
-    def test_its_word_and_what_is_done(self, session):
+    def test_its_decision_and_its_effect(self, session):
         assert session.models.modes == ["auto", "on", "off", "noise"]
         lines = session.gate_line().splitlines()
         assert lines[0] == "domain gate on frame 0: none of the domains it knows"
         assert lines[1].startswith("distance in units of the domain's threshold: noise ") and "(outside)" in lines[1]
         assert lines[2] == "mode auto: adapters off, the base model's masks"
 
-    def test_it_is_asked_about_the_frame_prompted_first(self, session):
+    def test_it_decides_on_the_first_prompted_frame(self, session):
         session.mark("on it", 2, 1, 30, 20)
         assert session.gate_line().startswith("domain gate on frame 2:")
 
@@ -198,7 +200,7 @@ class TestGate:
     def test_a_domain_it_knows(self, models):
         session = Session(models)
         picture = np.random.default_rng(9).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-        session.look_at(DemoInput("noise", [ArrayFrame(picture)]))
+        session.open(DemoInput("noise", [ArrayFrame(picture)]))
         assert "this is noise" in session.gate_line() and "adapters on (noise)" in session.gate_line()
 
 
@@ -218,7 +220,7 @@ class TestExperts:
         models = Models(config, adapter_of(config, tmp_path / "adapter", lora, gate=False))
         assert models.modes == ["on", "off"]
         session = Session(models)
-        session.look_at(DemoInput("still", [ArrayFrame(frames()[0])]))
+        session.open(DemoInput("still", [ArrayFrame(frames()[0])]))
         view = boxed(session).view(0)
         assert changed(view)
         assert session.gate_line() == "the adapter folder has no domain gate\nmode on: adapters on"
@@ -227,7 +229,7 @@ class TestExperts:
     def test_lora_has_none(self, config, tmp_path):
         lora = LoraConfig(method="lora")
         session = Session(Models(config, adapter_of(config, tmp_path / "adapter", lora, gate=False)))
-        session.look_at(DemoInput("walk", [ArrayFrame(f) for f in frames()]))
+        session.open(DemoInput("walk", [ArrayFrame(f) for f in frames()]))
         list(boxed(session).track())
         assert changed(session.view(2))
         assert session.experts(2, None, None) == (None, "these adapters have no experts (lora.method is not mope)")
@@ -237,47 +239,49 @@ class TestRefusals:
     def test_nothing_to_look_at(self, models):
         session = Session(models)
         for act in (lambda: session.view(0), session.gate_line, lambda: session.mark("on it", 0, 1, 1, 1)):
-            with pytest.raises(UserError, match="there is no picture yet"):
+            with refuses("demo.no-input"):
                 act()
 
     def test_mistakes(self, session):
-        with pytest.raises(UserError, match="nothing is pointed at yet"):
+        with refuses("demo.no-prompt"):
             list(session.track())
-        with pytest.raises(UserError, match="no prompt to take back"):
+        with refuses("demo.nothing-to-undo"):
             session.undo()
-        with pytest.raises(UserError, match="there is no frame 4: walk has 4"):
+        with refuses("demo.no-frame") as caught:
             session.view(4)
-        with pytest.raises(UserError, match="objects are numbered 1 to 255, not 0"):
+        assert str(caught.value) == "there is no frame 4: walk has 4"
+        with refuses("demo.object-number"):
             session.mark("on it", 0, 0, 5, 5)
-        with pytest.raises(UserError, match="gate 'cells': choose one of auto, on, off, noise"):
+        with refuses("demo.unknown-mode") as caught:
             session.choose_mode("cells")
+        assert "auto, on, off, noise" in str(caught.value)
         session.mark("corner of a box", 0, 1, 10, 10)
-        with pytest.raises(UserError, match="without area"):
+        with refuses("demo.empty-box"):
             session.mark("corner of a box", 0, 1, 10, 30)
 
 
-class TestMaterial:
+class TestInputs:
     def test_a_still_becomes_a_clip_that_begins_with_it(self, config, tmp_path):
         Image.fromarray(frames()[0]).save(tmp_path / "still.png")
-        assert open_input(tmp_path / "still.png", 100, config, moving=False).count == 1
-        clip = open_input(tmp_path / "still.png", 100, config, moving=True)
-        assert clip.count == config.evaluation.frames
+        assert open_input(tmp_path / "still.png", 100).count == 1
+        clip = open_input(tmp_path / "still.png", 100, StillMotion(3, 1024, config.dataset.clip.motion))
+        assert clip.count == 3
         assert np.abs(clip.frame(0).astype(int) - frames()[0]).max() <= 1
         assert not np.array_equal(clip.frame(0), clip.frame(clip.count - 1))
 
-    def test_a_long_video_is_cut(self, config, tmp_path):
+    def test_a_long_video_is_cut(self, tmp_path):
         with VideoWriter(tmp_path / "clip.mp4") as writer:
             for picture in frames():
                 writer.write(picture)
-        material = open_input(tmp_path / "clip.mp4", 3, config, moving=True)
-        assert (material.count, material.left_out) == (3, 1)
-        assert all(np.array_equal(a, b) for a, b in zip(material, open_stream(tmp_path / "clip.mp4"), strict=False))
+        source = open_input(tmp_path / "clip.mp4", 3)
+        assert (source.count, source.left_out) == (3, 1)
+        assert all(np.array_equal(a, b) for a, b in zip(source, open_stream(tmp_path / "clip.mp4"), strict=False))
 
     @pytest.mark.parametrize("name", ["notes.txt", "broken.mp4", "broken.png"])
-    def test_what_is_no_picture(self, config, tmp_path, name):
+    def test_what_is_no_picture(self, tmp_path, name):
         (tmp_path / name).write_bytes(b"not a picture, and no video either" * 20)
         with pytest.raises(UserError, match=name):
-            open_input(tmp_path / name, 100, config, moving=True)
+            open_input(tmp_path / name, 100)
 
     def test_samples_of_every_domain_of_the_run(self, config, tmp_path):
         samples, missing = find_samples(config)

@@ -1,15 +1,16 @@
-"""What a session looks at: a picture or a video whose frames can be asked for in any order, from a file or a sample."""
+"""Pictures and videos for a session: frames in any order, from a file or a sample of the run's domains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..config import Config
+from ..config import Config, MotionConfig
 from ..core.errors import UserError
 from ..data.clips.dataset import still_in_motion
 from ..data.decode.images import ImageFile
@@ -24,15 +25,18 @@ SAMPLES = 4
 CLIP_RATE = Fraction(8)
 """Frames per second of clips that come without a rate."""
 
+Samples = dict[str, Callable[[], "DemoInput"]]
+"""Name → how to open the sample."""
+
 
 class DemoInput:
     """A picture or video; it is a :class:`~src.data.decode.video.FrameStream` too.
 
     Args:
-        name: what outputs are called after.
-        frames: all of one size.
+        name: name of the output files.
+        frames: frames of one size.
         rate: frames per second.
-        left_out: frames at the end of the video that are not among ``frames``.
+        left_out: number of frames at the end of the video that are not among ``frames``.
 
     Attributes:
         size: (H, W) of the frames.
@@ -43,18 +47,21 @@ class DemoInput:
 
     def __init__(self, name: str, frames: Sequence[FrameSource], rate: Fraction = CLIP_RATE, left_out: int = 0) -> None:
         self.name, self.frames, self.rate, self.left_out = name, frames, rate, left_out
-        self._last = (0, frames[0].read())
-        self.size = self._last[1].shape[:2]
+        first = frames[0].read()
+        self._last = (0, first)
+        self.size: tuple[int, int] = (first.shape[0], first.shape[1])
 
     @property
     def count(self) -> int:
+        """Number of frames."""
         return len(self.frames)
 
     def frame_file(self, index: int) -> str:
+        """Return the name of a frame as a file."""
         return f"{self.frames[index].stem}.jpg"
 
     def frame(self, index: int) -> np.ndarray:
-        """RGB, uint8, (H, W, 3); the one asked for last is kept, as several parts of a page want the same.
+        """Return a frame, RGB uint8 (H, W, 3); the last one is cached, since several parts of a page want the same.
 
         Raises:
             UserError: it cannot be read, or is of another size than the first.
@@ -63,7 +70,10 @@ class DemoInput:
         if index != last:
             frame = self.frames[index].read()
             if frame.shape[:2] != self.size:
-                raise UserError(f"{self.frames[index].name}: the frame is of another size than the first one")
+                raise UserError(
+                    f"{self.frames[index].name}: the frame is of another size than the first one",
+                    code="demo.frame-size",
+                )
             self._last = (index, frame)
         return frame
 
@@ -71,33 +81,52 @@ class DemoInput:
         return (self.frame(index) for index in range(self.count))
 
 
-def open_input(path: str | Path, most: int, config: Config, moving: bool) -> DemoInput:
-    """An image, a folder of frames or a video file.
+@dataclass(frozen=True)
+class StillMotion:
+    """How a still becomes a clip by simulated motion.
+
+    Attributes:
+        frames: number of frames.
+        max_side: longest side of the frames, in pixels.
+        motion: the motion.
+    """
+
+    frames: int
+    max_side: int
+    motion: MotionConfig
+
+    def clip(self, still: FrameSource) -> list[FrameSource]:
+        """Return the frames of a clip, the still itself first."""
+        pictures = still_in_motion(still.read(), self.frames, self.max_side, self.motion, np.random.default_rng(0))
+        return [ArrayFrame(picture, f"{still.name} frame {t}", f"{t:05d}") for t, picture in enumerate(pictures)]
+
+
+def open_input(path: str | Path, most: int, motion: StillMotion | None = None) -> DemoInput:
+    """Open an image, a folder of frames or a video file.
 
     Args:
-        path: of it.
-        most: frames of a video that are looked at, from its beginning.
-        config: the run, whose ``evaluation.frames`` and simulated motion a still is given.
-        moving: whether a still becomes a clip; its first frame is the still itself.
+        path: the file or folder.
+        most: the largest number of frames; later ones are left out.
+        motion: how a still becomes a clip; None leaves it a still.
 
     Raises:
         UserError: it cannot be read as one of these.
     """
-    footage = open_stream(path)
-    if isinstance(footage, FrameFiles):
-        frames: list[FrameSource] = [ImageFile(file) for file in footage.paths]
+    stream = open_stream(path)
+    if isinstance(stream, FrameFiles):
+        frames: list[FrameSource] = [ImageFile(file) for file in stream.paths]
     else:
-        frames = [VideoFrame(footage.path, index) for index in range(read_header(footage.path).count)]
-    if len(frames) == 1 and moving:
-        frames = _moved(frames[0], config)
-    rate = CLIP_RATE if isinstance(footage, FrameFiles) else footage.rate
-    return DemoInput(footage.name, frames[:most], rate, max(0, len(frames) - most))
+        frames = [VideoFrame(stream.path, index) for index in range(read_header(stream.path).count)]
+    if len(frames) == 1 and motion is not None:
+        frames = motion.clip(frames[0])
+    rate = CLIP_RATE if isinstance(stream, FrameFiles) else stream.rate
+    return DemoInput(stream.name, frames[:most], rate, max(0, len(frames) - most))
 
 
-def find_samples(config: Config) -> tuple[dict[str, Callable[[], DemoInput]], list[str]]:
-    """Some videos of each domain of a run as they are evaluated: name → how to open it; and why there are no others.
+def find_samples(config: Config) -> tuple[Samples, list[str]]:
+    """Return some videos of each domain of a run, as they are evaluated, and why domains are missing.
 
-    Of the domains that the run learns they come from the validation split.
+    Samples of learned domains come from the validation split.
     """
     few = config.evaluation.model_copy(
         update={"max_images": SAMPLES, "source_clips": min(SAMPLES, config.evaluation.source_clips)}
@@ -109,7 +138,7 @@ def find_samples(config: Config) -> tuple[dict[str, Callable[[], DemoInput]], li
         if place_of(data, "valid") is not None
     ]
     readers.append(partial(retention_domains, config))
-    samples: dict[str, Callable[[], DemoInput]] = {}
+    samples: Samples = {}
     missing = []
     for read in readers:
         try:
@@ -126,11 +155,3 @@ def find_samples(config: Config) -> tuple[dict[str, Callable[[], DemoInput]], li
 def _sample(domain: Domain, index: int) -> DemoInput:
     video = domain.video(index)
     return DemoInput(f"{domain.name}_{Path(video.video_id).name}", video.frames)
-
-
-def _moved(still: FrameSource, config: Config) -> list[FrameSource]:
-    settings = config.evaluation
-    pictures = still_in_motion(
-        still.read(), settings.frames, settings.max_side, config.dataset.clip.motion, np.random.default_rng(0)
-    )
-    return [ArrayFrame(picture, f"{still.name} frame {t}", f"{t:05d}") for t, picture in enumerate(pictures)]
