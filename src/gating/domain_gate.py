@@ -1,15 +1,15 @@
 """The domain gate: does this video belong to a domain that adapters were trained for?
 
     gate = DomainGate(base_fingerprint(model))
-    gate.fit("polyps", features_NVD)          # N images in V lights, each described by D numbers
+    gate.fit("polyps", features_NVD)          # N images in V views, each described by D numbers
     decision = gate.decide(features_D)
     decision.domain                           # "polyps", or None: leave the base model as it is
 
-A domain is a Gaussian over what the frozen encoder says of its images (:mod:`src.models.sam2.gate_hooks` says what that is), with
-its covariance shrunk after Ledoit and Wolf (2004), since images are fewer than numbers. An image belongs to it if its
-Mahalanobis distance is at most that of 95 % of the domain's own images, held out from the fit. Each image comes in
-several lights, so that light, noise and focus are directions the domain varies in and not signs of another one.
-``docs/domain_gate.md`` says what else was tried and how well it does.
+A domain is a Gaussian over the frozen encoder's features of its images. Its covariance is shrunk after Ledoit and Wolf
+(2004), since there are fewer images than numbers. An image belongs to the domain if its Mahalanobis distance is at most
+that of 95 % of the domain's own images, held out from the fit. Each image comes in several photometric augmentations,
+so that light, noise and focus are directions in which the domain varies, and no signs of another one.
+``docs/domain_gate.md`` compares this with other ways.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,11 @@ _FOLDS = 4
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says of an image.
+    """The domain gate's decision on an image.
 
     Attributes:
-        domain: the domain it belongs to (the nearest of several), None if to none.
-        distances: domain → distance in units of its threshold: 1 and below is inside. Empty where nothing was measured.
+        domain: the domain that the image belongs to (the nearest of several); None if to none.
+        distances: domain → distance in units of its threshold: 1 and below is inside. Empty where none was measured.
     """
 
     domain: str | None
@@ -48,7 +49,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class KnownDomain:
-    """A domain as the gate knows it.
+    """A domain that the gate was fitted to.
 
     Attributes:
         mean: (D,), float32.
@@ -62,29 +63,31 @@ class KnownDomain:
 
     @classmethod
     def fit(cls, features_NVD: Tensor, percentile: float) -> KnownDomain:
-        """A Gaussian of all views; its threshold is the percentile of distances of images held out, in four folds."""
-        folds = torch.arange(len(features_NVD)) % min(_FOLDS, len(features_NVD))
+        """Fit a Gaussian to all views; its threshold is a percentile of held-out images' distances, in four folds."""
+        count = min(_FOLDS, len(features_NVD))
+        folds = torch.arange(len(features_NVD)) % count
         held_out = [
             _gaussian(features_NVD[folds != fold]).distance(features_NVD[folds == fold].flatten(0, 1))
-            for fold in folds.unique()
+            for fold in range(count)
         ]
-        whole = _gaussian(features_NVD)
+        gaussian = _gaussian(features_NVD)
         threshold = float(np.percentile(torch.cat(held_out).numpy(), percentile))
-        return cls(whole.mean, whole.whitening, max(threshold, 1e-6))  # 0 if all images are the same
+        return cls(gaussian.mean, gaussian.whitening, max(threshold, 1e-6))  # 0 if all images are the same
 
     def distance(self, features_BD: Tensor) -> Tensor:
-        """Mahalanobis distances, float64 (B,)."""
-        return ((features_BD.double() - self.mean.double()) @ self.whitening.double().T).norm(dim=-1)
+        """Return Mahalanobis distances, float64 (B,)."""
+        whitened_BD = (features_BD.double() - self.mean.double()) @ self.whitening.double().T
+        return torch.linalg.vector_norm(whitened_BD, dim=-1)
 
 
 class DomainGate:
-    """Decides to which known domain an image belongs, if to any.
+    """Decides which known domain an image belongs to, if any.
 
     Args:
-        base_fingerprint: of the model whose features it judges (:func:`src.lora.adapter_io.base_fingerprint`).
+        base_fingerprint: :func:`~src.lora.adapter_io.base_fingerprint` of the model whose features it gets.
 
     Attributes:
-        domains: name → what is known of it.
+        domains: the known domains by name.
     """
 
     def __init__(self, base_fingerprint: str) -> None:
@@ -92,30 +95,36 @@ class DomainGate:
         self.domains: dict[str, KnownDomain] = {}
 
     def fit(self, name: str, features_NVD: Tensor, percentile: float = 95.0) -> None:
-        """Learn a domain from its images; one of that name is replaced, others stay as they are.
+        """Fit a domain to its images; one of that name is replaced, and others do not change.
 
         Args:
-            name: how decisions will name it, such as its expert group's name.
-            features_NVD: of N images in V views each.
-            percentile: of the domain's own held-out views, how many are to be inside.
+            name: the domain's name in decisions, such as its expert group's.
+            features_NVD: features of N images in V views each.
+            percentile: share of the domain's own held-out views that are inside, in percent.
 
         Raises:
             UserError: the name is a mode's, there are fewer than 2 images, or features are not finite.
             ValueError: D is not that of the other domains.
         """
         if name in GATE_MODES or not name:
-            raise UserError(f"domain gate: a domain cannot be called '{name}'; give it another name")
+            raise UserError(f"domain gate: a domain cannot be called '{name}'; choose another name", code="gate.name")
         if len(features_NVD) < 2:
-            raise UserError(f"domain gate: domain '{name}' has {len(features_NVD)} images, but 2 are the least to fit")
+            raise UserError(
+                f"domain gate: domain '{name}' has {len(features_NVD)} images, but fitting needs at least 2",
+                code="gate.few-images",
+            )
         if not features_NVD.isfinite().all():
-            raise UserError(f"domain gate: features of domain '{name}' are not finite; check the base weights")
+            raise UserError(
+                f"domain gate: features of domain '{name}' are not finite; check the base weights",
+                code="gate.not-finite",
+            )
         for other, domain in self.domains.items():
             if domain.mean.shape != features_NVD.shape[-1:]:
                 raise ValueError(f"{features_NVD.shape[-1]} features, but domain '{other}' has {len(domain.mean)}")
         self.domains[name] = KnownDomain.fit(features_NVD.double().cpu(), percentile)
 
     def remove(self, name: str) -> None:
-        """Forget a domain. Raises UserError if there is none of that name."""
+        """Remove a domain. Raises UserError where it is not known."""
         self.check_name(name)
         del self.domains[name]
 
@@ -123,39 +132,39 @@ class DomainGate:
         """Raise UserError unless the domain is known."""
         if name not in self.domains:
             known = ", ".join(self.domains) or "none"
-            raise UserError(f"domain gate: no domain '{name}'; known: {known}")
+            raise UserError(f"domain gate: no domain '{name}'; known: {known}", code="gate.unknown-domain")
 
     def decide(self, features_D: Tensor) -> Decision:
-        """To which domain an image with these features belongs."""
+        """Decide which domain an image with these features belongs to."""
         distances = self.distances(features_D)
         nearest = min(distances, key=distances.__getitem__, default=None)
         return Decision(nearest if nearest is not None and distances[nearest] <= 1 else None, distances)
 
     def decide_nearest(self, features_D: Tensor) -> Decision:
-        """The nearest domain, however far it is; None only where no domain is known."""
+        """Decide for the nearest domain, however far it is; None only where no domain is known."""
         distances = self.distances(features_D)
         return Decision(min(distances, key=distances.__getitem__, default=None), distances)
 
     def distances(self, features_D: Tensor) -> dict[str, float]:
-        """Domain → distance in units of its threshold."""
+        """Return domain → distance in units of its threshold."""
         features_1D = features_D[None].cpu()
         return {name: float(d.distance(features_1D)) / d.threshold for name, d in self.domains.items()}
 
     def save(self, folder: str | Path) -> None:
         """Write ``domain_gate.safetensors`` into an adapter folder, whole or not at all.
 
-        The file's metadata hold, as JSON, format version, base fingerprint and each domain's threshold.
+        Its metadata hold format version, base fingerprint and each domain's threshold as JSON.
         """
         tensors = {}
         for name, domain in self.domains.items():
             tensors[f"{name}.mean"], tensors[f"{name}.whitening"] = domain.mean, domain.whitening
-        described = {
+        metadata: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "base_fingerprint": self.base_fingerprint,
             "thresholds": {name: domain.threshold for name, domain in self.domains.items()},
         }
-        metadata = {"domain_gate": json.dumps(described, ensure_ascii=False)}
-        write_atomically(Path(folder) / GATE_FILE, lambda path: save_file(tensors, path, metadata))
+        text = {"domain_gate": json.dumps(metadata, ensure_ascii=False)}
+        write_atomically(Path(folder) / GATE_FILE, lambda path: save_file(tensors, path, text))
 
     @classmethod
     def beside(cls, folder: str | Path, base_fingerprint: str) -> DomainGate | None:
@@ -164,37 +173,38 @@ class DomainGate:
 
     @classmethod
     def load(cls, folder: str | Path, base_fingerprint: str) -> DomainGate:
-        """Read what :meth:`save` wrote.
+        """Read a gate that :meth:`save` wrote.
 
         Args:
             folder: an adapter folder.
-            base_fingerprint: of the model that the gate is to judge for.
+            base_fingerprint: fingerprint of the model that the gate will decide for.
 
         Raises:
             UserError: the file is missing or damaged, was fitted on another base, or has keys missing or left over.
         """
         path = Path(folder) / GATE_FILE
-        described, tensors = _read(path)
-        found = described["base_fingerprint"]
+        metadata, tensors = _read(path)
+        found = metadata["base_fingerprint"]
         if found != base_fingerprint:
             raise UserError(
-                f"{path}: this gate was fitted on another base: on {found[:12]}, "
-                f"but this model's base weights are {base_fingerprint[:12]}"
+                f"{path}: this domain gate was fitted on another base, {found[:12]}; "
+                f"this model's base weights are {base_fingerprint[:12]}",
+                code="gate.other-base",
             )
-        expected = {f"{name}.{part}" for name in described["thresholds"] for part in ("mean", "whitening")}
+        expected = {f"{name}.{part}" for name in metadata["thresholds"] for part in ("mean", "whitening")}
         if differing := sorted(expected ^ tensors.keys()):
-            raise UserError(f"{path}: keys missing or left over: {', '.join(differing)}")
+            raise UserError(f"{path}: keys missing or left over: {', '.join(differing)}", code="gate.keys")
         gate = cls(found)
-        for name, threshold in described["thresholds"].items():
+        for name, threshold in metadata["thresholds"].items():
             mean, whitening = tensors[f"{name}.mean"], tensors[f"{name}.whitening"]
             if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)):
-                raise UserError(f"{path}: shapes of domain '{name}' do not fit each other")
+                raise UserError(f"{path}: shapes of domain '{name}' do not fit each other", code="gate.shapes")
             gate.domains[name] = KnownDomain(mean, whitening, threshold)
         return gate
 
 
 def _gaussian(features_NVD: Tensor) -> KnownDomain:
-    """Mean and whitening of all views; it has no threshold yet."""
+    """Return mean and whitening of all views, without a threshold."""
     x = features_NVD.flatten(0, 1)
     mean, deviation = x.mean(dim=0), x.std(dim=0) + 1e-6
     values, vectors = torch.linalg.eigh(shrunk_covariance((x - mean) / deviation))
@@ -204,9 +214,9 @@ def _gaussian(features_NVD: Tensor) -> KnownDomain:
 
 
 def shrunk_covariance(centred_ND: Tensor) -> Tensor:
-    """Ledoit and Wolf's estimate (2004): the sample covariance drawn towards a multiple of the identity, (D, D).
+    """Return Ledoit and Wolf's covariance (2004): the sample's, shrunk towards a multiple of the identity, (D, D).
 
-    How far is estimated from the data, such that the expected squared error is least.
+    The amount of shrinkage is estimated from the data, such that the expected squared error is least.
     """
     n, d = centred_ND.shape
     sample = centred_ND.T @ centred_ND / n
@@ -218,21 +228,30 @@ def shrunk_covariance(centred_ND: Tensor) -> Tensor:
     return share * scale * identity + (1 - share) * sample
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Metadata and tensors of a gate file."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read metadata and tensors of a gate file."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; a domain gate is saved in the adapter folder under this name")
+        raise UserError(
+            f"{path}: no such file; a domain gate is saved in the adapter folder under this name",
+            code="gate.missing-file",
+        )
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get("domain_gate", "null"))
+            metadata = json.loads((file.metadata() or {}).get("domain_gate", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
-    if not isinstance(described, dict) or described.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path}: not a domain gate of format_version {FORMAT_VERSION}")
-    thresholds = described.get("thresholds")
-    if not isinstance(described.get("base_fingerprint"), str) or not isinstance(thresholds, dict):
-        raise UserError(f"{path}: base_fingerprint or thresholds are missing")
+        raise UserError(f"{path}: damaged or not a safetensors file: {error}", code="gate.damaged") from None
+    if mistake := _metadata_mistake(metadata):
+        raise UserError(f"{path}: {mistake}", code="gate.metadata")
+    return metadata, tensors
+
+
+def _metadata_mistake(metadata: Any) -> str | None:
+    if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
+        return f"not a domain gate of format_version {FORMAT_VERSION}"
+    thresholds = metadata.get("thresholds")
+    if not isinstance(metadata.get("base_fingerprint"), str) or not isinstance(thresholds, dict):
+        return "base_fingerprint or thresholds are missing"
     if not all(isinstance(threshold, float) and threshold > 0 for threshold in thresholds.values()):
-        raise UserError(f"{path}: a threshold is not a positive number")
-    return described, tensors
+        return "a threshold is not a positive number"
+    return None
