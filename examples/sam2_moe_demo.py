@@ -16,14 +16,13 @@ from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
-from src import cli
-from src.core.errors import UserError
-from src.data.synthetic.worlds import SOURCE, make_videos
-from src.evaluation.figures import save_figure
-from src.lora.injection import count_parameters, describe_adapters, routed_layers
-from src.lora.recording import record_routing
-from src.models.sam2.predictors import build_sam2_video_predictor_moe
-from src.tasks.tracking.predict import track
+from sam2_mope import build_sam2_video_predictor_moe, cli
+from sam2_mope.core.errors import UserError
+from sam2_mope.data.synthetic.worlds import SOURCE, make_videos
+from sam2_mope.evaluation.figures import save_figure
+from sam2_mope.lora.injection import count_parameters, describe_adapters, routed_layers
+from sam2_mope.lora.recording import record_routing
+from sam2_mope.tasks.tracking.predict import track
 
 
 def describe_experts(model: SAM2Base) -> str:

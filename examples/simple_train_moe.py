@@ -7,16 +7,14 @@ import argparse
 import numpy as np
 import torch
 
-from src import cli
-from src.config import ClipConfig, PromptConfig, image_size_of, load_config
-from src.data.clips.dataset import ClipBatch, draw_clip
-from src.data.synthetic.worlds import CELLS, make_videos
-from src.lora.adapter_io import save_adapter
-from src.lora.injection import apply_method, describe_adapters
-from src.lora.recording import record_routing
-from src.lora.router_losses import load_balancing_loss
-from src.models.sam2.predictors import build_sam2_video_predictor_moe
-from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
+from sam2_mope import build_sam2_video_predictor_moe, cli, load_config, save_adapter
+from sam2_mope.config import ClipConfig, PromptConfig, image_size_of
+from sam2_mope.data.clips.dataset import ClipBatch, draw_clip
+from sam2_mope.data.synthetic.worlds import CELLS, make_videos
+from sam2_mope.lora.injection import apply_method, describe_adapters
+from sam2_mope.lora.recording import record_routing
+from sam2_mope.lora.router_losses import load_balancing_loss
+from sam2_mope.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 
 
 def main(arguments: argparse.Namespace) -> None:

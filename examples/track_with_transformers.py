@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from src import cli
-from src.data.decode.video import VideoWriter, open_stream
-from src.data.drawing import draw_masks
-from src.models.checkpoint import ADAPTER_FOLDER
-from src.models.sam2.gate_hooks import DECISION
-from src.models.sam2.transformers_adapters import add_adapter_to_transformers
-from src.models.sam2.transformers_format import load_transformers
+from sam2_mope import cli
+from sam2_mope.data.decode.video import VideoWriter, open_stream
+from sam2_mope.data.drawing import draw_masks
+from sam2_mope.models.checkpoint import ADAPTER_FOLDER
+from sam2_mope.models.sam2.gate_hooks import DECISION
+from sam2_mope.models.sam2.transformers_adapters import add_adapter_to_transformers
+from sam2_mope.models.sam2.transformers_format import load_transformers
 
 
 @torch.inference_mode()
@@ -23,7 +23,7 @@ def main(arguments: argparse.Namespace) -> None:
     model = transformers.Sam2VideoModel.from_pretrained(arguments.model)
     processor = transformers.Sam2VideoProcessor.from_pretrained(arguments.model)
 
-    # MoPE and expert groups lie beside the base
+    # MoPE and expert groups are in a folder beside the base's weights
     adapter = Path(arguments.model) / ADAPTER_FOLDER
     if adapter.is_dir():
         add_adapter_to_transformers(model, adapter, gate=arguments.gate)

@@ -75,6 +75,16 @@ def run_script(
     return run
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make the package importable as ``sam2_mope``; its modules are not those of ``src``."""
+    folder = tmp_path_factory.mktemp("site_packages")
+    (folder / "sam2_mope").symlink_to(Path(__file__).parents[1] / "src", target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def messages_are_shown() -> None:
     """What the library logs goes to standard output, whatever an earlier test has said."""

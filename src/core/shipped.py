@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PACKAGE_FOLDER = Path(__file__).parents[1]
+PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 """The folder of the import package: ``src`` in a clone, ``sam2_mope`` where it is installed."""
 
 CONFIGS = PACKAGE_FOLDER / "configs"

@@ -123,6 +123,7 @@ def test_a_folder_that_differs_is_not_written(config, learned, tmp_path, monkeyp
 
 
 class TestExample:
+    @pytest.mark.usefixtures("installed")
     def test_it_follows_a_box_with_the_adapters(self, config, learned, tmp_path, run_script):
         exported = export.export(config, learned(MOPE), "transformers", tmp_path / "exported")
         with VideoWriter(tmp_path / "clip.mp4") as clip:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from src.config import LoraConfig
 from src.lora.adapter_io import WEIGHTS_FILE
-from src.lora.injection import apply_method
-from src.models.sam2.predictors import build_sam2_moe
+
+pytestmark = pytest.mark.usefixtures("installed")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -42,7 +42,7 @@ def test_the_demo_draws_the_use_of_every_expert(tiny_yaml, tmp_path, monkeypatch
 
 def test_the_demo_counts_what_base_plus_gets():
     demo = runpy.run_path(str(EXAMPLES / "sam2_moe_demo.py"))
-    model = build_sam2_moe("configs/sam2.1/sam2.1_hiera_b+.yaml", device="cpu")
+    model = import_module("sam2_mope").build_sam2_moe("configs/sam2.1/sam2.1_hiera_b+.yaml", device="cpu")
     said = demo["describe_experts"](model)
     assert said.startswith("10 experts × rank 4 × top-2 in 8 attention modules:\n")
     assert said.count("  memory_attention.layers.") == 8
@@ -52,7 +52,8 @@ def test_the_demo_counts_what_base_plus_gets():
 def test_the_demo_says_what_it_counts():
     demo = runpy.run_path(str(EXAMPLES / "sam2_moe_demo.py"))
     toy = torch.nn.ModuleDict({name: torch.nn.ModuleDict({"q_proj": torch.nn.Linear(4, 4)}) for name in ("a", "b")})
-    apply_method(toy, LoraConfig(experts=2, rank=1, top_k=1, target_modules=["q_proj"]))
+    lora = import_module("sam2_mope.config").LoraConfig(experts=2, rank=1, top_k=1, target_modules=["q_proj"])
+    import_module("sam2_mope.lora.injection").apply_method(toy, lora)
     # each layer has 20 parameters, then 2 experts of 4 + 4 and a gate of 2 × 4 + 2
     assert demo["describe_experts"](toy).splitlines() == [
         "2 experts × rank 1 × top-1 in 2 attention modules:",
