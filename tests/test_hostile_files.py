@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import src.data.decode.video
-import src.data.formats.parsing
+import src.data.formats.json_files
 from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
 from src.core.errors import UserError
 from src.data.checks.validate import check
@@ -28,7 +28,8 @@ from src.data.decode.images import read_image
 from src.data.decode.segmentation import check_segmentation
 from src.data.decode.video import VideoWriter, open_stream, read_header
 from src.data.formats.json_files import ROBOFLOW
-from src.data.formats.parsing import Bounds, IssueLog, open_frames, read_json
+from src.data.formats.json_files import read_json
+from src.data.formats.parsing import Bounds, IssueLog, open_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, make_videos
 from src.data.unlabelled import open_unlabelled
