@@ -24,7 +24,7 @@ from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
 from src.data.clips.dataset import ClipBatch
-from src.evaluation.domains import retention_domains, target_domain
+from src.evaluation.domains import DomainOptions, retention_domains, target_domain
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import count_parameters
 from src.tasks.tracking.evaluation import evaluate_domain
@@ -90,7 +90,8 @@ def measure(config: Config) -> dict[str, Any]:
             while trainer.progress.step < trainer.last_step:
                 trainer.train_epoch(bar)
     trainer.close()
-    domains = [target_domain(config, data, "valid") for data in config.dataset.sets] + retention_domains(config)
+    options = DomainOptions.from_config(config)
+    domains = [target_domain(data, "valid", options) for data in config.dataset.sets] + retention_domains(options)
     return {
         "layers": sum(1 for _ in iter_adapter_layers(trainer.model)),
         "trainable": count_parameters(trainer.model).trainable,

@@ -33,7 +33,7 @@ from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.loading import place_of
-from ..evaluation.domains import Domain, retention_domains, target_domain
+from ..evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
 from ..evaluation.expert_report import as_json, heat_maps_of, summary
 from ..evaluation.expert_use import (
     SCORE,
@@ -92,11 +92,12 @@ def choose_group(groups: dict[str, LoraConfig], wanted: str | None, domain: str)
 
 def read_domains(config: Config) -> list[Domain]:
     """The domains to run: what was learned (test split, else valid), and what must not be forgotten."""
+    options = DomainOptions.from_config(config)
     learned = [
-        target_domain(config, data, "test" if place_of(data, "test") is not None else "valid")
+        target_domain(data, "test" if place_of(data, "test") is not None else "valid", options)
         for data in config.dataset.sets
     ]
-    return [*learned, *retention_domains(config)]
+    return [*learned, *retention_domains(options)]
 
 
 def keeps_of(config: LoraConfig, uses: list[DomainUse], wanted: list[int] | None, dead_below: float) -> list[int]:

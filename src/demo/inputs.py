@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..data.decode.images import ImageFile
 from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
 from ..data.loading import place_of
 from ..data.records import ArrayFrame, FrameSource
-from ..evaluation.domains import Domain, retention_domains, target_domain
+from ..evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
 
 SAMPLES = 4
 """Videos or pictures offered of each domain of a run."""
@@ -131,13 +131,13 @@ def find_samples(config: Config) -> tuple[Samples, list[str]]:
     few = config.evaluation.model_copy(
         update={"max_images": SAMPLES, "source_clips": min(SAMPLES, config.evaluation.source_clips)}
     )
-    config = config.model_copy(update={"evaluation": few})
+    options = replace(DomainOptions.from_config(config), evaluation=few)
     readers: list[Callable[[], list[Domain]]] = [
-        partial(lambda data: [target_domain(config, data, "valid")], data)
+        partial(lambda data: [target_domain(data, "valid", options)], data)
         for data in config.dataset.sets
         if place_of(data, "valid") is not None
     ]
-    readers.append(partial(retention_domains, config))
+    readers.append(partial(retention_domains, options))
     samples: Samples = {}
     missing = []
     for read in readers:

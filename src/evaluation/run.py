@@ -26,7 +26,7 @@ from ..models.sam2.gate_hooks import decide_for_frame, gated, saved_gate
 from ..tasks.tracking.evaluation import describe, evaluate_domain
 from ..tasks.tracking.images import evaluate_images
 from .card import card_folder, write_card
-from .domains import Domain, retention_domains, target_domain
+from .domains import Domain, DomainOptions, retention_domains, target_domain
 from .report import write_report
 from .results import Comparison, with_gate
 from .tables import results_text
@@ -73,14 +73,15 @@ def evaluate(
         save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
     """
     settings, prompt = config.evaluation, prompt or config.evaluation.prompt
-    learned = [target_domain(config, data, split) for data in config.dataset.sets]
+    options = DomainOptions.from_config(config)
+    learned = [target_domain(data, split, options) for data in config.dataset.sets]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
     gate = saved_gate(models["base"], checkpoint)
     masks = folder / "predictions" if save_masks else None
     comparisons = [
         _compare(models, gate, domain, prompt, masks, settings.clicks)
-        for domain in [*learned, *retention_domains(config)]
+        for domain in [*learned, *retention_domains(options)]
     ]
     distributed.barrier()
     about = describe(config.model.name, image_size_of(config.model), prompt, settings.protocol)

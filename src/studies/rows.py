@@ -26,7 +26,7 @@ from ..data.records import DataSet, ObjectTrack
 from ..data.synthetic.worlds import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
 from ..data.synthetic.worlds import Domain as World
 from ..data.writers import write_davis
-from ..evaluation.domains import SOURCE_DOMAIN, Domain, domain_of, target_domain
+from ..evaluation.domains import SOURCE_DOMAIN, Domain, DomainOptions, make_domain, target_domain
 from ..evaluation.protocol import first_prompted_frame
 from ..gating.domain_gate import DomainGate
 from ..lora.injection import count_parameters, routed_layers
@@ -129,13 +129,13 @@ def _largest(objects: Sequence[ObjectTrack], count: int) -> list[ObjectTrack]:
 
 def tested_domains(study: StudyConfig) -> dict[str, Domain]:
     """What every stage is scored on: the source and all new domains."""
-    config = _common_config(study)
+    options = DomainOptions.from_config(_common_config(study))
     if study.source is not None:
-        source = load_data(study.source, LoadOptions.from_config(config))
+        source = load_data(study.source, options.loading)
     else:
         source = make_videos(SOURCE, study.sizes.source, HELD_OUT_SEED, frames=study.sizes.frames, side=128)
-    new = {name: target_domain(config, study.domain(name), "test") for name in study.names}
-    return {SOURCE_DOMAIN: domain_of(config, SOURCE_DOMAIN, source), **new}
+    new = {name: target_domain(study.domain(name), "test", options) for name in study.names}
+    return {SOURCE_DOMAIN: make_domain(SOURCE_DOMAIN, source, options), **new}
 
 
 def _common_config(study: StudyConfig) -> Config:

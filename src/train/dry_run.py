@@ -26,7 +26,7 @@ from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
 from ..data.checks.cache import CHECKS_FOLDER
 from ..data.records import DataSet
-from ..evaluation.domains import Domain, retention_domains
+from ..evaluation.domains import Domain, DomainOptions, retention_domains
 from ..tasks.tracking.evaluation import evaluate_domain
 from .trainer import Trainer, clip_names
 
@@ -115,7 +115,7 @@ def rehearse(config: Config) -> Rehearsal:
     per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
     frames = sum(map(_frames_of, trainer.validation))
     watched = sum(map(_frames_of, trainer.watch.workload()))
-    kept = per_frame * sum(map(_frames_of, retention_domains(config)))
+    kept = per_frame * sum(map(_frames_of, retention_domains(DomainOptions.from_config(config))))
     models = 2 if trainer.trains else 1
     trainer.close()
     return Rehearsal(

@@ -34,7 +34,7 @@ from ..core.shutdown import GracefulShutdown, has_ended, leave_signals_to_the_pa
 from ..data.checks.cache import CHECKS_FOLDER
 from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
 from ..data.records import DataSet
-from ..evaluation.domains import retention_domains, target_domain
+from ..evaluation.domains import DomainOptions, retention_domains, target_domain
 from ..evaluation.results import DomainResult
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapter_layers
@@ -184,8 +184,9 @@ class Trainer:
 
         with distributed.main_process_first():  # which checks the data
             self.train_sets = train_sets = load_training_sets(config)
-            self.validation = [target_domain(config, each, "valid") for each in dataset.sets]
-            kept = retention_domains(config)  # also so that mistakes in them are told now, not when training is over
+            options = DomainOptions.from_config(config)
+            self.validation = [target_domain(each, "valid", options) for each in dataset.sets]
+            kept = retention_domains(options)  # also so that mistakes in them are told now, not when training is over
         self.watch = ValidationMonitor(config, self.validation, kept)
         self.data = contents(train_sets, [domain.data for domain in self.validation])
 
