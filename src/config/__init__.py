@@ -5,13 +5,21 @@ mistake with its dotted key. ``Config.to_yaml`` writes the resolved config, from
 """
 
 from .adapter import ADAPTER_METHODS, LoraConfig, Method, RouterConfig
-from .dataset import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, SetConfig
+from .dataset import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, NamedSplit, SplitConfig
 from .evaluation import EvaluationConfig
 from .loading import load_config, parse_config, parse_section, read_yaml, set_key
 from .model import ModelConfig, image_size_of
 from .run import Config
 from .section import GATE_MODES, TAKEN_NAMES, DomainName, Format, Prompt, Protocol, Section, Split
-from .training import DistillConfig, FeatureCacheConfig, LossConfig, PenaltyConfig, PromptConfig, TrainingConfig
+from .training import (
+    DistillConfig,
+    FeatureCacheConfig,
+    LossConfig,
+    PenaltyConfig,
+    PromptConfig,
+    SaveEveryConfig,
+    TrainingConfig,
+)
 from .yaml_text import MAX_YAML_CHARACTERS, one_line_yaml
 
 __all__ = [
@@ -34,14 +42,16 @@ __all__ = [
     "Method",
     "ModelConfig",
     "MotionConfig",
+    "NamedSplit",
     "PenaltyConfig",
     "Prompt",
     "PromptConfig",
     "Protocol",
     "RouterConfig",
+    "SaveEveryConfig",
     "Section",
-    "SetConfig",
     "Split",
+    "SplitConfig",
     "TrainingConfig",
     "image_size_of",
     "load_config",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
 
-from .section import DomainName, Format, Section
+from pydantic import Field, model_validator
+
+from .renames import FIRST_DOMAIN, nest_splits
+from .section import DomainName, Format, Section, Split
 
 
 class MotionConfig(Section):
@@ -51,47 +54,66 @@ class AugmentationConfig(Section):
     frame_saturation: float = Field(0.05, ge=0, le=1)
 
 
-class DomainConfig(Section):
-    """One data set, all of it: where it lies, and the name it is reported under."""
+class SplitConfig(Section):
+    """The images or videos of one split, and their annotations."""
 
-    name: DomainName
     img_folder: str = Field(description="images, frames or videos; what the annotations' file names are relative to")
     ann_file: str | None = Field(None, description="annotation file or folder; null: looked for in img_folder")
-    format: Format = Field("auto", description="auto: recognised by the files")
     videos: str | list[str] | None = Field(
         None, description="only these: names, or a text file with one a line (DAVIS' ImageSets); null: all"
     )
 
 
-class SetConfig(Section):
-    """A domain to learn: its splits, each an image folder and annotations."""
+class NamedSplit(SplitConfig):
+    """A split that stands on its own: all that is needed to open it."""
+
+    name: DomainName
+    format: Format = Field("auto", description="auto: recognised by the files")
+
+
+class DomainConfig(Section):
+    """A domain to learn: its splits, and what is said of all of them."""
 
     name: DomainName = "target"
     weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
     license: str | None = Field(None, description="of the data, as the adapter's model card states it")
     format: Format = Field("auto", description="auto: recognised by the files")
-    train_img_folder: str
-    train_ann_file: str | None = None
-    train_videos: str | list[str] | None = None
-    val_img_folder: str | None = None
-    val_ann_file: str | None = None
-    val_videos: str | list[str] | None = None
-    test_img_folder: str | None = None
-    test_ann_file: str | None = None
-    test_videos: str | list[str] | None = None
+    train: SplitConfig
+    val: SplitConfig | None = None
+    test: SplitConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _splits_in_either_form(cls, value: Any) -> Any:
+        """Accept flat names such as ``val_img_folder``; a split whose ``img_folder`` is null is none."""
+        if not isinstance(value, dict):
+            return value
+        domain = dict(value)
+        nest_splits(domain)
+        for split in ("val", "test"):
+            place = domain.get(split)
+            if isinstance(place, dict) and place.get("img_folder", "") is None:
+                domain[split] = None
+        return domain
+
+    def split(self, split: Split) -> NamedSplit | None:
+        """Return one of the splits on its own; None where the config does not have it."""
+        place = {"train": self.train, "valid": self.val, "test": self.test}[split]
+        return None if place is None else NamedSplit(name=self.name, format=self.format, **place.model_dump())
 
 
-class DatasetConfig(SetConfig):
-    """The new domain, or several of them in one run, and how clips are made of them."""
+class DatasetConfig(Section):
+    """The domains to learn, one or several in one run, and how clips are made of them."""
 
-    train_img_folder: str = "data/sample/train"
-    val_img_folder: str | None = "data/sample/valid"
-    more: list[SetConfig] = Field(default_factory=list, description="further domains to learn in the same run")
+    domains: list[DomainConfig] = Field(
+        default_factory=lambda: [DomainConfig.model_validate(FIRST_DOMAIN)],
+        min_length=1,
+        description="domains to learn; the keys of the first may stand directly under dataset, in flat form",
+    )
     skip_bad: bool = Field(False, description="leave damaged entries out, listed in skipped.json, instead of stopping")
     follow_links: bool = Field(
         False, description="use images, masks and videos outside their folder that a link leads to"
     )
-    resolution: int | None = Field(None, gt=0, description="pixels; null: model.image_size")
     max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
     min_object_side: float = Field(
         1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
@@ -100,8 +122,3 @@ class DatasetConfig(SetConfig):
     augmentation: AugmentationConfig | None = Field(
         default_factory=AugmentationConfig, description="of training clips; null: none"
     )
-
-    @property
-    def sets(self) -> list[SetConfig]:
-        """All domains to learn, the first one first."""
-        return [self, *self.more]

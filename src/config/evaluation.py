@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from .dataset import DomainConfig
+from .dataset import NamedSplit
 from .section import Prompt, Protocol, Section
 
 
@@ -21,5 +21,5 @@ class EvaluationConfig(Section):
     source_clips: int = Field(
         24, ge=0, description="held-out clips of the bundled base's source domain (sam2_nano); 0: none"
     )
-    domains: list[DomainConfig] = Field(default_factory=list)
+    domains: list[NamedSplit] = Field(default_factory=list)
     overlays: int = Field(3, ge=0, description="best and worst cases drawn per domain")

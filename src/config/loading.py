@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,9 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import UserError
 from ..core.shipped import CONFIGS, find_config
+from .renames import RENAMED, drop_renamed, former_keys, modernize
 from .run import Config
 from .section import Section
 from .yaml_text import MAX_YAML_CHARACTERS, parse_yaml
+
+logger = logging.getLogger(__name__)
 
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -20,13 +25,19 @@ AnySection = TypeVar("AnySection", bound=Section)
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     """Read a run's YAML, apply ``a.b=c`` overrides, and validate all of it at once.
 
+    Keys with the names of earlier versions are accepted, and each is logged with its name today.
+
     Raises:
         UserError: the file is missing or is not YAML, or values are wrong: every mistake, with its dotted key.
     """
     raw = read_yaml(path)
+    written = _modernize(raw, str(path))
     for override in overrides or []:
-        _apply_override(raw, override)
-    return parse_config(raw, str(path))
+        written |= _apply_override(raw, override)
+    for new, old in written.items():
+        if old in RENAMED:
+            logger.info(f"{path}: {old} is now called {new}")
+    return _validate(Config, raw, str(path), written)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -36,75 +47,144 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         with open(path, encoding="utf-8-sig") as file:
             raw = parse_yaml(file.read(MAX_YAML_CHARACTERS + 1))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such config file{_near_files(path)}") from None
+        raise UserError(f"{path}: no such config file{_near_files(path)}", "config.missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+        raise UserError(f"{path}: cannot be read: {error}", "config.unreadable") from None
     except ValueError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    if raw is None:
-        raw = {}
+        raise UserError(f"{path}: not valid YAML: {error}", "config.not-yaml") from None
+    raw = {} if raw is None else _plain_copy(raw)
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected sections such as 'model:' and 'training:', found {type(raw).__name__}")
+        raise UserError(
+            f"{path}: expected sections such as 'model:' and 'training:', found {type(raw).__name__}",
+            "config.not-sections",
+        )
     return raw
 
 
 def parse_config(raw: dict[str, Any], origin: str) -> Config:
-    """Validate a plain mapping; ``origin`` names it in messages. Raises UserError listing every mistake."""
-    return parse_section(Config, raw, origin)
+    """Validate a plain mapping, which may have keys of earlier versions.
+
+    Args:
+        raw: sections by name; it stays as it is.
+        origin: where it comes from, for messages.
+
+    Raises:
+        UserError: values are wrong: every mistake, with its dotted key.
+    """
+    content = _plain_copy(raw)
+    return _validate(Config, content, origin, _modernize(content, origin))
 
 
 def parse_section(kind: type[AnySection], raw: dict[str, Any], origin: str) -> AnySection:
     """:func:`parse_config` for any section, such as one that another command's YAML is made of."""
+    return _validate(kind, raw, origin, {})
+
+
+def set_key(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, str]:
+    """Set a value by its dotted key, or by one of an earlier version, in place.
+
+    Returns:
+        As :func:`~src.config.renames.modernize`.
+
+    Raises:
+        UserError: a part of the key is a value, not a section.
+    """
+    drop_renamed(raw, dotted)
+    *sections, key = dotted.split(".")
+    section: Any = raw
+    for depth, part in enumerate(sections):
+        if isinstance(section, dict) and section.get(part) is None:
+            section[part] = {}
+        section = _inside(section, part)
+        if not isinstance(section, (dict, list)):
+            raise UserError(f"'{'.'.join(sections[: depth + 1])}' is a value, not a section", "config.not-a-section")
+    if isinstance(section, list):
+        if _inside(section, key) is None:
+            raise UserError(f"'{'.'.join(sections)}' is a list of {len(section)}", "config.not-a-section")
+        section[int(key)] = value
+    else:
+        section[key] = value
+    return _modernize(raw, dotted)
+
+
+def _inside(section: Any, key: str) -> Any:
+    """Return what a section, or a list by an entry's number, has under a key; None where there is nothing."""
+    if isinstance(section, dict):
+        return section.get(key)
+    return section[int(key)] if key.isdecimal() and int(key) < len(section) else None
+
+
+def _validate(kind: type[AnySection], raw: dict[str, Any], origin: str, written: Mapping[str, str]) -> AnySection:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        mistakes = [_describe(e, kind) for e in error.errors(include_url=False)]
+        mistakes = [_describe(e, kind, written) for e in error.errors(include_url=False)]
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    raise UserError(f"{origin}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+    raise UserError(f"{origin}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes), "config.mistakes")
 
 
-def set_key(raw: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a value by its dotted key. Raises UserError where a part of the key is a value, not a section."""
-    keys = dotted.split(".")
-    section: Any = raw
-    for depth, key in enumerate(keys[:-1]):
-        if section.get(key) is None:
-            section[key] = {}
-        section = section[key]
-        if not isinstance(section, dict):
-            raise UserError(f"'{'.'.join(keys[: depth + 1])}' is a value, not a section")
-    section[keys[-1]] = value
+def _modernize(raw: dict[str, Any], origin: str) -> dict[str, str]:
+    try:
+        return modernize(raw)
+    except ValueError as error:
+        raise UserError(f"{origin}: {error}", "config.two-values") from None
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _plain_copy(value: Any) -> Any:
+    """Return a copy of plain data in which nothing stands in two places, as YAML's aliases do."""
+    if isinstance(value, dict):
+        return {key: _plain_copy(each) for key, each in value.items()}
+    return [_plain_copy(each) for each in value] if isinstance(value, list) else value
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> dict[str, str]:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"--set {override}: write it as section.key=value, such as training.learning_rate=5e-4")
+        raise UserError(
+            f"--set {override}: write it as section.key=value, such as training.learning_rate=5e-4", "config.override"
+        )
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"--set {override}: the value is not valid YAML: {error}") from None
+        raise UserError(f"--set {override}: the value is not valid YAML: {error}", "config.override") from None
     try:
-        set_key(raw, dotted.strip(), value)
+        return set_key(raw, dotted.strip(), _plain_copy(value))
     except UserError as error:
-        raise UserError(f"--set {override}: {error}") from None
+        raise UserError(f"--set {override}: {error}", error.code) from None
 
 
-def _describe(error: Any, kind: type[BaseModel]) -> str:
+def _describe(error: Any, kind: type[BaseModel], written: Mapping[str, str]) -> str:
     location = [str(part) for part in error["loc"]]
-    dotted = ".".join(location) or "config"
+    dotted = _as_written(".".join(location), written) or "config"
     if error["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1], kind)
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys here: {', '.join(known)}"
-        return f"{dotted}: unknown key; {hint}"
+        return f"{dotted}: unknown key; {_nearest_key(location, kind)}"
     message = error["msg"].removeprefix("Value error, ")
-    return (
-        f"{dotted}: {message[0].lower() + message[1:]} (found {error['input']!r:.80})"
-        if not isinstance(error["input"], (dict, BaseModel))
-        else f"{dotted}: {message[0].lower() + message[1:]}"
-    )
+    found = "" if isinstance(error["input"], (dict, BaseModel)) else f" (found {error['input']!r:.80})"
+    return f"{dotted}: {message[0].lower() + message[1:]}{found}"
+
+
+def _as_written(dotted: str, written: Mapping[str, str]) -> str:
+    """Return a dotted key as the user wrote it."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        if (start := ".".join(parts[:length])) in written:
+            return ".".join([written[start], *parts[length:]])
+    return dotted
+
+
+def _nearest_key(location: list[str], kind: type[BaseModel]) -> str:
+    """Return a hint at the key that was meant; names of earlier versions count, and lead to today's."""
+    *sections, key = location
+    known = _known_keys(sections, kind)
+    former = former_keys(".".join(sections)) if kind is Config else {}
+    near = difflib.get_close_matches(key, [*known, *former], n=1, cutoff=0.5)
+    if not near:
+        return f"known keys here: {', '.join(known)}"
+    today = former.get(near[0], near[0])
+    if today.rpartition(".")[2] == near[0]:
+        return f"did you mean '{near[0]}'?"
+    return f"did you mean '{near[0]}', which is now called {today}?"
 
 
 def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:

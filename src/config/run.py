@@ -38,10 +38,10 @@ class Config(Section):
         training = self.training
         if training.extend and training.start_from:
             raise ValueError("training.extend and training.start_from exclude each other")
-        if training.extend and (len(self.dataset.sets) > 1 or self.lora.method not in ADAPTER_METHODS):
+        if training.extend and (len(self.dataset.domains) > 1 or self.lora.method not in ADAPTER_METHODS):
             raise ValueError("training.extend learns one domain at a time, with lora.method mope or lora")
-        if training.strengths != [1.0] and (training.start_from or self.lora.method not in ADAPTER_METHODS):
-            raise ValueError("training.strengths needs new adapters: lora.method mope or lora, and no start_from")
+        if training.adapter_scales != [1.0] and (training.start_from or self.lora.method not in ADAPTER_METHODS):
+            raise ValueError("training.adapter_scales needs new adapters: lora.method mope or lora, and no start_from")
         if training.adapter_init == "data" and self.lora.method not in ADAPTER_METHODS:
             raise ValueError(f"training.adapter_init is data, but lora.method {self.lora.method} has no adapters")
         if training.adapter_init == "data" and training.start_from:
@@ -50,11 +50,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _unique_domains(self) -> Config:
-        names = [data.name for data in self.dataset.sets] + [domain.name for domain in self.evaluation.domains]
+        names = [data.name for data in self.dataset.domains] + [domain.name for domain in self.evaluation.domains]
         taken = {name for name in names if names.count(name) > 1 or name in TAKEN_NAMES}
         if taken:
             raise ValueError(
-                "names under dataset, dataset.more and evaluation.domains must be unique and none of "
+                "names of domains, under dataset and under evaluation, must be unique and none of "
                 f"{', '.join(TAKEN_NAMES)}: {', '.join(sorted(taken))}"
             )
         return self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from .section import Section
+
+MIN_CLIPS_PER_EPOCH = 256  # unless the config says a number: few images still make enough steps
 
 
 class PromptConfig(Section):
@@ -62,9 +65,17 @@ class PenaltyConfig(Section):
 class FeatureCacheConfig(Section):
     """Keeping what a frozen image encoder makes of training clips, of which there are so many views and no more."""
 
-    where: Literal["memory", "disk"] = Field("memory", description="main memory, or files in output_dir")
+    store: Literal["memory", "disk"] = Field("memory", description="main memory, or files in output_dir")
     budget_gb: float = Field(4.0, ge=0, description="room for features; clips beyond it are encoded every time")
     views: int = Field(4, gt=0, description="augmented views of every clip, which come again in turn, epoch by epoch")
+
+
+class SaveEveryConfig(Section):
+    """How often checkpoints are written, beside those at the end of every epoch."""
+
+    steps: int | None = Field(None, gt=0, description="last.pt at least every so many steps")
+    minutes: float | None = Field(10.0, ge=0, description="last.pt at least every so many minutes")
+    epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
 
 
 class TrainingConfig(Section):
@@ -74,12 +85,11 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(4, gt=0, description="clips per forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
-    clips_per_image: int | None = Field(
+    clips_per_epoch: int | Annotated[str, Field(pattern=r"^[1-9][0-9]*x$")] | None = Field(
         None,
-        gt=0,
-        description="clips per epoch for each image or video of all sets together; null: so many that it has 256",
+        description="clips per epoch: their number, or text such as 4x, so many for each image or video of all domains; "
+        "null: so many for each that there are at least 256",
     )
-    clips_per_epoch: int | None = Field(None, gt=0, description="clips per epoch in all, whatever clips_per_image says")
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
     warmup_steps: int = Field(10, ge=0)
@@ -107,27 +117,32 @@ class TrainingConfig(Section):
     adapter_init: Literal["random", "data"] = Field(
         "random", description="data: the new adapters begin with what their layers see of the new domain"
     )
-    strengths: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+    adapter_scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [1.0],
         min_length=1,
         description="shares of what the adapters learned; the one that validates best is kept at the end",
     )
     domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
     validate_every_epochs: int = Field(1, gt=0)
-    save_every_steps: int | None = Field(None, gt=0, description="last.pt at least every so many steps")
-    save_every_minutes: float | None = Field(10.0, ge=0, description="last.pt at least every so many minutes")
-    save_every_epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
+    save_every: SaveEveryConfig = Field(default_factory=SaveEveryConfig)
     early_stopping_patience: int | None = Field(None, gt=0, description="validations without a better J")
     on_non_finite: Literal["stop", "skip"] = Field(
         "stop", description="what a loss or gradient that is infinite or NaN makes of its step"
     )
     max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
-    overlay_clips: int = Field(4, ge=0, description="validation clips drawn into TensorBoard")
-    watch_clips: int = Field(
+    monitor_clips: int = Field(
         4,
         ge=0,
-        description="clips on which validation also scores other prompts, and each domain that must be kept; 0: none",
+        description="validation clips that are drawn into TensorBoard and scored with the other prompts, "
+        "and clips of each domain to be kept that are scored; 0: none",
     )
     num_workers: int = Field(1, ge=0, description="processes that load data")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0)
+
+    def clips_in_epoch(self, videos: int) -> int:
+        """Return the length of an epoch for so many images and videos in all."""
+        clips = self.clips_per_epoch
+        if isinstance(clips, int):
+            return clips
+        return videos * (int(clips[:-1]) if clips is not None else math.ceil(MIN_CLIPS_PER_EPOCH / videos))
