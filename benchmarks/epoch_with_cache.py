@@ -47,12 +47,12 @@ def settings(arguments: argparse.Namespace, name: str, names: list[str], folder:
     room = [] if name == WITH else ["training.cache_features.budget_gb=0"]
     return [
         "training.num_workers=0",
-        "training.overlay_clips=0",
+        "training.monitor_clips=0",
         f"dataset.train_videos={json.dumps(names)}",
         f"training.clips_per_epoch={len(names)}",
         f"training.max_epochs={arguments.rounds + 1}",
         *arguments.overrides,
-        f"training.cache_features.where={arguments.where}",
+        f"training.cache_features.store={arguments.where}",
         "training.cache_features.views=1",
         *room,
         f"output_dir={folder / name}",

@@ -35,8 +35,8 @@ LOOP = 50  # frames of the video that is streamed again and again
 QUICK = (
     "model.image_size=64", "dataset.clip.frames=2", "dataset.clip.max_objects=1", "evaluation.frames=2",
     "evaluation.max_images=4", "evaluation.max_objects=1", "training.batch_size=1", "training.num_workers=2",
-    "training.clips_per_epoch=250", "training.overlay_clips=1", "training.domain_gate=false",
-    "training.save_every_steps=100",
+    "training.clips_per_epoch=250", "training.monitor_clips=1", "training.domain_gate=false",
+    "training.save_every.steps=100",
 )  # fmt: skip
 """The YAML's run made so small that thousands of its steps take minutes: with validation and a save now and then."""
 

@@ -91,7 +91,7 @@ def measure(config: Config) -> dict[str, Any]:
                 trainer.train_epoch(bar)
     trainer.close()
     options = DomainOptions.from_config(config)
-    domains = [target_domain(data, "valid", options) for data in config.dataset.sets] + retention_domains(options)
+    domains = [target_domain(data, "valid", options) for data in config.dataset.domains] + retention_domains(options)
     return {
         "layers": sum(1 for _ in iter_adapter_layers(trainer.model)),
         "trainable": count_parameters(trainer.model).trainable,

@@ -125,8 +125,8 @@ def tiny_yaml(tmp_path_factory: pytest.TempPathFactory, data_settings: list[str]
         "lora": {"method": "mope", "experts": 3, "top_k": 2},
         "dataset": {**dataset, "clip": {"frames": 3, "max_objects": 2}},
         "training": {
-            "max_epochs": 2, "batch_size": 2, "warmup_steps": 1, "num_workers": 0, "overlay_clips": 1, "device": "cpu",
-            "clips_per_image": 1, "watch_clips": 0,
+            "max_epochs": 2, "batch_size": 2, "warmup_steps": 1, "num_workers": 0, "monitor_clips": 0, "device": "cpu",
+            "clips_per_epoch": "1x",
         },
         "evaluation": {"frames": 3, "max_objects": 2, "source_clips": 1, "overlays": 1},
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from src.config import DomainConfig
+from src.config import NamedSplit
 from src.data.formats import coco, davis, folder, sav, ytvis
 from src.data.formats.coco import CocoSource
 from src.data.formats.davis import DavisSource
@@ -43,12 +43,12 @@ def open_folder(img_folder: str | Path, ann_folder: str | Path | None = None, **
     return folder.READER.open(location(img_folder, ann_folder), OpenOptions(**{"name": "folder", **options}))
 
 
-def open_place(place: DomainConfig, max_objects: int = 200, follow_links: bool = False) -> Source:
+def open_place(place: NamedSplit, max_objects: int = 200, follow_links: bool = False) -> Source:
     """A data set of a config."""
     return open_data(place, LoadOptions(Path("not written to"), max_objects, follow_links))
 
 
-def recognised(place: DomainConfig) -> tuple[str, Path | None]:
+def recognised(place: NamedSplit) -> tuple[str, Path | None]:
     """The name of a data set's format, and its annotations."""
     reader, found = recognise(location_of(place), place.format)
     return reader.name, found.annotations

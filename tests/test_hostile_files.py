@@ -21,7 +21,7 @@ import torch
 
 import src.data.decode.video
 import src.data.formats.json_files
-from src.config import MAX_YAML_CHARACTERS, DomainConfig, load_config
+from src.config import MAX_YAML_CHARACTERS, NamedSplit, load_config
 from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.images import read_image
@@ -170,7 +170,7 @@ class TestLinksThatLeaveTheirFolder:
     def test_of_a_file(self, tmp_path, write, pattern):
         write(tmp_path / "data", self.VIDEOS)
         assert as_links(tmp_path / "data", tmp_path / "elsewhere", pattern)
-        place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
+        place = NamedSplit(name="a", img_folder=str(tmp_path / "data"))
         report = check(open_place(place, 9), workers=0)
         assert not report.keep
         assert all(f"to {tmp_path / 'elsewhere'}" in error.problem for error in report.errors)
@@ -182,7 +182,7 @@ class TestLinksThatLeaveTheirFolder:
         (frames,) = (tmp_path / "data" / "JPEGImages").iterdir()
         frames.rename(tmp_path / "elsewhere")
         frames.symlink_to(tmp_path / "elsewhere")
-        place = DomainConfig(name="a", img_folder=str(tmp_path / "data"))
+        place = NamedSplit(name="a", img_folder=str(tmp_path / "data"))
         assert len(check(open_place(place, 9), workers=0).errors) == 5
         assert check(open_place(place, 9, follow_links=True), workers=0).keep
 
@@ -205,7 +205,7 @@ class TestLinksThatLeaveTheirFolder:
         write_folder(tmp_path / "data", self.VIDEOS)
         assert as_links(tmp_path / "data", tmp_path / "data" / ".store", "images/*.png")
         (tmp_path / "link").symlink_to(tmp_path / "data")
-        place = DomainConfig(name="a", img_folder=str(tmp_path / "link"))
+        place = NamedSplit(name="a", img_folder=str(tmp_path / "link"))
         report = check(open_place(place, 9), workers=0)
         assert not report.errors
         assert report.keep
@@ -224,7 +224,7 @@ class TestLinksThatLeaveTheirFolder:
         for root in ("JPEGImages", "Annotations"):
             for name in ("a", "b"):
                 (tmp_path / "data" / root / name).symlink_to(tmp_path / "data" / root)
-        assert len(open_place(DomainConfig(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
+        assert len(open_place(NamedSplit(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
 
 
 class TestBombs:

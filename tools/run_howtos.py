@@ -27,7 +27,7 @@ PAGES = ROOT / "docs" / "howto"
 
 QUICK = (
     "training.max_epochs=1", "training.clips_per_epoch=2", "training.batch_size=2", "training.num_workers=0",
-    "training.overlay_clips=0", "dataset.clip.frames=2", "lora.experts=3",
+    "training.monitor_clips=0", "dataset.clip.frames=2", "lora.experts=3",
     "evaluation.max_images=1", "evaluation.max_objects=1", "evaluation.frames=2", "evaluation.source_clips=1",
     "evaluation.overlays=1",
 )  # fmt: skip

@@ -32,7 +32,6 @@ from ..config import Config, LoraConfig, image_size_of, load_config, parse_confi
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
-from ..data.loading import place_of
 from ..evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
 from ..evaluation.expert_report import as_json, heat_maps_of, summary
 from ..evaluation.expert_use import (
@@ -94,8 +93,8 @@ def read_domains(config: Config) -> list[Domain]:
     """The domains to run: what was learned (test split, else valid), and what must not be forgotten."""
     options = DomainOptions.from_config(config)
     learned = [
-        target_domain(data, "test" if place_of(data, "test") is not None else "valid", options)
-        for data in config.dataset.sets
+        target_domain(data, "test" if data.split("test") is not None else "valid", options)
+        for data in config.dataset.domains
     ]
     return [*learned, *retention_domains(options)]
 

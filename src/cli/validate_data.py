@@ -16,14 +16,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..config import Config, DomainConfig, Split, load_config
+from ..config import Config, NamedSplit, Split, load_config
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
 from ..data.checks.cache import cache_file
 from ..data.checks.report import Report, data_set
 from ..data.checks.skipped import SKIPPED_FILE, list_skipped
 from ..data.checks.validate import check
-from ..data.loading import open_data, place_of
+from ..data.loading import open_data
 from ..data.options import LoadOptions
 from ..data.records import Issue
 from . import command
@@ -41,7 +41,7 @@ class Result:
     """A data set of the config and what was found; ``refusal``: why it cannot be used at all, whatever is left out."""
 
     label: str
-    place: DomainConfig
+    place: NamedSplit
     report: Report
     refusal: Issue | None
 
@@ -61,18 +61,18 @@ class Result:
         return {"data_set": self.label, **self.place.model_dump(), **content}
 
 
-def places(config: Config, split: str) -> list[tuple[str, DomainConfig]]:
+def places(config: Config, split: str) -> list[tuple[str, NamedSplit]]:
     """The data sets to check, with a label each; domains that are only evaluated have no splits: with ``all``."""
     found = [
         (f"{data.name}, {one}", place)
-        for data in config.dataset.sets
+        for data in config.dataset.domains
         for one in SPLITS
-        if split in ("all", one) and (place := place_of(data, one)) is not None
+        if split in ("all", one) and (place := data.split(one)) is not None
     ]
     return found + [(domain.name, domain) for domain in config.evaluation.domains if split == "all"]
 
 
-def check_place(label: str, place: DomainConfig, options: LoadOptions, decode: bool = True) -> Result:
+def check_place(label: str, place: NamedSplit, options: LoadOptions, decode: bool = True) -> Result:
     """Check one data set. What makes it unusable is in the result, too."""
     report = Report()
     try:
@@ -84,7 +84,7 @@ def check_place(label: str, place: DomainConfig, options: LoadOptions, decode: b
     return Result(label, place, report, None)
 
 
-def _refusal(place: DomainConfig, message: str) -> Issue:
+def _refusal(place: NamedSplit, message: str) -> Issue:
     """Why a data set cannot be used, with the file that the message names, or else the one in the config."""
     file, named = place.ann_file or place.img_folder, message.partition(": ")[0]
     if not message.startswith(f"{file}: ") and os.path.exists(named):

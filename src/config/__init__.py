@@ -1,7 +1,7 @@
 """The one schema of the one YAML: what a run is, checked before anything starts.
 
-``load_config(path, overrides)`` gives a :class:`Config` or raises :class:`~src.core.errors.UserError`, which lists every
-mistake with its dotted key. ``Config.to_yaml`` writes the resolved config, from which the run can be repeated.
+``load_config(path, overrides)`` gives a :class:`Config` or raises :class:`~src.core.errors.UserError`, which lists
+every mistake with its dotted key. ``Config.to_yaml`` writes the resolved config, from which the run can be repeated.
 """
 
 from .adapter import ADAPTER_METHODS, LoraConfig, Method, RouterConfig

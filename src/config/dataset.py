@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from ..core.shipped import find_file
 from .renames import FIRST_DOMAIN, nest_splits
 from .section import DomainName, Format, Section, Split
 
@@ -99,7 +100,13 @@ class DomainConfig(Section):
     def split(self, split: Split) -> NamedSplit | None:
         """Return one of the splits on its own; None where the config does not have it."""
         place = {"train": self.train, "valid": self.val, "test": self.test}[split]
-        return None if place is None else NamedSplit(name=self.name, format=self.format, **place.model_dump())
+        if place is None:
+            return None
+        files = None if place.ann_file is None else str(find_file(place.ann_file))
+        return NamedSplit(
+            name=self.name, format=self.format, img_folder=str(find_file(place.img_folder)), ann_file=files,
+            videos=place.videos,
+        )  # fmt: skip
 
 
 class DatasetConfig(Section):

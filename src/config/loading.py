@@ -89,6 +89,7 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, str]:
     Raises:
         UserError: a part of the key is a value, not a section.
     """
+    written = _modernize(raw, dotted)  # or a flat name of the first domain would win over the value to be set
     drop_renamed(raw, dotted)
     *sections, key = dotted.split(".")
     section: Any = raw
@@ -104,7 +105,7 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, str]:
         section[int(key)] = value
     else:
         section[key] = value
-    return _modernize(raw, dotted)
+    return written | _modernize(raw, dotted)
 
 
 def _inside(section: Any, key: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .section import Section
 
@@ -85,10 +86,10 @@ class TrainingConfig(Section):
     max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
     batch_size: int = Field(4, gt=0, description="clips per forward pass")
     gradient_accumulation_steps: int = Field(1, gt=0)
-    clips_per_epoch: int | Annotated[str, Field(pattern=r"^[1-9][0-9]*x$")] | None = Field(
+    clips_per_epoch: int | str | None = Field(
         None,
-        description="clips per epoch: their number, or text such as 4x, so many for each image or video of all domains; "
-        "null: so many for each that there are at least 256",
+        description="clips per epoch: their number, or text such as 4x: so many for each image or video of all "
+        "domains; null: so many for each that there are at least 256",
     )
     learning_rate: float = Field(1e-3, gt=0)
     min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
@@ -140,9 +141,23 @@ class TrainingConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     seed: int = Field(0, ge=0)
 
+    @field_validator("clips_per_epoch", mode="before")
+    @classmethod
+    def _number_or_times(cls, value: object) -> object:
+        text = str(value)
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            if re.fullmatch(r"0*[1-9][0-9]*(\.0)?", text):
+                return int(float(text))
+            if re.fullmatch(r"[1-9][0-9]*x", text):
+                return text
+        elif value is None:
+            return None
+        raise ValueError("must be a whole number above 0, or such a number and an x, such as 4x")
+
     def clips_in_epoch(self, videos: int) -> int:
         """Return the length of an epoch for so many images and videos in all."""
         clips = self.clips_per_epoch
         if isinstance(clips, int):
             return clips
-        return videos * (int(clips[:-1]) if clips is not None else math.ceil(MIN_CLIPS_PER_EPOCH / videos))
+        times = math.ceil(MIN_CLIPS_PER_EPOCH / videos) if clips is None else int(clips.removesuffix("x"))
+        return videos * times

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..config import DomainConfig, SetConfig, Split
+from ..config import DomainConfig, NamedSplit, Split
 from ..core.errors import UserError
-from ..core.shipped import find_file
 from .checks.cache import cache_file
 from .checks.report import data_set
 from .checks.skipped import list_skipped
@@ -19,31 +18,18 @@ from .options import LoadOptions
 from .records import DataSet, Source
 
 
-def place_of(data: SetConfig, split: Split) -> DomainConfig | None:
-    """Return where a split of a domain to learn is stored; None if the config does not say."""
-    folder, annotations, videos = {
-        "train": (data.train_img_folder, data.train_ann_file, data.train_videos),
-        "valid": (data.val_img_folder, data.val_ann_file, data.val_videos),
-        "test": (data.test_img_folder, data.test_ann_file, data.test_videos),
-    }[split]
-    if folder is None:
-        return None
-    folder, annotations = str(find_file(folder)), None if annotations is None else str(find_file(annotations))
-    return DomainConfig(name=data.name, img_folder=folder, ann_file=annotations, format=data.format, videos=videos)
-
-
-def location_of(place: DomainConfig) -> Location:
+def location_of(place: NamedSplit) -> Location:
     """Return where a data set of a config is stored, as readers take it."""
     return Location(Path(place.img_folder), None if place.ann_file is None else Path(place.ann_file))
 
 
-def load_split(data: SetConfig, split: Split, options: LoadOptions) -> DataSet:
+def load_split(data: DomainConfig, split: Split, options: LoadOptions) -> DataSet:
     """Return a split of a domain to learn, checked.
 
     Raises:
         UserError: as :func:`load_data`, or the config has no such split.
     """
-    place = place_of(data, split)
+    place = data.split(split)
     if place is None:
         prefix = {"train": "train", "valid": "val", "test": "test"}[split]
         raise UserError(
@@ -52,7 +38,7 @@ def load_split(data: SetConfig, split: Split, options: LoadOptions) -> DataSet:
     return load_data(place, options)
 
 
-def load_data(place: DomainConfig, options: LoadOptions) -> DataSet:
+def load_data(place: NamedSplit, options: LoadOptions) -> DataSet:
     """Return the videos and images of a data set, once all of it is checked or known from an earlier check.
 
     Damage that ``skip_bad`` leaves out is listed in the run's ``skipped.json``.
@@ -67,7 +53,7 @@ def load_data(place: DomainConfig, options: LoadOptions) -> DataSet:
     return data
 
 
-def open_data(place: DomainConfig, options: LoadOptions) -> Source:
+def open_data(place: NamedSplit, options: LoadOptions) -> Source:
     """Return a data set of a config as its format's reader has indexed it.
 
     Raises:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DomainConfig, Split
+from ..config import NamedSplit, Split
 from ..core.console import progress_bar
 from ..core.errors import UserError
 from .decode.video import natural
@@ -50,7 +50,7 @@ class DatasetSummary:
         errors: what was damaged.
     """
 
-    place: DomainConfig
+    place: NamedSplit
     kind: str
     count: int
     names: list[str]
@@ -67,7 +67,7 @@ class DatasetSummary:
         return bool(np.median(self.frames_N) == 1)
 
 
-def find_splits(folder: Path) -> dict[Split, DomainConfig]:
+def find_splits(folder: Path) -> dict[Split, NamedSplit]:
     """Where the splits in a folder lie; ``train`` alone where it is one data set as a whole.
 
     Raises:
@@ -85,7 +85,7 @@ def find_splits(folder: Path) -> dict[Split, DomainConfig]:
     return {"train": whole}
 
 
-def summarize(place: DomainConfig, sampled: int | None = SAMPLED) -> DatasetSummary:
+def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummary:
     """Parse some videos or images of a data set, evenly spread, or with None all of them; decodes no pixels.
 
     Raises:
@@ -120,7 +120,7 @@ def summarize(place: DomainConfig, sampled: int | None = SAMPLED) -> DatasetSumm
     )
 
 
-def _name_of(record: VideoRecord, kind: str, place: DomainConfig) -> str:
+def _name_of(record: VideoRecord, kind: str, place: NamedSplit) -> str:
     """What a config's ``videos`` calls it: in COCO an image's file name, since stems may repeat."""
     path = getattr(record.frames[0], "path", None)
     if kind == "coco" and path is not None:
@@ -142,7 +142,7 @@ def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
     return found
 
 
-def _place_of_split(folder: Path, root: Path) -> DomainConfig:
+def _place_of_split(folder: Path, root: Path) -> NamedSplit:
     """The images and annotations of a split: the first of the usual places whose images are there.
 
     Raises:
@@ -164,7 +164,7 @@ def _place_of_split(folder: Path, root: Path) -> DomainConfig:
     raise refusal
 
 
-def _candidates(folder: Path, root: Path) -> Iterator[DomainConfig]:
+def _candidates(folder: Path, root: Path) -> Iterator[NamedSplit]:
     """Where a split's images and annotations may lie, the likeliest first."""
     images = [folder, *_inside(folder, FRAME_FOLDERS)]
     files = [path for place in (folder, root, root / "annotations") for path in sorted(place.glob("*.json"))]
@@ -172,7 +172,7 @@ def _candidates(folder: Path, root: Path) -> Iterator[DomainConfig]:
     masks = [path for name in MASK_FOLDERS if (path := root / name / folder.name).is_dir()]
     for file in (None, *masks, *dict.fromkeys(anywhere)):
         for place in images:
-            yield DomainConfig(name="data", img_folder=str(place), ann_file=None if file is None else str(file))
+            yield NamedSplit(name="data", img_folder=str(place), ann_file=None if file is None else str(file))
 
 
 def _inside(folder: Path, names: tuple[str, ...]) -> list[Path]:

@@ -15,7 +15,6 @@ from ..core.errors import UserError
 from ..data.clips.dataset import still_in_motion
 from ..data.decode.images import ImageFile
 from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
-from ..data.loading import place_of
 from ..data.records import ArrayFrame, FrameSource
 from ..evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
 
@@ -134,8 +133,8 @@ def find_samples(config: Config) -> tuple[Samples, list[str]]:
     options = replace(DomainOptions.from_config(config), evaluation=few)
     readers: list[Callable[[], list[Domain]]] = [
         partial(lambda data: [target_domain(data, "valid", options)], data)
-        for data in config.dataset.sets
-        if place_of(data, "valid") is not None
+        for data in config.dataset.domains
+        if data.split("valid") is not None
     ]
     readers.append(partial(retention_domains, options))
     samples: Samples = {}

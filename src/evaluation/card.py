@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..config import Config, SetConfig, Split, image_size_of
+from ..config import Config, DomainConfig, Split, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.loading import load_split
@@ -58,8 +58,8 @@ def write_card(
         UserError: the folder holds no adapter, or the card cannot be written.
     """
     about = read_adapter_config(folder)
-    learned = len(config.dataset.sets)
-    names = ", ".join(data.name for data in config.dataset.sets)
+    learned = len(config.dataset.domains)
+    names = ", ".join(data.name for data in config.dataset.domains)
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(config, comparisons[:learned], split), sort_keys=False)}---",
         f"# Adapter for {config.model.name}: {names}",
@@ -102,7 +102,7 @@ def _front_matter(config: Config, learned: list[Comparison], split: Split) -> di
         content["base_model"] = _ON_THE_HUB[config.model.name]
         content["base_model_relation"] = "adapter"
     content["tags"] = ["sam2", "segmentation", "video-object-segmentation", config.lora.method]
-    name = "-".join([config.model.name, config.lora.method, *(data.name for data in config.dataset.sets)])
+    name = "-".join([config.model.name, config.lora.method, *(data.name for data in config.dataset.domains)])
     return {**content, "model-index": [{"name": name, "results": results}]}
 
 
@@ -118,13 +118,13 @@ def _base(config: Config, fingerprint: str) -> str:
 def _data(config: Config, learned: list[Comparison], split: Split) -> str:
     lines = ["## Data", "", f"| domain | images or videos, train | {split} | objects scored | licence |"]
     lines.append("|---|--:|--:|--:|---|")
-    for data, c in zip(config.dataset.sets, learned, strict=True):
+    for data, c in zip(config.dataset.domains, learned, strict=True):
         count, licence = _training_count(data, config), data.license or "not stated"
         lines.append(f"| {data.name} | {count} | {len(c.base.videos)} | {c.base.objects} | {licence} |")
     return "\n".join(lines)
 
 
-def _training_count(data: SetConfig, config: Config) -> str:
+def _training_count(data: DomainConfig, config: Config) -> str:
     try:
         return str(len(load_split(data, "train", LoadOptions.from_config(config))))
     except UserError:  # the adapter may be scored where its training data are not

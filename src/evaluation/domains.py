@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..config import Config, EvaluationConfig, MotionConfig, Protocol, SetConfig, Split
+from ..config import Config, EvaluationConfig, MotionConfig, Protocol, DomainConfig, Split
 from ..data.clips.dataset import evaluation_video
 from ..data.loading import load_data, load_split
 from ..data.options import LoadOptions
@@ -83,7 +83,7 @@ class DomainOptions:
         )
 
 
-def target_domain(data: SetConfig, split: Split, options: DomainOptions) -> Domain:
+def target_domain(data: DomainConfig, split: Split, options: DomainOptions) -> Domain:
     """Return a split of one of the domains that the run learns.
 
     Raises:

@@ -74,7 +74,7 @@ def evaluate(
     """
     settings, prompt = config.evaluation, prompt or config.evaluation.prompt
     options = DomainOptions.from_config(config)
-    learned = [target_domain(data, split, options) for data in config.dataset.sets]
+    learned = [target_domain(data, split, options) for data in config.dataset.domains]
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
     gate = saved_gate(models["base"], checkpoint)

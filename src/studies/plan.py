@@ -18,8 +18,9 @@ from ..config import (
     Config,
     DistillConfig,
     DomainConfig,
+    NamedSplit,
     Section,
-    SetConfig,
+    SplitConfig,
     parse_config,
     parse_section,
     read_yaml,
@@ -71,18 +72,20 @@ class StudyConfig(Section):
     """A whole study."""
 
     run: dict[str, Any] = Field(description="an ordinary run's YAML: what all methods have in common")
-    source: DomainConfig | None = Field(
+    source: NamedSplit | None = Field(
         None, description="labelled data that the base knows; null: the bundled base's source domain"
     )
-    replay: SetConfig | None = Field(
+    replay: DomainConfig | None = Field(
         None, description="labelled source data to replay; null: clips of the bundled base's source domain"
     )
-    domains: list[str | SetConfig] = Field(min_length=1, description="new domains: bundled ones by name, or data sets")
+    domains: list[str | DomainConfig] = Field(
+        min_length=1, description="new domains: bundled ones by name, or data sets"
+    )
     orders: list[list[str]] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     methods: dict[str, MethodConfig] = Field(min_length=1)
     distill: DistillConfig = Field(description="as training.distill, for what is distilled")
-    near: list[DomainConfig] = Field(
+    near: list[NamedSplit] = Field(
         default_factory=list, description="data near the domains, of none of them, that the gate is to reject"
     )
     sizes: SizesConfig = Field(default_factory=SizesConfig)
@@ -117,12 +120,12 @@ class StudyConfig(Section):
         """Where the bundled domains are written."""
         return Path(self.output_dir) / "data"
 
-    def domain(self, name: str) -> SetConfig:
+    def domain(self, name: str) -> DomainConfig:
         """A domain's splits; those of a bundled one are where :func:`src.studies.rows.write_data` puts them."""
         given = self.domains[self.names.index(name)]
         return bundled_set(name, self.data_folder / name) if isinstance(given, str) else given
 
-    def replayed_source(self) -> SetConfig:
+    def replayed_source(self) -> DomainConfig:
         """Labelled clips of the source domain."""
         return self.replay or bundled_set("replayed_source", self.data_folder / "source")
 
@@ -206,22 +209,23 @@ def run_config(study: StudyConfig, row: Row, stage: int, start: str | Path | Non
     if row.distilled:
         training["distill"] = {**study.distill.model_dump(), **training.get("distill", {})}
     if training.get("penalty", {}).get("kind") == "ewc":
-        training["penalty"]["folders"] = [each.train_img_folder for each in earlier]
-    raw["dataset"] = {**raw.get("dataset", {}), **own.model_dump()}
+        training["penalty"]["folders"] = [each.train.img_folder for each in earlier]
+    domains = [own.model_dump()]
     if method.replay:
         old = [
             study.replayed_source(),
             *(each.model_copy(update={"name": f"replayed_{each.name}"}) for each in earlier),
         ]
-        raw["dataset"]["more"] = [{**each.model_dump(), "weight": own.weight / len(old)} for each in old]
+        domains += [{**each.model_dump(), "weight": own.weight / len(old)} for each in old]
+    set_key(raw, "dataset.domains", domains)
     raw["output_dir"] = str(Path(study.output_dir) / "work" / row.key / f"{stage}_{own.name}")
     return parse_config(raw, f"the study's run {row.key}")
 
 
-def bundled_set(name: str, folder: Path) -> SetConfig:
-    """Splits as :func:`src.studies.rows.write_data` lays them out."""
-    places = {}
-    for key, split in (("train", "train"), ("val", "valid"), ("test", "test")):
-        places[f"{key}_img_folder"] = str(folder / split / "JPEGImages")
-        places[f"{key}_ann_file"] = str(folder / split / "Annotations")
-    return SetConfig(name=name, format="davis", **places)
+def bundled_set(name: str, folder: Path) -> DomainConfig:
+    """Return splits as :func:`src.studies.rows.write_data` lays them out."""
+    places = {
+        key: SplitConfig(img_folder=str(folder / split / "JPEGImages"), ann_file=str(folder / split / "Annotations"))
+        for key, split in (("train", "train"), ("val", "valid"), ("test", "test"))
+    }
+    return DomainConfig.model_validate({"name": name, "format": "davis", **places})

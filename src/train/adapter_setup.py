@@ -61,7 +61,7 @@ def setup_adapters(
         adapters = inject_adapters(model, config.lora, groups)
     elif training.extend is not None:
         groups = _earlier_groups(model, training.extend, fingerprint)
-        name = config.dataset.name
+        name = config.dataset.domains[0].name
         adapters = add_adapter(model, name, config.lora)
         groups[name] = config.lora
     else:

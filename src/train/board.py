@@ -125,7 +125,7 @@ def write_results(folder: Path, step: int, config: Config, comparisons: Sequence
         config: the run.
         comparisons: base and adapted model, domain by domain.
     """
-    learned = [data.name for data in config.dataset.sets]
+    learned = [data.name for data in config.dataset.domains]
     writer = SummaryWriter(str(folder), purge_step=step + 1)
     for tag, value in (final_scores(comparisons, learned) | gate_scores(comparisons, learned)).items():
         writer.add_scalar(tag, value, step + 1)
@@ -181,8 +181,8 @@ def layout(config: Config, learned: Sequence[str], kept: Sequence[str]) -> dict[
     Charts of what a run does not have are left out.
     """
     several = [f"validation/{name}" for name in learned] if len(learned) > 1 else []
-    prompts = [f"prompts/{prompt}" for prompt in get_args(Prompt)] if config.training.watch_clips else []
-    forgets = [f"kept/{name}" for name in kept] if config.training.watch_clips else []
+    prompts = [f"prompts/{prompt}" for prompt in get_args(Prompt)] if config.training.monitor_clips else []
+    forgets = [f"kept/{name}" for name in kept] if config.training.monitor_clips else []
     routed = config.lora.method == "mope"
     parts = ["total", "mask", "dice", "iou", "occlusion", *(["balance", "router_z"] if routed else [])]
     parts += ["penalty"] if config.training.penalty.weight else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,20 +17,17 @@ from ..gating.domain_gate import DomainGate
 from ..gating.fit import fit_gate
 
 GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
-CLIPS_PER_EPOCH = 256  # at least, with clips_per_image null: few images still make enough steps
 
 
 def load_training_sets(config: Config) -> list[DataSet]:
     """The training split of every domain that the run learns. Raises UserError as :func:`load_split`."""
     options = LoadOptions.from_config(config)
-    return [load_split(each, "train", options) for each in config.dataset.sets]
+    return [load_split(each, "train", options) for each in config.dataset.domains]
 
 
 def training_clips(config: Config, sets: list[DataSet], views: int | None = None) -> ClipDataset:
     """The clips that a run trains on, in so many views, or drawn anew every time."""
-    images = sum(len(data) for data in sets)
-    clips_per_image = config.training.clips_per_image or math.ceil(CLIPS_PER_EPOCH / images)
-    length = config.training.clips_per_epoch or images * clips_per_image
+    length = config.training.clips_in_epoch(sum(len(data) for data in sets))
     return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed, views)
 
 

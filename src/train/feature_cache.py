@@ -24,7 +24,6 @@ from ..config import Config, image_size_of
 from ..core.files import remove_leftovers, write_atomically
 from ..data.checks.cache import state_of_files
 from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey
-from ..data.loading import place_of
 from ..data.options import LoadOptions
 from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
@@ -195,7 +194,7 @@ def build_encoder(
     if cache is None:
         return ClipEncoder(model, clips, None, 0, 1, say)
     store: Store = MemoryStore()
-    if cache.where == "disk":
+    if cache.store == "disk":
         device = next(model.parameters()).device
         key = cache_key(config, clips, fingerprint, f"{precision} on {device.type}")
         remove_stale(folder, key)
@@ -205,7 +204,7 @@ def build_encoder(
 
 def cache_key(config: Config, clips: ClipDataset, fingerprint: str, precision: str) -> str:
     """A name for all that the features of a clip depend on beside its address: a change makes other features."""
-    places = [place_of(each, "train") for each in config.dataset.sets]
+    places = [each.split("train") for each in config.dataset.domains]
     parts: list[Any] = [
         FORMAT, torch.__version__, fingerprint, config.model.name, image_size_of(config.model), precision,
         config.dataset.model_dump(mode="json"), clips.seed, clips.shares,

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..config import TAKEN_NAMES, Config, DomainConfig, Prompt, Split, load_config, one_line_yaml
+from ..config import TAKEN_NAMES, Config, NamedSplit, Prompt, Split, load_config, one_line_yaml
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_text
@@ -88,18 +88,18 @@ def write_suggestion(folder: Path, output: Path) -> None:
 class ChosenSplit:
     """A split to write down, with the reason for it; ``list_file`` is to be written with ``names``, if it is given."""
 
-    place: DomainConfig
+    place: NamedSplit
     reason: str
     list_file: Path | None = None
     names: tuple[str, ...] = ()
 
     @property
-    def named(self) -> DomainConfig:
+    def named(self) -> NamedSplit:
         """The place with its videos by name, also where the list of them is still to be written."""
         return self.place.model_copy(update={"videos": list(self.names)}) if self.names else self.place
 
 
-def _complete(found: dict[Split, DomainConfig], output: Path) -> dict[Split, ChosenSplit]:
+def _complete(found: dict[Split, NamedSplit], output: Path) -> dict[Split, ChosenSplit]:
     """Training and validation whatever the folder holds: what there is, or a part held out of it."""
     if "train" in found and "valid" in found:
         return {split: ChosenSplit(place, f"the {split} split") for split, place in found.items()}
@@ -116,7 +116,7 @@ def _complete(found: dict[Split, DomainConfig], output: Path) -> dict[Split, Cho
     return splits
 
 
-def _hold_out(place: DomainConfig, output: Path) -> dict[Split, ChosenSplit]:
+def _hold_out(place: NamedSplit, output: Path) -> dict[Split, ChosenSplit]:
     """A validation split out of a data set: the last in its order, so that neighbours stay together."""
     names = tuple(summarize(place, sampled=None).names)
     if len(names) < 2:
@@ -318,13 +318,14 @@ def _render(settings: list[Setting], shipped: Config, headline: list[str]) -> st
 def _with_shipped(settings: list[Setting], shipped: Config) -> list[tuple[str, Any]]:
     """Keys and values in the order of the schema: the settings, and what the shipped config sets beside them."""
     values = {setting.key: setting.value for setting in settings}
-    replaced = ("dataset.train_", "dataset.val_", "dataset.test_", "evaluation.domains")
+    replaced = ("dataset.domains", "evaluation.domains")
     for key, value in _leaves(shipped.model_dump(mode="json", exclude_unset=True)):
         if not key.startswith(replaced):
             values.setdefault(key, value)
     order = [key for key, _ in _leaves(Config().model_dump(mode="json"))]
     ranks = {key: rank for rank, key in enumerate(order)}
-    return sorted(values.items(), key=lambda item: ranks[item[0]])
+    first_domain = ranks["dataset.domains"]  # whose keys are written in flat form
+    return sorted(values.items(), key=lambda item: ranks.get(item[0], first_domain))
 
 
 def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,16 +19,16 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
 FREE = (
     # where things lie: whether they are the same is seen from the base's and the data's fingerprints
-    "output_dir", "model.checkpoint", "dataset.skip_bad", "dataset.follow_links", "dataset.*format",
-    "dataset.*_img_folder", "dataset.*_ann_file", "dataset.*_videos",
+    "output_dir", "model.checkpoint", "dataset.skip_bad", "dataset.follow_links",
+    "dataset.domains.*.format", "dataset.domains.*.train.*", "dataset.domains.*.val*", "dataset.domains.*.test*",
     # what is done beside training
-    "evaluation.*", "training.validate_every_epochs", "training.overlay_clips", "training.watch_clips",
-    "training.domain_gate", "training.strengths", "training.save_every_*",
+    "evaluation.*", "training.validate_every_epochs", "training.monitor_clips",
+    "training.domain_gate", "training.adapter_scales", "training.save_every.*",
     # where a run ends, and how its steps are computed
     "training.max_steps", "training.early_stopping_patience",
     "training.on_non_finite", "training.max_skips",
     "training.num_workers", "training.device", "training.activation_checkpointing",
-    "training.cache_features.where", "training.cache_features.budget_gb",
+    "training.cache_features.store", "training.cache_features.budget_gb",
 )  # fmt: skip
 """Keys that do not change what a step learns."""
 

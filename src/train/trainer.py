@@ -108,7 +108,7 @@ class Progress:
     their losses and counts of the steps that had them, these counts of every layer's experts and of every set's clips,
     and ``epoch_skipped`` of the steps skipped; all of them 0 between epochs. ``skipped`` counts the steps skipped in a
     row. ``base_scores``, by tag, and ``base_masks`` are of the model before training, to be shown beside what becomes
-    of it. ``strength`` is the share of ``training.strengths`` that was chosen at the end.
+    of it. ``strength`` is the share of ``training.adapter_scales`` that was chosen at the end.
     """
 
     run_name: str
@@ -176,16 +176,11 @@ class Trainer:
             )
         resumed, self.resume, told = _checkpoint_to_resume(resume, self.checkpoints)
         size = image_size_of(config.model)
-        if dataset.resolution not in (None, size):
-            raise UserError(
-                f"dataset.resolution is {dataset.resolution}, but the model sees {size} px: "
-                "leave it null, or set model.image_size to it"
-            )
 
         with distributed.main_process_first():  # which checks the data
             self.train_sets = train_sets = load_training_sets(config)
             options = DomainOptions.from_config(config)
-            self.validation = [target_domain(each, "valid", options) for each in dataset.sets]
+            self.validation = [target_domain(each, "valid", options) for each in dataset.domains]
             kept = retention_domains(options)  # also so that mistakes in them are told now, not when training is over
         self.watch = ValidationMonitor(config, self.validation, kept)
         self.data = contents(train_sets, [domain.data for domain in self.validation])
@@ -327,7 +322,7 @@ class Trainer:
         """
         step, redone = self.progress.step, self.progress.epoch_steps > 0
         board = TensorBoardLogger(self.board_folder, step if redone or not step else step + 1)
-        board.begin(self.config, [data.name for data in self.config.dataset.sets], kept, step)
+        board.begin(self.config, [data.name for data in self.config.dataset.domains], kept, step)
         if redone and self.steps.last is not None and self.steps.last["step"] == step:
             board.step(self.steps.last)
         return board
@@ -389,11 +384,11 @@ class Trainer:
                 if (finished and self.progress.clips == 0) or self.progress.step >= self.last_step:
                     self.validate_and_save()
                 self.save_last()
-                every = self.config.training.save_every_epochs
+                every = self.config.training.save_every.epochs
                 if every and self.progress.clips == 0 and self.progress.epoch % every == 0:
                     self.save(f"epoch_{self.progress.epoch:03d}.pt")
                 self.save_and_stop_if_asked()
-        if self.config.training.strengths != [1.0] and self.best.exists():
+        if self.config.training.adapter_scales != [1.0] and self.best.exists():
             self.choose_strength()
         self.log.say(
             f"done: best J {self.progress.best_J:.3f} on the validation set, base {self.progress.base_J:.3f}; "
@@ -414,7 +409,7 @@ class Trainer:
         load_weights(self.model, best, self.best)
         if progress.strength is None:
             found = {}
-            for share in sorted(self.config.training.strengths):
+            for share in sorted(self.config.training.adapter_scales):
                 with self.stops.interruptible(), scaled_adapters(self.model, share):
                     found[share] = progress.best_J if share == 1 else self.score(f"strength {share:g}")[0]["J"]
             progress.strength = max(found, key=found.__getitem__)
@@ -836,7 +831,7 @@ class Trainer:
 
     def is_save_due(self) -> bool:
         """Whether ``last.pt`` is as many steps or minutes old as the config allows."""
-        steps, minutes = self.config.training.save_every_steps, self.config.training.save_every_minutes
+        steps, minutes = self.config.training.save_every.steps, self.config.training.save_every.minutes
         return (steps is not None and self.progress.step - self.saved_step >= steps) or (
             minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         )

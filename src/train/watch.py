@@ -39,13 +39,13 @@ class ValidationMonitor:
     """Looks at a model in training.
 
     Args:
-        config: the run; ``training.watch_clips`` says on how many clips of each domain, 0 leaves it at pictures.
+        config: the run; ``training.monitor_clips`` says on how many clips of each domain.
         learned: the validation sets.
         kept: what must not be forgotten.
     """
 
     def __init__(self, config: Config, learned: Sequence[Domain], kept: Sequence[Domain]) -> None:
-        self.clips, self.pictures = config.training.watch_clips, config.training.overlay_clips
+        self.clips = config.training.monitor_clips
         self.prompt, self.learned = config.evaluation.prompt, learned
         others = [prompt for prompt in get_args(Prompt) if prompt != self.prompt]
         self.views = [View(f"prompts/{prompt}", domain, prompt) for prompt in others for domain in learned]
@@ -117,7 +117,7 @@ class ValidationMonitor:
     def _drawn(self, results: Sequence[DomainResult]) -> Iterator[tuple[str, VideoRecord, dict[int, list[RLE]]]]:
         for domain, result in zip(self.learned, results, strict=True):
             prefix = f"{domain.name}/" if len(self.learned) > 1 else ""
-            for video, found in islice(zip(domain.videos(), result.videos, strict=True), self.pictures):
+            for video, found in islice(zip(domain.videos(), result.videos, strict=True), self.clips):
                 yield f"overlays/{prefix}{video.video_id}", video, found.predicted
 
 
@@ -125,7 +125,7 @@ def monitors_alike(one: Config, other: Config) -> bool:
     """Whether scores and pictures of two runs on the same data are of the same clips, prompted and scored alike."""
 
     def watched(config: Config) -> tuple[object, ...]:
-        return config.training.watch_clips, config.evaluation.model_dump(exclude={"clicks", "overlays"})
+        return config.training.monitor_clips, config.evaluation.model_dump(exclude={"clicks", "overlays"})
 
     return watched(one) == watched(other)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import DomainConfig, MotionConfig
+from src.config import MotionConfig, NamedSplit
 from src.core.errors import UserError
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
@@ -76,7 +76,7 @@ def originals() -> DataSet:
 
 
 def load(folder, ann_file=None, **place) -> DataSet:
-    source = open_place(DomainConfig(name="ten", img_folder=str(folder), ann_file=ann_file, **place))
+    source = open_place(NamedSplit(name="ten", img_folder=str(folder), ann_file=ann_file, **place))
     return data_set(source, check(source, workers=0))
 
 
@@ -100,7 +100,7 @@ def write_per_object(folder, data):
 )
 def test_videos_are_the_same_in_every_format(write, kind, originals, tmp_path):
     write(tmp_path, originals)
-    assert recognised(DomainConfig(name="x", img_folder=str(tmp_path)))[0] == kind
+    assert recognised(NamedSplit(name="x", img_folder=str(tmp_path)))[0] == kind
     data = pickle.loads(pickle.dumps(load(tmp_path)))
     assert data.notes == {}
     for video, expected in zip(data.videos, originals.videos, strict=True):

@@ -289,7 +289,7 @@ class TestInputs:
         assert {name.partition(":")[0] for name in samples} == {"target", "source"}
         assert all(open_sample().count > 1 for open_sample in samples.values())
         gone = config.model_copy(deep=True)
-        gone.dataset.val_img_folder = str(tmp_path / "gone")
+        gone.dataset.domains[0].val.img_folder = str(tmp_path / "gone")
         samples, missing = find_samples(gone)
         assert {name.partition(":")[0] for name in samples} == {"source"}
         assert len(missing) == 1 and "gone" in missing[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import ClipConfig, DatasetConfig, DomainConfig, ModelConfig, MotionConfig
+from src.config import ClipConfig, DatasetConfig, ModelConfig, MotionConfig, NamedSplit
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.clips.dataset import ClipDataset, collate
@@ -93,7 +93,7 @@ def scores(data: DataSet) -> dict[str, float]:
 )  # fmt: skip
 def test_batches_and_scores_are_the_same(write, as_written, videos, tmp_path):
     write(tmp_path, videos)
-    source = open_place(DomainConfig(name="ten", img_folder=str(tmp_path)))
+    source = open_place(NamedSplit(name="ten", img_folder=str(tmp_path)))
     read = data_set(source, check(source, workers=0))
     expected = as_written(videos) if as_written else videos
     for got, true in zip(batches(read), batches(expected), strict=True):

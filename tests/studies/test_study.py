@@ -23,8 +23,8 @@ SMALL = {
         "lora": {"experts": 2, "rank": 2, "target_modules": ["memory_attention.*.q_proj"]},
         "dataset": {"clip": {"frames": 2, "max_objects": 1}},
         "training": {
-            "max_epochs": 1, "clips_per_epoch": 2, "batch_size": 2, "num_workers": 0, "overlay_clips": 0,
-            "watch_clips": 0, "device": "cpu",
+            "max_epochs": 1, "clips_per_epoch": 2, "batch_size": 2, "num_workers": 0, "monitor_clips": 0,
+            "device": "cpu",
         },
     },
     "domains": ["tissue", "thermal"],
@@ -82,11 +82,11 @@ class TestPlan:
     def test_replay_and_ewc_get_what_was_learned_before(self, write):
         study = load_study(write())
         replay = run_config(study, Row("replay", False, ("tissue", "thermal"), 0), 1, "last.pt")
-        assert [each.name for each in replay.dataset.more] == ["replayed_source", "replayed_tissue"]
-        assert sum(each.weight for each in replay.dataset.more) == replay.dataset.weight
+        assert [each.name for each in replay.dataset.domains[1:]] == ["replayed_source", "replayed_tissue"]
+        assert sum(each.weight for each in replay.dataset.domains[1:]) == replay.dataset.domains[0].weight
         assert replay.training.start_from == "last.pt"
         ewc = run_config(study, Row("ewc", True, ("tissue", "thermal"), 0), 1, "last.pt")
-        assert ewc.training.penalty.folders == [study.domain("tissue").train_img_folder]
+        assert ewc.training.penalty.folders == [study.domain("tissue").train.img_folder]
         assert ewc.training.distill.weight == 1.0
 
     def test_a_method_may_be_taught_in_its_own_way(self, write):
@@ -100,7 +100,8 @@ class TestPlan:
         own = {"name": "polyps", "train_img_folder": "a", "val_img_folder": "b", "test_img_folder": "c"}
         study = load_study(write(domains=[own, "thermal"], orders=[["polyps", "thermal"]]))
         config = run_config(study, Row("groups", False, ("polyps",), 0), 0, None)
-        assert (config.dataset.name, config.dataset.train_img_folder) == ("polyps", "a")
+        [domain] = config.dataset.domains
+        assert (domain.name, domain.train.img_folder) == ("polyps", "a")
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -53,7 +53,7 @@ def test_the_share_that_validates_best_is_chosen_once(make_config, tmp_path, mon
 
     monkeypatch.setattr(Trainer, "score", score)
     monkeypatch.setattr(Trainer, "show", lambda *_: None)
-    config = make_config(*settings, "training.strengths=[1.0, 0.5, 0.25]")
+    config = make_config(*settings, "training.adapter_scales=[1.0, 0.5, 0.25]")
     Trainer(config).fit()
     assert {"strength 0.25", "strength 0.5"} < set(scored) and "strength 1" not in scored
     trainer = Trainer(config, resume="auto")
@@ -77,7 +77,7 @@ def test_a_new_best_after_the_choice_is_weakened_anew(make_config, monkeypatch):
     known = {"base": 0.1, "adapted": 0.4, "strength 0.5": 0.8}
     monkeypatch.setattr(Trainer, "score", lambda self, label: ({"J": known[label], "F": 0.0}, []))
     monkeypatch.setattr(Trainer, "show", lambda *_: None)
-    settings = ["training.max_epochs=2", "training.learning_rate=1e-2", "training.strengths=[1.0, 0.5]"]
+    settings = ["training.max_epochs=2", "training.learning_rate=1e-2", "training.adapter_scales=[1.0, 0.5]"]
     first = Trainer(make_config(*settings, "training.max_steps=3"))
     first.fit()
     assert read_checkpoint(first.best).progress["strength"] == 0.5

@@ -173,9 +173,9 @@ def test_adapters_that_looked_at_the_data_begin_otherwise_and_add_nothing(make_c
         (["training.extend=a", "training.start_from=b"], "exclude each other"),
         (["training.extend=a", "lora.method=full"], "one domain at a time"),
         (["training.adapter_init=data", "lora.method=full"], "has no adapters"),
-        (["training.strengths=[0.5]", "lora.method=full"], "needs new adapters"),
-        (["training.strengths=[0.5]", "training.start_from=a"], "needs new adapters"),
-        (["training.strengths=[0.5, 1.5]"], "training.strengths"),
+        (["training.adapter_scales=[0.5]", "lora.method=full"], "needs new adapters"),
+        (["training.adapter_scales=[0.5]", "training.start_from=a"], "needs new adapters"),
+        (["training.adapter_scales=[0.5, 1.5]"], "training.adapter_scales"),
     ],
 )
 def test_settings_that_exclude_each_other(make_config, settings, message):

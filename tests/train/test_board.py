@@ -22,7 +22,7 @@ from src.train.board import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer
 
 SETTINGS = (
-    "training.watch_clips=1", "training.learning_rate=1e-2", "lora.router.null_expert=true",
+    "training.monitor_clips=1", "training.learning_rate=1e-2", "lora.router.null_expert=true",
     "training.distill.weight=1", "training.distill.clips=6", "training.distill.batch_size=1",
     "training.penalty.weight=0.1",
 )  # fmt: skip
@@ -244,7 +244,7 @@ def test_a_finished_run_that_is_resumed_shows_its_results_once(run):
 
 
 def test_a_base_of_other_clips_is_not_shown_beside_later_scores(run, tmp_path):
-    settings = run.config.training.model_copy(update={"watch_clips": 2, "max_epochs": 2})
+    settings = run.config.training.model_copy(update={"monitor_clips": 2, "max_epochs": 2})
     config = run.config.model_copy(update={"training": settings, "output_dir": str(tmp_path / "other")})
     trainer = Trainer(config, resume=run.trainer.checkpoints / "last.pt")
     trainer.close()

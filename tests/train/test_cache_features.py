@@ -24,7 +24,7 @@ QUICK = (
     f"training.cache_features.views={VIEWS}", "training.max_epochs=3", "dataset.clip.frames=2",
     "dataset.clip.max_objects=1",
 )  # fmt: skip
-MEMORY, DISK = "training.cache_features.where=memory", "training.cache_features.where=disk"
+MEMORY, DISK = "training.cache_features.store=memory", "training.cache_features.store=disk"
 NO_ROOM = "training.cache_features.budget_gb=0"
 
 

@@ -19,11 +19,11 @@ def more(tiny_data, weight: float = 3.0) -> str:
 
 
 def test_an_epoch_is_as_long_as_all_sets_together(make_config, tiny_data):
-    config = make_config(more(tiny_data), "training.clips_per_image=4")
+    config = make_config(more(tiny_data), "training.clips_per_epoch=4x")
     sets = load_training_sets(config)
     assert [(data.name, len(data)) for data in sets] == [("target", 5), ("other", 2)]
     assert training_clips(config, sets).shares == [7, 21]
-    config = make_config(more(tiny_data), "training.clips_per_image=null")
+    config = make_config(more(tiny_data), "training.clips_per_epoch=null")
     assert 256 <= len(training_clips(config, sets)) < 256 + 7
 
 

@@ -40,8 +40,8 @@ def videos_in(config: Config, split: str) -> list[str]:
 def test_roboflow_folders_are_taken_as_they_are(suggest, tiny_data):
     config, text = suggest(tiny_data)
     assert (len(videos_in(config, "train")), len(videos_in(config, "valid"))) == (5, 2)
-    assert config.dataset.test_img_folder is None
-    assert config.dataset.format == "coco"
+    assert config.dataset.domains[0].test is None
+    assert config.dataset.domains[0].format == "coco"
     assert "stills become clips" in text
     assert "5 images" in text and "no GPU" in text
 
@@ -63,7 +63,7 @@ def test_the_bundled_base_trains_on_the_prompts_it_is_scored_by(suggest, tiny_da
 def test_it_trains(suggest, tiny_data, tmp_path):
     _, _ = suggest(tiny_data)
     quick = ["model.image_size=64", "training.max_steps=1", "training.device=cpu", "training.domain_gate=false"]
-    quick += ["training.batch_size=1", "training.num_workers=0", "training.overlay_clips=0", "evaluation.frames=2"]
+    quick += ["training.batch_size=1", "training.num_workers=0", "training.monitor_clips=0", "evaluation.frames=2"]
     assert Trainer(load_config(tmp_path / "mine.yaml", [f"output_dir={tmp_path / 'run'}", *quick])).fit()
 
 
@@ -74,7 +74,7 @@ def test_a_single_set_is_divided(suggest, tmp_path):
     assert (len(train), len(valid)) == (17, 3)
     assert not set(train) & set(valid)
     assert "the last 3 of 20, held out of training" in text
-    assert config.dataset.train_videos == str(tmp_path / "mine_train.txt")
+    assert config.dataset.domains[0].train.videos == str(tmp_path / "mine_train.txt")
 
 
 def test_training_without_validation_gives_some_away_but_keeps_the_test_split(suggest, tmp_path):
@@ -151,8 +151,8 @@ def test_a_linked_folder_keeps_its_own_name_and_paths_stay_relative(suggest, tmp
     (tmp_path / "cells").symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     config, _ = suggest(Path("cells"))
-    assert config.dataset.name == "cells"
-    assert config.dataset.train_ann_file == "cells/instances_train.json"
+    assert config.dataset.domains[0].name == "cells"
+    assert config.dataset.domains[0].train.ann_file == "cells/instances_train.json"
 
 
 def test_what_cannot_be_used_is_said(suggest, tmp_path):

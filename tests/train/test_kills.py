@@ -26,7 +26,7 @@ from tests.train.processes import end_as_a_command
 from tests.train.steps import read_steps
 
 SETTINGS = (
-    "training.save_every_steps=1", "training.max_epochs=2", "training.overlay_clips=0", "training.domain_gate=false",
+    "training.save_every.steps=1", "training.max_epochs=2", "training.monitor_clips=0", "training.domain_gate=false",
     "lora.router.jitter=0.1", "training.learning_rate=1e-2",
 )  # fmt: skip
 STEPS = 6
@@ -239,7 +239,7 @@ def wait_for_a_step(folder: Path) -> None:
 )
 def test_a_signal_finishes_the_step_and_saves_it(runs, whole, number, send, workers):
     """Here the checkpoint is not written every step: it is there because of the signal."""
-    child = runs.begin(lambda: None, "training.save_every_steps=null", f"training.num_workers={workers}")
+    child = runs.begin(lambda: None, "training.save_every.steps=null", f"training.num_workers={workers}")
     wait_for_a_step(runs.folder)
     send(child, number)
     assert end(child) == 128 + number

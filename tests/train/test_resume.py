@@ -20,7 +20,7 @@ from src.train.trainer import Trainer
 def first(tiny_yaml, tmp_path_factory) -> Trainer:
     """A run that stopped after a step."""
     folder = tmp_path_factory.mktemp("first") / "run"
-    settings = ["training.max_steps=1", "training.overlay_clips=0", "training.domain_gate=false"]
+    settings = ["training.max_steps=1", "training.monitor_clips=0", "training.domain_gate=false"]
     trainer = Trainer(load_config(tiny_yaml, [f"output_dir={folder}", *settings]))
     trainer.fit()
     return trainer
@@ -88,8 +88,8 @@ class TestOtherRuns:
 
     def test_what_changes_nothing_is_free(self, make_config, last):
         settings = [
-            "training.num_workers=2", "training.overlay_clips=3", "training.max_steps=5", "training.device=auto",
-            "training.save_every_minutes=1", "training.save_every_steps=7", "evaluation.source_clips=0",
+            "training.num_workers=2", "training.monitor_clips=3", "training.max_steps=5", "training.device=auto",
+            "training.save_every.minutes=1", "training.save_every.steps=7", "evaluation.source_clips=0",
         ]  # fmt: skip
         trainer = Trainer(make_config(*settings), last)
         assert trainer.progress.step == 1

@@ -17,7 +17,7 @@ from src.lora.injection import routed_layers
 from src.train.safety import check_loss_plateau, check_unused_datasets, dead_experts
 from src.train.trainer import Trainer
 
-QUICK = ("training.max_steps=3", "training.overlay_clips=0", "training.domain_gate=false")
+QUICK = ("training.max_steps=3", "training.monitor_clips=0", "training.domain_gate=false")
 
 
 class Seen(Trainer):
@@ -145,7 +145,7 @@ class TestFloat16:
     HALF = (
         "training.use_amp=true",
         "training.amp_dtype=float16",
-        "training.overlay_clips=0",
+        "training.monitor_clips=0",
         "training.domain_gate=false",
     )
 
@@ -237,6 +237,6 @@ class TestWarnings:
     def test_it_is_told_by_a_run(self, make_config, monkeypatch):
         monkeypatch.setattr("src.train.safety.LEAST_MOVE", 0.9)
         settings = ["training.max_epochs=3", "training.validate_every_epochs=3", "training.batch_size=4"]
-        trainer = Seen(make_config(*settings, "training.overlay_clips=0", "training.domain_gate=false"))
+        trainer = Seen(make_config(*settings, "training.monitor_clips=0", "training.domain_gate=false"))
         trainer.fit()
         assert "warning: epoch 3: after 3 epochs the loss is" in trainer.text

@@ -99,7 +99,7 @@ def windows(trainer: Trainer, count: int) -> list[ClipBatch]:
 def finished(tiny_yaml, tmp_path_factory) -> tuple[Recorded, Path]:
     """A whole run of two epochs, of three steps each, and the checkpoint that ``fit`` returns."""
     folder = tmp_path_factory.mktemp("run")
-    settings = [f"output_dir={folder}", "training.save_every_epochs=1", "training.learning_rate=1e-2"]
+    settings = [f"output_dir={folder}", "training.save_every.epochs=1", "training.learning_rate=1e-2"]
     trainer = Recorded(load_config(tiny_yaml, settings))
     best = trainer.fit()
     assert best is not None
@@ -306,7 +306,6 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("setting", "message"),
         [
-            ("dataset.resolution=128", "dataset.resolution is 128, but the model sees 64 px"),
             ("training.device=cuda:99", "training.device: 'cuda:99' cannot be used here"),
             ("training.device=toaster", "training.device: 'toaster' cannot be used here"),
             ("lora.target_modules=[memory_attention.*.q_prj]", "'memory_attention.*.q_prj' matches no layer"),
@@ -577,22 +576,22 @@ def test_the_device_by_name():
 
 
 def test_few_images_still_make_an_epoch_of_256_clips(make_config):
-    trainer = Trainer(make_config("training.clips_per_image=null"))
+    trainer = Trainer(make_config("training.clips_per_epoch=null"))
     assert 256 <= trainer.sampler.length < 256 + 5
-    assert Trainer(make_config("training.clips_per_image=3")).sampler.length == 15
+    assert Trainer(make_config("training.clips_per_epoch=3x")).sampler.length == 15
 
 
 def test_objects_too_small_for_the_model_are_warned_about(make_config, monkeypatch):
-    ordinary = Trainer(make_config("training.clips_per_image=1"))
+    ordinary = Trainer(make_config("training.clips_per_epoch=1x"))
     assert "too small" not in (ordinary.folder / "logs/training.log").read_text()
     monkeypatch.setattr("src.train.trainer.SMALL_OBJECT", 60)
-    Trainer(make_config("training.clips_per_image=1"))
+    Trainer(make_config("training.clips_per_epoch=1x"))
     assert "model.image_size 128 or more" in (ordinary.folder / "logs/training.log").read_text()
 
 
 def test_epoch_files_do_not_wait_for_validations(make_config):
     run = Trainer(
-        make_config("training.max_epochs=4", "training.validate_every_epochs=2", "training.save_every_epochs=3")
+        make_config("training.max_epochs=4", "training.validate_every_epochs=2", "training.save_every.epochs=3")
     )
     run.fit()
     assert [path.name for path in sorted((run.folder / "checkpoints").glob("epoch_*"))] == ["epoch_003.pt"]

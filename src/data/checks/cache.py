@@ -13,7 +13,7 @@ from typing import Any
 import av
 import PIL
 
-from ...config import DomainConfig
+from ...config import NamedSplit
 from ..options import LoadOptions
 from ..records import Source
 
@@ -25,7 +25,7 @@ CHECK_VERSION = 2
 after a change of a reader in ``formats``, of ``decode``, or of what a check looks at or reports."""
 
 
-def cache_file(place: DomainConfig, options: LoadOptions) -> Path:
+def cache_file(place: NamedSplit, options: LoadOptions) -> Path:
     """Return where the report on a data set is kept: a file for everything in a config that decides what is read."""
     settings: list[Any] = [place.model_dump(), options.max_objects, options.follow_links]
     if isinstance(place.videos, str) and Path(place.videos).is_file():
@@ -35,7 +35,7 @@ def cache_file(place: DomainConfig, options: LoadOptions) -> Path:
     return options.output_dir / CHECKS_FOLDER / f"{name}-{key}.json"
 
 
-def state_of_files(place: DomainConfig, options: LoadOptions) -> str:
+def state_of_files(place: NamedSplit, options: LoadOptions) -> str:
     """Return a hash of the files of a data set as they were when it was checked for a run."""
     entry = json.loads(cache_file(place, options).read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps([entry["content"], entry["stamps"]]).encode()).hexdigest()

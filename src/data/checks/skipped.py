@@ -6,14 +6,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ...config import DomainConfig
+from ...config import NamedSplit
 from ...core.files import write_text
 from ..records import Issue
 
 SKIPPED_FILE = "skipped.json"
 
 
-def list_skipped(place: DomainConfig, output_dir: Path, skipped: list[Issue]) -> None:
+def list_skipped(place: NamedSplit, output_dir: Path, skipped: list[Issue]) -> None:
     """Put what is left out of a data set into the run's ``skipped.json``, beside what other sets leave out."""
     path = output_dir / SKIPPED_FILE
     try:

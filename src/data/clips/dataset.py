@@ -151,7 +151,7 @@ class ClipDataset(Dataset):
         views: int | None = None,
     ) -> None:  # fmt: skip
         self.sets, self.config, self.size, self.seed, self.views = sets, config, size, seed, views
-        self.shares = split_by_weight(length, [each.weight for each in config.sets])
+        self.shares = split_by_weight(length, [each.weight for each in config.domains])
         self._ends = np.cumsum(self.shares)
         generators = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(len(sets))]
         self._orders = [rng.permutation(len(data)) for rng, data in zip(generators, sets, strict=True)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.config import DomainConfig
+from src.config import NamedSplit
 from src.core.errors import UserError
 from src.data.checks.report import EXAMPLES, Report, data_set
 from src.data.checks.validate import check
@@ -28,7 +28,7 @@ from tests.sources import open_coco
 SIZE = 32
 
 
-def coco(folder: Path, count: int = 4) -> DomainConfig:
+def coco(folder: Path, count: int = 4) -> NamedSplit:
     """A sound set of ``count`` images of noise, ``0.png`` and on, with an object each."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -41,17 +41,17 @@ def coco(folder: Path, count: int = 4) -> DomainConfig:
     ]
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (folder / "a.json").write_text(json.dumps(content))
-    return DomainConfig(name="things", img_folder=str(folder), ann_file=str(folder / "a.json"))
+    return NamedSplit(name="things", img_folder=str(folder), ann_file=str(folder / "a.json"))
 
 
-def change(place: DomainConfig, change: Callable[[dict], object]) -> None:
+def change(place: NamedSplit, change: Callable[[dict], object]) -> None:
     path = Path(str(place.ann_file))
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
 
 
-def report_of(place: DomainConfig, **options) -> Report:
+def report_of(place: NamedSplit, **options) -> Report:
     return check(open_coco(place.img_folder, str(place.ann_file), name=place.name), **options)
 
 
@@ -60,7 +60,7 @@ def truncate(path: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path) -> DomainConfig:
+def place(tmp_path) -> NamedSplit:
     return coco(tmp_path / "data")
 
 
@@ -321,7 +321,7 @@ class TestLoading:
                 Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(masks / video / f"{t}.png")
         truncate(frames / "bad" / "1.png")
         (masks / "good" / "2.png").write_bytes(b"no mask")
-        place = DomainConfig(name="videos", img_folder=str(frames))
+        place = NamedSplit(name="videos", img_folder=str(frames))
         for _ in range(2):  # the second time from the cache
             (video,) = load_data(place, replace(options, skip_bad=True)).videos
             assert (video.video_id, len(video)) == ("good", 3)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from src.config import AugmentationConfig, ClipConfig, DatasetConfig, MotionConfig, SetConfig
+from src.config import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, SplitConfig
 from src.core.errors import UserError
 from src.data.clips.dataset import (
     BatchSampler,
@@ -383,9 +383,9 @@ class TestAugmentation:
 
 def dataset_config(*weights: float) -> DatasetConfig:
     """A data set for each weight, none of which is read from files."""
-    first, *rest = [{"weight": weight, "train_img_folder": "nowhere"} for weight in weights]
-    more = [SetConfig(name=f"set {i}", **each) for i, each in enumerate(rest)]
-    return DatasetConfig(**first, more=more, clip=ClipConfig(frames=3, max_objects=2))
+    split = SplitConfig(img_folder="nowhere")
+    domains = [DomainConfig(name=f"set {i}", weight=weight, train=split) for i, weight in enumerate(weights)]
+    return DatasetConfig(domains=domains, clip=ClipConfig(frames=3, max_objects=2))
 
 
 class TestDataset:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from src.config import DomainConfig
+from src.config import NamedSplit
 from src.core.errors import UserError
 from src.data import formats
 from src.data.checks.report import data_set
@@ -28,13 +28,13 @@ def videos() -> DataSet:
     return make_videos(SOURCE, 2, 0, frames=2, side=32)
 
 
-def load(where: DomainConfig) -> DataSet:
+def load(where: NamedSplit) -> DataSet:
     source = open_place(where)
     return data_set(source, check(source, workers=0))
 
 
-def place(folder: Path, ann_file: Path | None = None, **more) -> DomainConfig:
-    return DomainConfig(name="x", img_folder=str(folder), ann_file=None if ann_file is None else str(ann_file), **more)
+def place(folder: Path, ann_file: Path | None = None, **more) -> NamedSplit:
+    return NamedSplit(name="x", img_folder=str(folder), ann_file=None if ann_file is None else str(ann_file), **more)
 
 
 WRITERS = {
