@@ -38,7 +38,7 @@ VIDEO_FRAMES = 6
 def first_videos(arguments: argparse.Namespace, folder: Path) -> list[str]:
     """The names of as many training videos as an epoch has clips."""
     config = load_config(arguments.config, [*arguments.overrides, f"output_dir={folder / 'names'}"])
-    data = load_split(config.dataset, "train", LoadOptions.from_config(config))
+    data = load_split(config.dataset.domains[0], "train", LoadOptions.from_config(config))
     return [data.videos[index].video_id for index in range(min(arguments.clips, len(data)))]
 
 

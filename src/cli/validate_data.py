@@ -1,6 +1,6 @@
 """Check every data set of a run before anything is trained on it: annotations, images, and that they fit together.
 
-All splits under dataset and dataset.more, and evaluation.domains: every entry is parsed and every frame decoded. What
+All splits under dataset, and evaluation.domains: every entry is parsed and every frame decoded. What
 is harmless is mended or left out, the same way every time, and counted; what is damaged is an error, one line each.
 Exit status 0: all is well; 2: there are errors. Training and evaluation make the same check, and know its result.
 """
