@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..config import Config, EvaluationConfig, MotionConfig, Protocol, DomainConfig, Split
+from ..config import Config, DomainConfig, EvaluationConfig, MotionConfig, Protocol, Split
 from ..data.clips.dataset import evaluation_video
 from ..data.loading import load_data, load_split
 from ..data.options import LoadOptions

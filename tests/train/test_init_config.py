@@ -34,7 +34,9 @@ def suggest(tmp_path, monkeypatch):
 
 
 def videos_in(config: Config, split: str) -> list[str]:
-    return [video.video_id for video in load_split(config.dataset.domains[0], split, LoadOptions.from_config(config)).videos]  # type: ignore[arg-type]
+    return [
+        video.video_id for video in load_split(config.dataset.domains[0], split, LoadOptions.from_config(config)).videos
+    ]  # type: ignore[arg-type]
 
 
 def test_roboflow_folders_are_taken_as_they_are(suggest, tiny_data):
