@@ -1,6 +1,7 @@
-"""What every adapter layer has in common: a base layer it adds to, and a switch; and layers with several adapters.
+"""What all adapter layers have in common: a base layer, a switch, and several adapters around one layer.
 
-Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapter_layers`), never of their names.
+Which modules of a model are adapters is asked of the modules themselves (:func:`iter_adapter_layers`), never of their
+names.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ActiveAdapter: TypeAlias = str | tuple[str | None, ...] | None
 
 
 class WrappedLinear(nn.Module):
-    """Stands in for a Linear layer in a model and holds it as ``base_layer``."""
+    """A module in a Linear layer's place, which holds that layer as ``base_layer``."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -44,11 +45,11 @@ class WrappedLinear(nn.Module):
 
 
 class AdapterLayer(WrappedLinear):
-    """A Linear layer plus something learned beside it; the base class of every adapter layer.
+    """The base class of every adapter layer: a Linear layer plus a learned branch.
 
-    The base layer is held as ``base_layer``; everything else in the module is the adapter. The base is not frozen here
-    (:func:`src.lora.injection.freeze_base` freezes a whole model). ``enabled`` is a plain attribute, not part of the
-    state dict: while it is False the layer is its base layer, bit for bit, and the adapter's branch is not run.
+    ``base_layer`` is the base, and everything else in the module is the adapter. The base is not frozen here
+    (:func:`~src.lora.injection.freeze_base` freezes a whole model). ``enabled`` is a plain attribute and not part of
+    the state dict. While it is False the output is the base layer's, bit for bit, and the branch is not run.
 
     Args:
         base_layer: the Linear layer to adapt, (…, D) → (…, O).
@@ -59,26 +60,27 @@ class AdapterLayer(WrappedLinear):
         self.enabled = True
 
     def named_adapter_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's own parameters with their names inside this layer, such as ``gate.weight``."""
+        """Yield the adapter's own parameters with their names inside this layer, such as ``gate.weight``."""
         for name, parameter in self.named_parameters():
             if not name.startswith("base_layer."):
                 yield name, parameter
 
     def adapter_parameters(self) -> Iterator[nn.Parameter]:
-        """The adapter's own parameters, without the base layer's."""
+        """Yield the adapter's own parameters, without the base layer's."""
         for _, parameter in self.named_adapter_parameters():
             yield parameter
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The adapter's own weights and saved buffers by their names inside this layer, such as ``gate.weight``."""
+        """Return the adapter's own weights and saved buffers by their names inside this layer."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base_layer.")}
 
     def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """``self(x)[rows]``, computed for these elements of the batch alone."""
-        return self(x[rows])
+        """Return ``self(x)[rows]``, computed for these elements of the batch alone."""
+        out: Tensor = self(x[rows])
+        return out
 
     def settings(self) -> dict[str, int | float | bool | str]:
-        """What, beside its weights, decides this layer's output: two layers of equal settings compute the same."""
+        """Return what decides the output besides weights: layers of equal settings compute the same."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -88,15 +90,15 @@ class AdapterLayer(WrappedLinear):
 class MultiAdapterLinear(WrappedLinear):
     """A Linear layer with several named adapters around it, of which the active one is used.
 
-    Each adapter is an :class:`AdapterLayer` of any kind around the same base layer, so with a group active the layer is
-    that adapter bit for bit, whatever other groups there are; with none it is the base layer alone.
+    Each adapter is an :class:`AdapterLayer` of any kind around the same base layer. With one active the output is that
+    adapter's, bit for bit, whatever other adapters there are. With none it is the base layer's.
 
     Args:
         base_layer: the layer to adapt, (…, D) → (…, O).
 
     Attributes:
-        groups: the adapters by group; a group need not adapt every layer of a model.
-        active: the group in use; None for the base; or a tuple of these, one for each element of the batch (dim 0).
+        groups: the adapters by name of their expert group; a group need not adapt every layer of a model.
+        active_adapter: the active adapter's name; None for the base; or one of these for each element of the batch.
     """
 
     def __init__(self, base_layer: nn.Linear) -> None:
@@ -105,35 +107,37 @@ class MultiAdapterLinear(WrappedLinear):
         self.active_adapter: ActiveAdapter = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, O); with a group per element (B, …, D) → (B, …, O), each group run on its own elements."""
-        if not isinstance(self.active_adapter, tuple):
-            return self._layer(self.active_adapter)(x)
-        if len(self.active_adapter) != len(x):
-            raise ValueError(f"{len(self.active_adapter)} active groups were given for a batch of {len(x)}")
+        """(…, D) → (…, O); with an adapter per element (B, …, D) → (B, …, O), each run on its own elements."""
+        active = self.active_adapter
+        if not isinstance(active, tuple):
+            out: Tensor = self._layer(active)(x)
+            return out
+        if len(active) != len(x):
+            raise ValueError(f"{len(active)} active adapters were given for a batch of {len(x)}")
         rows_of = {
-            group: torch.tensor([i for i, g in enumerate(self.active_adapter) if g == group], device=x.device)
-            for group in dict.fromkeys(self.active_adapter)
+            name: torch.tensor([i for i, other in enumerate(active) if other == name], device=x.device)
+            for name in dict.fromkeys(active)
         }
         parts = []
-        for group, rows in rows_of.items():
-            layer = self._layer(group)
+        for name, rows in rows_of.items():
+            layer = self._layer(name)
             parts.append(layer.forward_rows(x, rows) if isinstance(layer, AdapterLayer) else layer(x[rows]))
         return torch.cat(parts)[torch.cat(list(rows_of.values())).argsort()]
 
     @property
     def adapters(self) -> dict[str, AdapterLayer]:
-        """Group name → its adapter."""
+        """The adapters by name."""
         return cast(dict[str, AdapterLayer], dict(self.groups.items()))
 
-    def _layer(self, group: str | None) -> nn.Module:
-        return self.base_layer if group is None else self.adapters.get(group, self.base_layer)
+    def _layer(self, name: str | None) -> nn.Module:
+        return self.base_layer if name is None else self.adapters.get(name, self.base_layer)
 
     def extra_repr(self) -> str:
         return f"active_adapter={self.active_adapter}"
 
 
 def iter_wrapped_linears(model: nn.Module) -> Iterator[tuple[str, AdapterLayer | MultiAdapterLinear]]:
-    """The modules that stand in for a Linear layer, under its dotted name: adapters, or layers with groups of them."""
+    """Yield the wrapped Linear layers by dotted name: single adapters, or layers with several."""
     grouped: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if isinstance(module, AdapterLayer | MultiAdapterLinear) and not name.startswith(grouped):
@@ -143,14 +147,14 @@ def iter_wrapped_linears(model: nn.Module) -> Iterator[tuple[str, AdapterLayer |
 
 
 def iter_adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
-    """The adapter layers of a model with their dotted names, in the model's order; those of all groups."""
+    """Yield the adapter layers of all groups by dotted name, in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, AdapterLayer):
             yield name, module
 
 
 def list_groups(model: nn.Module) -> list[str]:
-    """The names of a model's adapter groups; empty where its adapters are in no group."""
+    """Return the names of a model's expert groups; none where its adapters are in no group."""
     names = [
         name
         for _, module in iter_wrapped_linears(model)
@@ -168,7 +172,7 @@ def set_adapters_enabled(model: nn.Module, enabled: bool) -> None:
 
 @contextmanager
 def disable_adapters(model: nn.Module) -> Iterator[None]:
-    """Run the base model: every adapter is off inside, and as it was before on leaving, whatever happens inside."""
+    """Run the base model inside the scope; every adapter is as before on leaving it, also after an error."""
     before = [(adapter, adapter.enabled) for _, adapter in iter_adapter_layers(model)]
     set_adapters_enabled(model, False)
     try:
@@ -179,7 +183,7 @@ def disable_adapters(model: nn.Module) -> Iterator[None]:
 
 
 def match_dtype(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` in the dtype of the weight it is about to meet, unless autocast will choose one for both.
+    """Return ``x`` in the dtype of a weight, unless autocast chooses one for both.
 
     Adapters are float32 on a base of any dtype, so that small optimizer steps are not rounded away.
     """

@@ -1,7 +1,7 @@
-"""Adapters on disk: a folder with ``adapter.safetensors`` and ``adapter_config.json``; and merging them into the base.
+"""Adapters on disk: a folder with ``adapter.safetensors`` and ``adapter_config.json``.
 
-An adapter belongs to the base it was trained on, so its file carries the base's fingerprint, and loading checks it. The
-JSON has ``format_version`` 1 and ``lora``, the adapters' configuration; or, with expert groups, version 2 and
+An adapter belongs to the base it was trained on. So its file carries the base's fingerprint, and loading checks it.
+The JSON has ``format_version`` 1 and ``lora``, the adapters' configuration; or, with expert groups, version 2 and
 ``groups``, a configuration for each. Weights have the names that they have in a model.
 """
 
@@ -36,12 +36,12 @@ Configs: TypeAlias = LoraConfig | Mapping[str, LoraConfig]
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What ``adapter_config.json`` says.
+    """The content of ``adapter_config.json``.
 
     Attributes:
-        lora: the adapters' configuration; with expert groups, that of each by its name.
+        lora: the adapters' configuration; with expert groups, a configuration for each name.
         base_fingerprint: :func:`base_fingerprint` of the model they were trained on.
-        extra: whatever was given to :func:`save_adapter`, such as the model's name and image size.
+        extra: further keys that :func:`save_adapter` was given, such as the model's name and image size.
     """
 
     lora: Configs
@@ -54,8 +54,8 @@ class AdapterFile:
     """An adapter folder's content, without a model.
 
     Attributes:
-        config: what the JSON file says.
-        weights: what the safetensors file holds.
+        config: the JSON file's content.
+        weights: the safetensors file's content.
     """
 
     config: AdapterConfig
@@ -63,9 +63,9 @@ class AdapterFile:
 
 
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' weights and saved buffers by full dotted name; not copies.
+    """Return the adapters' weights and saved buffers by full dotted name; they are not copied.
 
-    Such as ``….q_proj.lora_A``, or in an expert group ``….q_proj.groups.cells.lora_A``.
+    A name is such as ``….q_proj.lora_A``, or in an expert group ``….q_proj.groups.cells.lora_A``.
     """
     return {
         f"{layer}.{name}" if layer else name: tensor
@@ -75,12 +75,12 @@ def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The base model's state dict, with the keys it has without adapters; not copies. Merging does not change it."""
+    """Return the base model's state dict under its keys without adapters; merging does not change it."""
     renamed, inside = {}, []
-    for layer, adapted in iter_wrapped_linears(model):
+    for layer, wrapped in iter_wrapped_linears(model):
         prefix = f"{layer}." if layer else ""
         inside.append(prefix)
-        renamed.update({f"{prefix}base_layer.{key}": f"{prefix}{key}" for key in adapted.base_layer.state_dict()})
+        renamed.update({f"{prefix}base_layer.{key}": f"{prefix}{key}" for key in wrapped.base_layer.state_dict()})
     return {
         renamed.get(key, key): value
         for key, value in model.state_dict().items()
@@ -89,12 +89,12 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """:func:`fingerprint` of the base weights; adapters, merged or not, do not change it."""
+    """Return the :func:`fingerprint` of the base weights; adapters, merged or not, do not change it."""
     return fingerprint(base_state_dict(model))
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of weights' names, shapes, dtypes and bytes."""
+    """Return the SHA-256 of weights' names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -106,13 +106,13 @@ def save_adapter(model: nn.Module, folder: str | Path, config: Configs, extra: d
     """Write the model's adapters to a folder; each file is replaced as a whole or not at all.
 
     Args:
-        model: a model with adapters, merged or not.
+        model: with adapters, merged or not.
         folder: made if missing.
-        config: the configuration the adapters were injected with; of a model with expert groups, that of each by name.
+        config: the configuration that the adapters were injected with; with expert groups, one for each name.
         extra: further keys for the JSON file, such as ``model_name`` and ``image_size``.
 
     Raises:
-        ValueError: the model has no adapters or other ones than the config says, or ``extra`` uses a key of the format.
+        ValueError: the model has no adapters, they differ from the config, or ``extra`` uses a key of the format.
     """
     if not any(iter_adapter_layers(model)):
         raise ValueError("the model has no adapters to save")
@@ -128,17 +128,17 @@ def write_adapter(folder: str | Path, file: AdapterFile) -> None:
         ValueError: ``extra`` uses a key of the format.
     """
     lora, extra = file.config.lora, file.config.extra
-    described: dict[str, Any] = {"format_version": 1, "base_fingerprint": file.config.base_fingerprint}
+    content: dict[str, Any] = {"format_version": 1, "base_fingerprint": file.config.base_fingerprint}
     if isinstance(lora, LoraConfig):
-        described["lora"] = lora.model_dump(mode="json")
+        content["lora"] = lora.model_dump(mode="json")
     else:
-        described["format_version"] = 2
-        described["groups"] = {name: config.model_dump(mode="json") for name, config in lora.items()}
+        content["format_version"] = 2
+        content["groups"] = {name: config.model_dump(mode="json") for name, config in lora.items()}
     if taken := _FORMAT_KEYS & extra.keys():
         raise ValueError(f"extra must not use the format's own keys: {', '.join(sorted(taken))}")
     weights = {name: tensor.cpu().contiguous() for name, tensor in file.weights.items()}
     folder = Path(folder)
-    text = json.dumps({**described, **extra}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
     write_text(folder / CONFIG_FILE, text)
 
@@ -147,25 +147,25 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
     """Read ``adapter_config.json``, for example to build the model that the adapters belong to.
 
     Raises:
-        UserError: the file is missing, is not JSON, or does not say what it should.
+        UserError: the file is missing, is not JSON, or has wrong or missing keys.
     """
     path = Path(folder) / CONFIG_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from None
+        raise _missing(path) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+        raise UserError(f"{path}: cannot be read as JSON: {error}", code="adapter.damaged") from None
     if not isinstance(raw, dict) or raw.get("format_version") not in (1, 2):
-        raise UserError(f"{path}: not an adapter configuration of format_version 1 or 2")
+        raise UserError(f"{path}: not an adapter configuration of format_version 1 or 2", code="adapter.format")
     extra = {key: value for key, value in raw.items() if key not in _FORMAT_KEYS}
     if not isinstance(raw.get("base_fingerprint"), str):
-        raise UserError(f"{path}: base_fingerprint is missing")
+        raise UserError(f"{path}: base_fingerprint is missing", code="adapter.config")
     lora: Configs
     if raw["format_version"] == 1:
         lora = _read_lora(raw.get("lora"), path, "lora")
     elif not isinstance(raw.get("groups"), dict) or not raw["groups"]:
-        raise UserError(f"{path}: groups must hold a configuration for each expert group")
+        raise UserError(f"{path}: groups must hold a configuration for each expert group", code="adapter.config")
     else:
         lora = {name: _read_lora(config, path, f"groups.{name}") for name, config in raw["groups"].items()}
     return AdapterConfig(lora, raw["base_fingerprint"], extra)
@@ -176,9 +176,9 @@ def _read_lora(raw: Any, path: Path, key: str) -> LoraConfig:
         lora = LoraConfig.model_validate(raw)
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join([key, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
-        raise UserError(f"{path}: {mistakes}") from None
+        raise UserError(f"{path}: {mistakes}", code="adapter.config") from None
     if lora.method not in ADAPTER_METHODS:
-        raise UserError(f"{path}: {key}.method '{lora.method}' has no adapters")
+        raise UserError(f"{path}: {key}.method '{lora.method}' has no adapters", code="adapter.config")
     return lora
 
 
@@ -194,14 +194,14 @@ def read_adapter(folder: str | Path, device: str | torch.device = "cpu") -> Adap
 def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.device = "cpu") -> AdapterConfig:
     """Load adapters from a folder into a model with the base they were trained on.
 
-    A model without adapters gets those that the folder's configuration describes, with the base frozen; a model with
-    adapters must have the same ones. Merged adapters are unmerged. On an error the model is as it was. Of expert groups
-    put into a model, a single one is active; of several none, until :func:`~src.lora.expert_groups.set_adapter` says so.
+    A model without adapters gets those of the folder's configuration, with the base frozen; a model with adapters must
+    have the same ones. Merged adapters are unmerged. On an error the model is as it was. If expert groups are put into
+    the model, a single one is active; of several none, until :func:`~src.lora.expert_groups.set_adapter` sets one.
 
     Args:
         model: with its base weights loaded.
-        folder: as written by :func:`save_adapter`.
-        device: where the file is read to; the adapters stay on the device of the layers they wrap.
+        folder: one that :func:`save_adapter` wrote.
+        device: the device that the file is read to; adapters stay on the device of the layers they wrap.
 
     Raises:
         UserError: a file is missing or damaged, the base is another, or keys, shapes or settings differ; all listed.
@@ -216,7 +216,8 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
         if injected:
             _inject(model, config.lora)
         if mistakes := _setting_mistakes(model, config.lora) + key_mistakes(adapter_state_dict(model), weights):
-            raise UserError(f"{path}: does not fit the model's adapters\n" + "\n".join(f"  {m}" for m in mistakes))
+            listed = "\n".join(f"  {mistake}" for mistake in mistakes)
+            raise UserError(f"{path}: does not fit the model's adapters\n{listed}", code="adapter.mismatch")
     except UserError:
         if injected:
             remove_adapters(model)
@@ -236,12 +237,13 @@ def check_base(folder: str | Path, config: AdapterConfig, found: str) -> None:
     if found != config.base_fingerprint:
         raise UserError(
             f"{folder}: these adapters were trained on another base: on {config.base_fingerprint[:12]}, "
-            f"but this model's base weights are {found[:12]}"
+            f"but this model's base weights are {found[:12]}",
+            code="adapter.other-base",
         )
 
 
 def _inject(model: nn.Module, lora: Configs) -> None:
-    """Untrained adapters as the configuration says, or groups of them, into a model without any."""
+    """Put untrained adapters of this configuration, or groups of them, into a model without any."""
     if isinstance(lora, LoraConfig):
         apply_method(model, lora)
         return
@@ -253,7 +255,7 @@ def _inject(model: nn.Module, lora: Configs) -> None:
 
 
 def split_groups(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
-    """The expert groups in an adapter folder's content; adapters without groups are one, of this name.
+    """Return the expert groups of an adapter folder's content; adapters in no group are one of this name.
 
     Raises:
         UserError: ``name`` is needed and cannot name a group, or weights belong to no adapter of a group.
@@ -269,12 +271,15 @@ def split_groups(file: AdapterFile, name: str) -> dict[str, ExpertGroup]:
             groups[group] = ExpertGroup(config, weights)
     placed = sum(len(group.weights_by_layer()) for group in groups.values())
     if placed < len(file.weights):
-        raise UserError(f"{len(file.weights) - placed} of {len(file.weights)} weights belong to no adapter of a group")
+        raise UserError(
+            f"{len(file.weights) - placed} of {len(file.weights)} weights belong to no adapter of a group",
+            code="groups.left-over",
+        )
     return groups
 
 
 def pack_groups(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra: dict[str, Any]) -> AdapterFile:
-    """An adapter folder's content with these groups."""
+    """Return an adapter folder's content with these groups."""
     weights = {
         f"{layer}.groups.{name}.{key}": tensor
         for name, group in groups.items()
@@ -285,13 +290,13 @@ def pack_groups(groups: Mapping[str, ExpertGroup], base_fingerprint: str, extra:
 
 
 def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
-    """The groups of several adapters of the same base, such as ones that were trained on different machines, in one.
+    """Return the groups of several adapters of the same base as one folder's content.
 
     Args:
-        parts: each with the name that it is given as a group where it is in none.
+        parts: folders' contents, each with the group name that adapters in no group get.
 
     Raises:
-        UserError: bases differ, a group's name is there twice, or further keys such as ``image_size`` differ.
+        UserError: bases differ, two groups share a name, or further keys such as ``image_size`` differ.
     """
     first = parts[0][1].config
     groups: dict[str, ExpertGroup] = {}
@@ -299,13 +304,17 @@ def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
         if file.config.base_fingerprint != first.base_fingerprint:
             raise UserError(
                 f"adapters of different bases cannot be joined: {first.base_fingerprint[:12]} "
-                f"and {file.config.base_fingerprint[:12]}"
+                f"and {file.config.base_fingerprint[:12]}",
+                code="join.other-base",
             )
         if differing := [k for k in file.config.extra if k in first.extra and file.config.extra[k] != first.extra[k]]:
-            raise UserError(f"adapters that differ in {', '.join(differing)} cannot be joined")
+            raise UserError(f"adapters that differ in {', '.join(differing)} cannot be joined", code="join.different")
         for group, content in split_groups(file, name).items():
             if group in groups:
-                raise UserError(f"there are two groups named '{group}'; name adapters without groups NAME=FOLDER")
+                raise UserError(
+                    f"there are two groups named '{group}'; name adapters in no group NAME=FOLDER",
+                    code="join.same-name",
+                )
             groups[group] = content
     extra = {key: value for _, file in reversed(parts) for key, value in file.config.extra.items()}
     return pack_groups(groups, first.base_fingerprint, extra)
@@ -313,26 +322,33 @@ def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
 
 def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     try:
-        return load_file(path, device=str(device))
+        weights: dict[str, Tensor] = load_file(path, device=str(device))
+        return weights
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}") from None
+        raise _missing(path) from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
+        raise UserError(f"{path}: damaged or not a safetensors file: {error}", code="adapter.damaged") from None
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(
+        f"{path}: no such file; an adapter folder holds {WEIGHTS_FILE} and {CONFIG_FILE}", code="adapter.missing-file"
+    )
 
 
 def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
-    """Layers of equal shapes may still compute different things, such as with another alpha."""
+    """Return where settings differ: layers of equal shapes may compute different things, as with another alpha."""
     configs: dict[str | None, LoraConfig] = {None: lora} if isinstance(lora, LoraConfig) else dict(lora.items())
     present = list_groups(model)
     mistakes = [f"the model has no group '{group}'" for group in configs if group is not None and group not in present]
-    for name, adapted in iter_wrapped_linears(model):
+    for name, wrapped in iter_wrapped_linears(model):
         adapters: Mapping[Any, AdapterLayer]
-        adapters = adapted.adapters if isinstance(adapted, MultiAdapterLinear) else {None: adapted}
+        adapters = wrapped.adapters if isinstance(wrapped, MultiAdapterLinear) else {None: wrapped}
         for group, adapter in adapters.items():
             if group not in configs:
-                mistakes.append(f"{name}: the model has {f'group {group!r}' if group else 'adapters without a group'}")
+                mistakes.append(f"{name}: the model has {f'group {group!r}' if group else 'adapters in no group'}")
                 continue
-            shape = nn.Linear(adapted.in_features, adapted.out_features, device="meta")
+            shape = nn.Linear(wrapped.in_features, wrapped.out_features, device="meta")
             expected, found = new_adapter(shape, configs[group]).settings(), adapter.settings()
             if expected != found:
                 mistakes.append(f"{name}: the configuration says {expected}, the model has {found}")
@@ -340,7 +356,7 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
 
 
 def key_mistakes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Weights that are missing, left over or of another shape, a text each."""
+    """Return a text for each weight that is missing, left over or of another shape."""
     missing = [f"missing: {name}" for name in expected if name not in found]
     left_over = [f"left over: {name}" for name in found if name not in expected]
     shapes = [

@@ -1,9 +1,9 @@
-"""Start new adapters from the data they will see, in place of at random.
+"""Data-driven initialisation of new adapters.
 
-The first factor A of an adapter looks along the directions in which its layer's inputs vary most, and the gate's rows
-point at clusters of these inputs, so that experts begin with a part of the data each. B stays zero: the model computes
-what it did before. Sources: Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance
-Adaptation (EVA), 2024, for A; the clusters are this project's extension of it to experts.
+The first factor A of an adapter gets the directions in which its layer's inputs vary most. The router's rows point at
+clusters of these inputs, so that each expert starts with a part of the data. B stays zero: the model's output does not
+change. Sources: Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation
+(EVA), 2024, for A; the clusters are this project's extension to experts.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ def data_driven_init(
 ) -> None:
     """Initialise untrained adapters from the inputs that their layers get in the base model.
 
-    The inputs of a layer with experts are parted into E clusters. Expert e's A gets the R principal directions of
-    cluster e, each as long as a row drawn at random is on average; where a cluster has fewer, the rows left keep their
-    random draw. The gate's logits become those of the nearest centroid (c·x − ‖c‖² / 2), scaled to differ between
-    experts as much as a random gate's do, with the null expert's row as drawn. At the level ``video`` the gate decides
-    on something else than the layer's input and stays as drawn. A LoRA layer's inputs are one cluster.
+    The inputs of a layer with experts are clustered into E clusters. Expert e's A gets the R principal directions of
+    cluster e, each as long as a random row is on average; where a cluster has fewer, the other rows stay random. The
+    router's logits become those of the nearest centroid (c·x − ‖c‖² / 2). They are scaled to differ between experts as
+    much as a random router's do, and the null expert's row stays random. At level ``video`` the router decides on
+    something else than the layer's input and stays random. A LoRA layer's inputs are one cluster.
 
     Args:
-        model: that the adapters are in.
-        adapters: as :func:`~src.lora.injection.apply_method` or :func:`~src.lora.expert_groups.add_adapter` returned
-            them.
-        run: runs the model on some batches of the new data; all adapters are off and no graph is kept meanwhile.
-        samples: tokens kept of each layer, drawn from all that it sees.
-        seed: of the drawing and of the clustering.
+        model: the model with the adapters.
+        adapters: by dotted name, as :func:`~src.lora.injection.apply_method` and
+            :func:`~src.lora.expert_groups.add_adapter` return them.
+        run: runs the model on some batches of the new data; adapters are off and no graph is kept meanwhile.
+        samples: tokens kept per layer, drawn from all that it sees.
+        seed: random seed of drawing and clustering.
 
     Raises:
-        ValueError: a layer did not run, or got nothing but numbers that are not finite.
+        ValueError: a layer did not run, or all of its inputs have numbers that are not finite.
     """
     inputs = _collect_inputs(model, adapters, run, samples, seed)
     for layer, adapter in adapters.items():
@@ -58,7 +58,7 @@ def data_driven_init(
 def _collect_inputs(
     model: nn.Module, adapters: Mapping[str, AdapterLayer], run: Callable[[], object], samples: int, seed: int
 ) -> dict[str, Tensor]:
-    """(N, D) float32 tokens per layer, N ≤ samples, each token of all calls with the same chance."""
+    """Return (N, D) float32 tokens per layer, N ≤ samples, each token of all calls with the same chance."""
     generator = torch.Generator().manual_seed(seed)
     kept: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -93,33 +93,33 @@ def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
     centroids_ED, cluster_N = _clusters(x_ND, layer.num_experts, seed)
     for expert, A_RD in enumerate(layer.lora_A):
         _init_rows(A_RD, x_ND[cluster_N == expert])
-    gate = layer.gate
-    if gate.level == "video":
+    router = layer.gate
+    if router.level == "video":
         return
     weight_ED = centroids_ED - centroids_ED.mean(dim=0)
     bias_E = -centroids_ED.square().sum(dim=1) / 2
     bias_E -= bias_E.mean()
-    drawn_ED = gate.weight[: layer.num_experts]
+    drawn_ED = router.weight[: layer.num_experts]
     drawn, found = ((x_ND @ w_ED.T).std(dim=1, correction=0).mean() for w_ED in (drawn_ED, weight_ED))
-    if not found > 0:  # a single expert, or inputs that are all the same: nothing to tell apart
+    if not found > 0:  # a single expert, or inputs that are all the same
         return
     scale = drawn / found
-    gate.weight[: layer.num_experts] = scale * weight_ED
-    if gate.bias is not None:
-        gate.bias[: layer.num_experts] = scale * bias_E
+    router.weight[: layer.num_experts] = scale * weight_ED
+    if router.bias is not None:
+        router.bias[: layer.num_experts] = scale * bias_E
 
 
 def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """k-means: centroids (count, D) and each token's cluster (N,)."""
+    """Return the centroids (count, D) of k-means and each token's cluster (N,)."""
     from scipy.cluster.vq import kmeans2  # it takes seconds, and few runs need it
 
     points = x_ND.cpu().numpy().astype(np.float64)
     rng = np.random.default_rng(seed)
-    if len(np.unique(points, axis=0)) <= count:  # nothing to gather: each of the first points by itself
+    if len(np.unique(points, axis=0)) <= count:  # too few to cluster: each of the first points by itself
         centroids = np.resize(points, (count, points.shape[1]))
         clusters = np.arange(len(points)) % count
     else:
-        with warnings.catch_warnings():  # of an empty cluster, whose expert keeps its random A
+        with warnings.catch_warnings():  # an empty cluster's expert keeps its random A
             warnings.simplefilter("ignore", UserWarning)
             centroids, clusters = kmeans2(points, count, minit="++", rng=rng)
     return torch.from_numpy(centroids).to(x_ND), torch.from_numpy(clusters).to(x_ND.device)
@@ -127,7 +127,7 @@ def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _init_rows(A_RD: Tensor, x_ND: Tensor) -> None:
-    """The principal directions of the inputs into the rows of A, as far as there are any."""
+    """Write the principal directions of the inputs into the rows of A, as far as there are any."""
     centred = x_ND - x_ND.mean(dim=0)
     directions_KD = torch.linalg.svd(centred, full_matrices=False).Vh if len(x_ND) > 1 else centred[:0]
     rows = min(len(A_RD), len(x_ND) - 1, len(directions_KD))

@@ -37,7 +37,7 @@ class LoRAAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw A anew and set B to zero."""
+        """Draw A and set B to zero."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
@@ -52,10 +52,9 @@ class LoRALinear(AdapterLayer):
 
     At initialisation the output is the base layer's, bit for bit.
 
-    Merging is for inference: the merged weight is kept beside the base weight, which is never written to. So
-    unmerging restores the base bit for bit, a merged layer saves and fingerprints as an unmerged one, and a merged
-    layer that is disabled is its base layer. Merged weights get no gradient and do not follow later changes of the
-    adapter: unmerge to train or to load.
+    Merging is for inference. The merged weight is kept beside the base weight, which is never written to. So unmerging
+    restores the base bit for bit, a merged layer saves and fingerprints as an unmerged one, and a disabled one is its
+    base layer. Merged weights get no gradient and do not follow later changes of the adapter: unmerge to train or load.
 
     Args:
         base_layer: the layer to adapt, (…, D) → (…, O).
@@ -90,22 +89,25 @@ class LoRALinear(AdapterLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, O)."""
+        base: Tensor
         if not self.enabled:
-            return self.base_layer(x)
+            base = self.base_layer(x)
+            return base
         if self.merged_weight is not None:
             return F.linear(x, self.merged_weight, self.bias)
         base = self.base_layer(x)
-        return base + self.adapter(x).to(base.dtype)
+        branch: Tensor = self.adapter(x)
+        return base + branch.to(base.dtype)
 
     def get_delta_weight(self) -> Tensor:
-        """What the branch adds to the base weight: (alpha / rank) · B A, (O, D), at least float32."""
+        """Return what the branch adds to the base weight: (alpha / rank) · B A, (O, D), at least float32."""
         dtype = torch.promote_types(self.lora_B.dtype, torch.float32)
         with torch.autocast(self.lora_B.device.type, enabled=False):
             return self.adapter.scale * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Fold the branch into one weight, summed in float32 or wider; a merged layer stays as it is."""
+        """Fold the branch into one weight, summed in float32 or wider; a merged layer does not change."""
         if not self.merged:
             weight = self.base_layer.weight
             delta = self.get_delta_weight()
@@ -113,7 +115,7 @@ class LoRALinear(AdapterLayer):
             self.merged_weight = (weight.to(wide) + delta.to(wide)).to(weight.dtype)
 
     def unmerge(self) -> None:
-        """Go back to base plus branch; a layer that is not merged stays as it is."""
+        """Go back to base plus branch; a layer that is not merged does not change."""
         self.merged_weight = None
 
     def settings(self) -> dict[str, int | float | bool | str]:

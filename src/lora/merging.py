@@ -16,7 +16,7 @@ from .lora_layer import LoRALinear
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Merge every LoRA layer of the model, for inference without a branch; merged layers stay as they are.
+    """Merge every LoRA layer of the model, for inference without a branch; merged layers do not change.
 
     Raises:
         UserError: the model has mixture-of-experts layers; none is merged.
@@ -27,21 +27,25 @@ def merge_adapters(model: nn.Module) -> None:
 
 
 def unmerge_adapters(model: nn.Module) -> None:
-    """Undo :func:`merge_adapters`, bit for bit; raises what it raises."""
+    """Undo :func:`merge_adapters`, bit for bit; it raises the same errors."""
     for layer in _mergeable(model).values():
         layer.unmerge()
 
 
 @torch.no_grad()
 def unload_merged(model: nn.Module) -> None:
-    """Merge, and put plain Linear layers with the merged weights in place of the LoRA layers; there is no way back.
+    """Merge, and replace LoRA layers by plain Linear layers with the merged weights, for good.
 
-    The state dict then has the base model's own keys, for any program that loads the base model. Raises what
-    :func:`merge_adapters` raises.
+    The state dict then has the base model's own keys, for any program that loads the base model.
+
+    Raises:
+        UserError: the model has expert groups or mixture-of-experts layers.
+        ValueError: the model has no adapters.
     """
     if groups := list_groups(model):
         raise UserError(
-            f"the model has expert groups, {', '.join(groups)}: take one out of its folder ({PROGRAM} groups extract)"
+            f"the model has expert groups, {', '.join(groups)}: take one out of its folder ({PROGRAM} groups extract)",
+            code="merge.groups",
         )
     merge_adapters(model)
     for name, layer in _mergeable(model).items():
@@ -57,33 +61,34 @@ def _mergeable(model: nn.Module) -> dict[str, LoRALinear]:
     lora = {name: adapter for name, adapter in adapters.items() if isinstance(adapter, LoRALinear)}
     if len(lora) < len(adapters):
         raise UserError(
-            "adapters with a gate (method mope) cannot be merged, because which experts add to the weight depends "
-            "on the input; keep the adapter folder beside the base, or train with method lora"
+            "adapters with a router (method mope) cannot be merged, because which experts add to the weight depends "
+            "on the input; keep the adapter folder beside the base, or train with method lora",
+            code="merge.router",
         )
     return lora
 
 
 def merge_groups(groups: Sequence[ExpertGroup]) -> ExpertGroup:
-    """One group of all experts, gate rows joined. The experts compete from here on: outputs are not those of before.
+    """Return one group with the experts of all, which compete from here on: outputs differ from the groups'.
 
-    Each gate learned to compare its own experts only, so the result is a start for further training, not a sum of
+    Each router learned to compare its own experts only. So the result is a start for further training, not a sum of
     what was learned.
 
     Raises:
-        UserError: fewer than two groups, groups of method lora, with null experts (each is measured against its own
-            gate's experts), or that differ in more than the number of experts.
+        UserError: there are fewer than two groups; or groups are of method lora, have a null expert (which its router
+            compares with its own experts), or differ in more than the number of experts.
     """
     if len(groups) < 2:
-        raise UserError("two groups or more are needed to merge")
+        raise UserError("two groups or more are needed to merge", code="merge.one-group")
     first = groups[0]
     for group in groups:
         if group.config.method != "mope" or group.config.router.null_expert:
-            raise UserError("only groups of method mope without a null expert can be merged")
+            raise UserError("only groups of method mope without a null expert can be merged", code="merge.method")
         theirs, ours = group.config.model_dump(), first.config.model_dump()
         differing = [key for key in ours if key != "experts" and theirs[key] != ours[key]]
         if differing or group.weights.keys() != first.weights.keys():
             what = ", ".join(f"lora.{key}" for key in differing or ["target_modules"])
-            raise UserError(f"groups that differ in {what} cannot be merged")
+            raise UserError(f"groups that differ in {what} cannot be merged", code="merge.different")
     weights = {name: torch.cat([group.weights[name] for group in groups]) for name in first.weights}
     total = sum(group.config.experts for group in groups)
     return ExpertGroup(first.config.model_copy(update={"experts": total}), weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class MoELoRALinear(AdapterLayer):
         logits = F.linear(x, self.gate.weight, self.gate.bias)
         top_logits, selected = logits.topk(self.gate.top_k, dim=-1)
         routing = torch.zeros_like(logits).scatter(-1, selected, top_logits.softmax(dim=-1))
-        out, z = self.base_layer(x), self.dropout(x)
+        z, out = self.dropout(x), cast(Tensor, self.base_layer(x))
         for expert in range(self.num_experts):  # a null expert is the last choice, and adds nothing
             delta = F.linear(F.linear(z, self.lora_A[expert]), self.lora_B[expert])
             out = out + self.scale * routing[..., expert, None] * delta
@@ -101,7 +102,8 @@ class MoELoRALinear(AdapterLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, O): :meth:`reference_forward` by :mod:`~src.lora.fused_experts`."""
         if not self.enabled:
-            return self.base_layer(x)
+            base: Tensor = self.base_layer(x)
+            return base
         drops = self.training and self.dropout.p > 0
         if drops or not self.gate.decides_on(x, self.lora_A.dtype):
             return self._route_first(x, self.dropout(x) if drops else None)

@@ -1,4 +1,4 @@
-"""Keeping a part of a group's experts: the most used, or those that add most."""
+"""Pruning experts of a group: the most used are kept, or those that add most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .injection import new_adapters
 def prune_experts(
     model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
 ) -> LoraConfig:
-    """Keep some of a group's experts in each layer (:func:`pruned`); returns the group's new config.
+    """Keep some of a group's experts in each layer (:func:`pruned`) and return the group's new config.
 
     Raises:
         UserError: there is no such group, it has no experts, or ``keep`` is out of range; the model is unchanged.
@@ -41,7 +41,7 @@ def prune_experts(
 def experts_pruned(
     model: nn.Module, name: str, config: LoraConfig, keep: int, scores: dict[str, Tensor] | None = None
 ) -> Iterator[None]:
-    """:func:`prune_experts` inside the scope; all experts are back on leaving it, whatever happens inside.
+    """:func:`prune_experts` inside the scope; all experts are back on leaving it, also after an error.
 
     Raises:
         UserError: as :func:`prune_experts`.
@@ -57,11 +57,11 @@ def experts_pruned(
 
 
 def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = None) -> ExpertGroup:
-    """A group with fewer experts: those of the highest scores in each layer, in their order; null experts stay.
+    """Return a group with the experts of the highest scores in each layer, in their order; null experts stay.
 
     Args:
         group: of method mope.
-        keep: experts kept per layer; ``top_k`` is lowered where it would be more than there are to choose from.
+        keep: experts kept per layer; ``top_k`` is lowered where fewer choices are left.
         scores: by layer, (E,) or (E + 1,) with the null expert last, such as
             :meth:`~src.lora.recording.RoutingRecord.utilization`; None: :func:`expert_sizes`.
 
@@ -71,16 +71,21 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
     """
     config, experts = group.config, group.config.experts
     if config.method != "mope":
-        raise UserError(f"only groups of method mope have experts to prune, this one is of method {config.method}")
+        raise UserError(
+            f"only groups of method mope have experts to prune, this one is of method {config.method}",
+            code="prune.no-experts",
+        )
     if not 1 <= keep <= experts:
-        raise UserError(f"keep must be within 1 and {experts}, the experts of the group, not {keep}")
+        raise UserError(f"keep must be within 1 and {experts}, the experts of the group, not {keep}", code="prune.keep")
     scores = expert_sizes(group) if scores is None else scores
     if missing := [layer for layer in group.layers() if layer not in scores]:
-        raise UserError(f"no scores for {', '.join(missing[:3])}")
+        raise UserError(f"no scores for {', '.join(missing[:3])}", code="prune.scores")
     choices = experts + config.router.null_expert
     for layer in group.layers():
         if len(scores[layer]) not in (experts, choices):
-            raise UserError(f"{layer}: scores of {len(scores[layer])} experts, but the group has {experts}")
+            raise UserError(
+                f"{layer}: scores of {len(scores[layer])} experts, but the group has {experts}", code="prune.scores"
+            )
     kept = {layer: best_experts(scores[layer][:experts], keep) for layer in group.layers()}
     weights = {}
     for (layer, name), tensor in group.weights_by_layer().items():
@@ -91,12 +96,12 @@ def pruned(group: ExpertGroup, keep: int, scores: dict[str, Tensor] | None = Non
 
 
 def best_experts(scores_E: Tensor, keep: int) -> Tensor:
-    """The indices (keep,) of the highest scores, in ascending order, on the CPU."""
+    """Return the indices (keep,) of the highest scores, in ascending order, on the CPU."""
     return scores_E.topk(keep).indices.sort().values.cpu()
 
 
 def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:
-    """Per layer (E,), the Frobenius norm of each expert's product B A: how much it can add."""
+    """Return the Frobenius norm of each expert's product B A, per layer (E,): how much it can add."""
     sizes = {}
     for layer in group.layers():
         A_ERD, B_EOR = group.weights[f"{layer}.lora_A"].double(), group.weights[f"{layer}.lora_B"].double()
@@ -107,10 +112,10 @@ def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:
 
 
 def experts_used(usage: dict[str, Tensor], share: float) -> int:
-    """How many experts to keep, so that in each layer those with at least this share of its choices stay; 1 or more.
+    """Return how many experts to keep per layer, so that all with at least this share of selections stay; 1 or more.
 
     Args:
-        usage: per layer (E,), as :meth:`~src.lora.recording.RoutingRecord.utilization` says, null experts left out.
+        usage: :meth:`~src.lora.recording.RoutingRecord.utilization` without null experts, per layer (E,).
         share: between 0 and 1.
     """
     return max([1, *(int((use_E >= share).sum()) for use_E in usage.values())])

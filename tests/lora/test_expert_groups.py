@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from src.config import LoraConfig
-from src.core.errors import UserError
 from src.lora.adapter import MultiAdapterLinear, disable_adapters, iter_adapter_layers, list_groups
 from src.lora.adapter_io import adapter_state_dict, base_fingerprint, base_state_dict
 from src.lora.expert_groups import (
@@ -27,6 +26,7 @@ from src.lora.moe_layer import MoELoRALinear
 from src.lora.pruning import expert_sizes, experts_used, prune_experts, pruned
 from src.lora.recording import record_routing
 from src.lora.router_losses import load_balancing_loss
+from tests.errors import refuses
 
 
 def config(method="mope", targets=("0", "2"), **options):
@@ -147,11 +147,9 @@ def test_a_scope_ends_as_it_began_also_on_errors():
         assert active_adapter(model) == "cells"
         raise KeyError
     assert active_adapter(model) == "endoscopy"
-    with (
-        pytest.raises(UserError, match="no expert group 'cell'; the model has cells, endoscopy"),
-        use_adapter(model, "cell"),
-    ):
+    with refuses("groups.unknown") as caught, use_adapter(model, "cell"):
         pass
+    assert "cells, endoscopy" in str(caught.value)
     assert active_adapter(model) == "endoscopy"
 
 
@@ -173,7 +171,7 @@ def test_each_element_of_a_batch_may_use_its_own_group(groups):
 def test_the_batch_must_be_that_of_the_active_groups(x):
     model = learned("a")
     set_adapter(model, ["a", None])
-    with pytest.raises(ValueError, match="2 active groups were given for a batch of 20"):
+    with pytest.raises(ValueError, match="2 active adapters were given for a batch of 20"):
         model(x)
     delete_adapter(model, "a")
     assert torch.equal(model(x), base_model()(x))
@@ -203,35 +201,32 @@ def test_naming_adapters_changes_nothing_else(x, method):
     apply_method(model, config(method))
     train_a_little(model)
     out, trains = model(x), {p for p in model.parameters() if p.requires_grad}
-    with pytest.raises(ValueError, match="name_adapters"):
+    with pytest.raises(ValueError, match="adopt_unnamed"):
         add_adapter(model, "endoscopy", config())
     adopt_unnamed(model, "cells")
     assert list_groups(model) == ["cells"]
     assert torch.equal(model(x), out)
     assert {p for p in model.parameters() if p.requires_grad} == trains
-    with pytest.raises(ValueError, match="only adapters without groups"):
+    with pytest.raises(ValueError, match="no adapters, or they are in groups"):
         adopt_unnamed(model, "again")
-    with pytest.raises(ValueError, match="only adapters without groups"):
+    with pytest.raises(ValueError, match="no adapters, or they are in groups"):
         adopt_unnamed(base_model(), "nothing")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("", "letters, digits"), ("a.b", "letters, digits"), ("a/b", "letters, digits"), ("ä", "letters, digits"),
-     ("pop", "torch uses it"), ("training", "torch uses it"), ("cells", "has a group 'cells' already")],
-)  # fmt: skip
-def test_names_that_are_refused(name, said, x):
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "ä", "pop", "training", "cells"])
+def test_names_that_are_refused(name, x):
     model = learned("cells")
     before = list(model.state_dict())
-    with pytest.raises(UserError, match=said):
+    with refuses("groups.name-taken" if name == "cells" else "groups.invalid-name") as caught:
         add_adapter(model, name, config())
+    assert f"'{name}'" in str(caught.value)
     assert list(model.state_dict()) == before
 
 
 def test_a_config_that_does_not_fit_leaves_the_model_alone(x):
     model = learned("cells")
     before, out = list(model.state_dict()), model(x)
-    with pytest.raises(UserError, match="target_modules"):
+    with refuses("targets.no-match"):
         add_adapter(model, "endoscopy", config(targets=["nowhere"]))
     with pytest.raises(ValueError, match="no adapters"):
         add_adapter(model, "endoscopy", config("full"))
@@ -241,9 +236,9 @@ def test_a_config_that_does_not_fit_leaves_the_model_alone(x):
 
 @pytest.mark.parametrize("action", [delete_adapter, freeze_groups_except, set_adapter])
 def test_unknown_groups_are_named(action):
-    with pytest.raises(UserError, match="no expert group 'b'; the model has a"):
+    with refuses("groups.unknown"):
         action(learned("a"), "b")
-    with pytest.raises(UserError, match="the model has none"):
+    with refuses("groups.unknown"):
         action(base_model(), "b")
 
 
@@ -356,11 +351,11 @@ def test_pruning_keeps_the_largest_experts_in_their_order_and_the_null_row():
 
 def test_pruning_that_is_refused():
     for keep in (0, 4):
-        with pytest.raises(UserError, match="keep must be within 1 and 3"):
+        with refuses("prune.keep"):
             pruned(one_group(), keep)
-    with pytest.raises(UserError, match="no scores for 2"):
+    with refuses("prune.scores"):
         pruned(one_group(), 1, {"0": torch.zeros(3)})
-    with pytest.raises(UserError, match="method lora"):
+    with refuses("prune.no-experts"):
         prune_experts(learned("a", method="lora"), "a", config("lora"), 1)
 
 
@@ -394,11 +389,12 @@ def test_merged_groups_compete(x):
 
 def test_merging_that_is_refused():
     plain = ExpertGroup(config(), {})
-    with pytest.raises(UserError, match="two groups or more"):
+    with refuses("merge.one-group"):
         merge_groups([plain])
-    with pytest.raises(UserError, match="null expert"):
+    with refuses("merge.method"):
         merge_groups([plain, one_group()])
-    with pytest.raises(UserError, match=r"lora\.rank, lora\.alpha"):
+    with refuses("merge.different") as caught:
         merge_groups([plain, ExpertGroup(config(rank=3, alpha=1.0), {})])
-    with pytest.raises(UserError, match="target_modules"):
+    assert "lora.rank, lora.alpha" in str(caught.value)
+    with refuses("merge.different"):
         merge_groups([plain, ExpertGroup(config(), {"0.lora_A": torch.zeros(1)})])
