@@ -41,7 +41,7 @@ from src.config import (
     image_size_of,
 )
 from src.core.errors import UserError
-from src.data.clips.dataset import Clip, ClipBatch, draw_clip
+from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.formats import sav
 from src.data.formats.reader import Location, OpenOptions
@@ -119,7 +119,7 @@ def measure_reading(source: SavSource, config: ClipConfig, size: int, clips: int
         raise UserError("--data: no video of it has an object")
     for number, record in zip(range(clips), cycle(known)):
         rng = np.random.default_rng(number)
-        drawing += seconds_of(partial(draw_clip, record, config, size, 1.0, rng, AugmentationConfig()))
+        drawing += seconds_of(partial(sample_clip, record, config, size, 1.0, rng, AugmentationConfig()))
         count += config.frames
     frames = sum(len(record) for record in known)
     return Reading(
@@ -179,7 +179,7 @@ def step_seconds(method: Method, batch: ClipBatch, rounds: int) -> float:
 def nano_batch(frames: int) -> ClipBatch:
     """A clip of the source domain, as the bundled base sees it."""
     video = make_videos(SOURCE, 1, 0, frames=frames, side=image_size_of(ModelConfig())).videos[0]
-    clip: Clip = draw_clip(video, ClipConfig(frames=frames), video.width, 0.0, np.random.default_rng(0))
+    clip: Clip = sample_clip(video, ClipConfig(frames=frames), video.width, 0.0, np.random.default_rng(0))
     return ClipBatch.collate([clip])
 
 

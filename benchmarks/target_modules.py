@@ -23,7 +23,7 @@ from src import cli
 from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
-from src.data.clips.dataset import ClipBatch
+from src.data.clips import ClipBatch
 from src.evaluation.domains import DomainOptions, retention_domains, target_domain
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import count_parameters

@@ -36,7 +36,7 @@ from src.config import (
 )
 from src.core.device import evaluating
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipBatch, draw_clip
+from src.data.clips import ClipBatch, sample_clip
 from src.data.synthetic.worlds import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.activation_checkpointing import checkpoint_activations
@@ -142,7 +142,7 @@ def make_batch(case: Case) -> ClipBatch:
     """One synthetic clip with as many objects as the case wants."""
     config = ClipConfig(frames=case.frames, max_objects=1)
     video = make_videos(SOURCE, 1, 0, frames=case.frames, side=SIDE).videos[0]
-    batch = ClipBatch.collate([draw_clip(video, config, case.size, 0.0, np.random.default_rng(0))])
+    batch = ClipBatch.collate([sample_clip(video, config, case.size, 0.0, np.random.default_rng(0))])
     return ClipBatch(
         batch.names,
         batch.frames_BTHWC,

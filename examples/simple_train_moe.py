@@ -9,7 +9,7 @@ import torch
 
 from sam2_mope import build_sam2_video_predictor_moe, cli, load_config, save_adapter
 from sam2_mope.config import ClipConfig, PromptConfig, image_size_of
-from sam2_mope.data.clips.dataset import ClipBatch, draw_clip
+from sam2_mope.data.clips import ClipBatch, sample_clip
 from sam2_mope.data.synthetic.worlds import CELLS, make_videos
 from sam2_mope.lora.injection import apply_method, describe_adapters
 from sam2_mope.lora.recording import record_routing
@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> None:
     # a clip at the model's image size, with masks on every frame
     side, rng = image_size_of(config.model), np.random.default_rng(0)
     video = make_videos(CELLS, 1, first_seed=0, frames=clip.frames, side=side).videos[0]
-    batch = ClipBatch.collate([draw_clip(video, clip, side, 0.0, rng)])
+    batch = ClipBatch.collate([sample_clip(video, clip, side, 0.0, rng)])
 
     # SAM 2's own loss, and a little of the one that keeps all experts in use
     loss = build_loss(config.training.loss)

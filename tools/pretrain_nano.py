@@ -29,7 +29,7 @@ from src.config import (
     PromptConfig,
     TrainingConfig,
 )
-from src.data.clips.dataset import Clip, ClipBatch, draw_clip
+from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.records import DataSet
 from src.data.synthetic.worlds import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
 from src.evaluation import domains
@@ -80,7 +80,7 @@ class FreshClips(IterableDataset):
         while seed < HELD_OUT_SEED:
             video = make_video(self.domain, seed, self.frames, self.side)
             if video.objects:
-                yield draw_clip(video, config, self.side, 0.0, np.random.default_rng(seed), FLIP_ONLY)
+                yield sample_clip(video, config, self.side, 0.0, np.random.default_rng(seed), FLIP_ONLY)
             seed += step
 
 

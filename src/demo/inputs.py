@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config import Config, MotionConfig
 from ..core.errors import UserError
-from ..data.clips.dataset import still_in_motion
+from ..data.clips import animate_picture
 from ..data.decode.images import ImageFile
 from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
 from ..data.records import ArrayFrame, FrameSource
@@ -96,7 +96,7 @@ class StillMotion:
 
     def clip(self, still: FrameSource) -> list[FrameSource]:
         """Return the frames of a clip, the still itself first."""
-        pictures = still_in_motion(still.read(), self.frames, self.max_side, self.motion, np.random.default_rng(0))
+        pictures = animate_picture(still.read(), self.frames, self.max_side, self.motion, np.random.default_rng(0))
         return [ArrayFrame(picture, f"{still.name} frame {t}", f"{t:05d}") for t, picture in enumerate(pictures)]
 
 

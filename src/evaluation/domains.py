@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..config import Config, DomainConfig, EvaluationConfig, MotionConfig, Protocol, Split
-from ..data.clips.dataset import evaluation_video
+from ..data.clips import evaluation_video
 from ..data.loading import load_data, load_split
 from ..data.options import LoadOptions
 from ..data.records import DataSet, VideoRecord

@@ -12,7 +12,7 @@ from training.model.sam2 import SAM2Train
 from ..config import Config, LoraConfig
 from ..core.device import evaluating
 from ..core.errors import UserError
-from ..data.clips.dataset import ClipBatch, ClipDataset
+from ..data.clips import ClipBatch, ClipDataset
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import load_adapter

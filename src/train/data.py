@@ -8,7 +8,7 @@ import numpy as np
 from sam2.modeling.sam2_base import SAM2Base
 
 from ..config import Config, image_size_of
-from ..data.clips.dataset import ClipDataset
+from ..data.clips import ClipDataset
 from ..data.clips.preview import contact_sheet
 from ..data.loading import load_split
 from ..data.options import LoadOptions

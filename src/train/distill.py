@@ -20,7 +20,7 @@ from ..config import ClipConfig, Config, DistillConfig, LossConfig, Prompt, imag
 from ..core import distributed
 from ..core.device import evaluating
 from ..core.errors import UserError
-from ..data.clips.dataset import Clip, ClipBatch, draw_unlabelled
+from ..data.clips import Clip, ClipBatch, sample_unlabelled
 from ..data.records import RLE, DataSet
 from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
 from ..data.unlabelled import open_unlabelled
@@ -135,7 +135,7 @@ class Distillation:
         if lesson is not None and (lesson.features is not None or lesson.frames_THWC is not None):
             return lesson
         video = self.data.videos[index % len(self.data)]
-        frames_THWC = draw_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
+        frames_THWC = sample_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
         features = encode_frames(self.model, torch.from_numpy(frames_THWC)) if self.frozen else None
         if lesson is None:
             things, taught = self._ask(index, frames_THWC, features)

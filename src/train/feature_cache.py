@@ -23,7 +23,7 @@ from torch import Tensor
 from ..config import Config, image_size_of
 from ..core.files import remove_leftovers, write_atomically
 from ..data.checks.cache import state_of_files
-from ..data.clips.dataset import ClipBatch, ClipDataset, SampleKey
+from ..data.clips import ClipBatch, ClipDataset, SampleKey
 from ..data.options import LoadOptions
 from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
 
@@ -119,12 +119,12 @@ class ClipEncoder:
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.model, self.clips, self.store, self.budget, self.say = model, clips, store, budget, say
-        self.draws = clips.count_draws(views)
+        self.draws = clips.count_samples(views)
         self.told = False
 
     def is_cached(self, epoch: int, index: int) -> bool:
         """Whether the features of a clip of the data set are kept."""
-        return self.store is not None and self.clips.address(epoch, index) in self.store
+        return self.store is not None and self.clips.sample_key(epoch, index) in self.store
 
     def __call__(self, batch: ClipBatch) -> Features:
         """The features of a batch's frames, clip by clip, on the model's device.

@@ -12,7 +12,7 @@ from ..config import ClipConfig, Config, image_size_of
 from ..core import distributed
 from ..core.console import progress_bar
 from ..core.device import evaluating
-from ..data.clips.dataset import draw_unlabelled
+from ..data.clips import sample_unlabelled
 from ..data.records import DataSet
 from ..data.unlabelled import open_unlabelled
 from ..models.sam2.train_forward import Tracked, track_clips
@@ -92,7 +92,7 @@ def fisher_information(
     with evaluating(model):
         for index in range(distributed.rank(), clips, distributed.world_size()):
             rng = np.random.default_rng((seed, index, 4))
-            frames_THWC = draw_unlabelled(data.videos[index % len(data)], clip, size, rng)
+            frames_THWC = sample_unlabelled(data.videos[index % len(data)], clip, size, rng)
             batch = pseudo_labels(model, f"general {index}", frames_THWC, objects, rng)
             said = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
             draws = torch.Generator().manual_seed(int(rng.integers(2**31)))

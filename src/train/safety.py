@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.files import write_atomically
-from ..data.clips.dataset import ClipBatch
+from ..data.clips import ClipBatch
 from ..data.clips.preview import sheet_of_clips
 from ..data.writers import write_image
 

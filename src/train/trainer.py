@@ -32,7 +32,7 @@ from ..core.errors import Stopped, UserError
 from ..core.files import remove_leftovers, write_text
 from ..core.shutdown import GracefulShutdown, has_ended, leave_signals_to_the_parent
 from ..data.checks.cache import CHECKS_FOLDER
-from ..data.clips.dataset import BatchSampler, ClipBatch, EpochSampler, collate
+from ..data.clips import BatchSampler, ClipBatch, EpochSampler, collate
 from ..data.records import DataSet
 from ..evaluation.domains import DomainOptions, retention_domains, target_domain
 from ..evaluation.results import DomainResult

@@ -20,7 +20,7 @@ import torch
 import src.train.trainer
 from src.config import load_config
 from src.core import distributed
-from src.data.clips.dataset import BatchSampler, EpochSampler
+from src.data.clips import BatchSampler, EpochSampler
 from src.train.trainer import Trainer
 from tests.train.processes import end_as_a_command
 

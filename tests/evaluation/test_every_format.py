@@ -11,7 +11,7 @@ import torch
 from src.config import ClipConfig, DatasetConfig, ModelConfig, MotionConfig, NamedSplit
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
-from src.data.clips.dataset import ClipDataset, collate
+from src.data.clips import ClipDataset, collate
 from src.data.records import DataSet
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipBatch, draw_clip
+from src.data.clips import ClipBatch, sample_clip
 from src.data.prompts import Prompt
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 from src.lora.injection import apply_method, routed_layers
@@ -459,7 +459,7 @@ def adapted(model, level):
 @pytest.mark.parametrize("level", ["frame", "video"])
 def test_levels_in_sam2_training_with_and_without_activation_checkpointing(level):
     video = make_videos(CELLS, 2, 0, frames=1, side=64)
-    clips = [draw_clip(v, ClipConfig(frames=4, max_objects=2), 64, 0, np.random.default_rng(0)) for v in video.videos]
+    clips = [sample_clip(v, ClipConfig(frames=4, max_objects=2), 64, 0, np.random.default_rng(0)) for v in video.videos]
     found = []
     for checkpointed in (False, True):
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import src.data.clips.dataset
+import src.data.clips.draw
 import src.train.feature_cache
 from src.config import Config
 from src.core.console import progress_bar
@@ -64,13 +64,13 @@ def encoded(monkeypatch) -> list[int]:
 def read(monkeypatch) -> list[str]:
     """The videos whose frames were read to make a training clip."""
     videos: list[str] = []
-    original = src.data.clips.dataset._read_pictures
+    original = src.data.clips.draw.read_pictures
 
     def counted(video, path_T, size):
         videos.append(video.video_id)
         return original(video, path_T, size)
 
-    monkeypatch.setattr(src.data.clips.dataset, "_read_pictures", counted)
+    monkeypatch.setattr(src.data.clips.draw, "read_pictures", counted)
     return videos
 
 
@@ -125,7 +125,7 @@ def test_off_where_features_change_with_training(make, settings):
     assert trainer.encoder is None
     assert len(said(trainer)) == 1
     assert "training.cache_features is off" in said(trainer)[0]
-    assert trainer.clips.address(VIEWS, 0) == (VIEWS, 0), "without a cache, clips are drawn anew"
+    assert trainer.clips.sample_key(VIEWS, 0) == (VIEWS, 0), "without a cache, clips are drawn anew"
 
 
 def test_over_budget(make, encoded):

@@ -6,7 +6,7 @@ import torch
 
 from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
-from src.data.clips.dataset import Clip, ClipBatch, draw_unlabelled
+from src.data.clips import Clip, ClipBatch, sample_unlabelled
 from src.data.synthetic.worlds import SOURCE, make_videos, write_coco
 from src.data.unlabelled import open_unlabelled
 from src.lora.adapter import iter_adapter_layers
@@ -215,7 +215,7 @@ class TestGeneralClips:
         write_coco(tmp_path / "general", make_videos(SOURCE, 2, 0, 1, 80))
         data = general_clips(make_config(f"training.distill.folder={tmp_path / 'general'}"))
         assert [video.height for video in data.videos] == [80, 80]
-        frames = draw_unlabelled(data.videos[0], ClipConfig(frames=3), SIZE, np.random.default_rng(0))
+        frames = sample_unlabelled(data.videos[0], ClipConfig(frames=3), SIZE, np.random.default_rng(0))
         assert frames.shape == (3, SIZE, SIZE, 3) and frames.dtype == np.uint8
 
     def test_a_folder_without_images(self, tmp_path):

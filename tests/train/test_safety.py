@@ -12,7 +12,7 @@ from PIL import Image
 
 import src.train.trainer
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipBatch
+from src.data.clips import ClipBatch
 from src.lora.injection import routed_layers
 from src.train.safety import check_loss_plateau, check_unused_datasets, dead_experts
 from src.train.trainer import Trainer

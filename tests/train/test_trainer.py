@@ -19,7 +19,7 @@ from tqdm import tqdm
 from src.config import Config, load_config
 from src.core.device import pick_device
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipBatch
+from src.data.clips import ClipBatch
 from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import read_adapter_config

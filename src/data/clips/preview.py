@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw
 
 from ...core.errors import UserError
 from ..drawing import draw_masks
-from .dataset import Clip, ClipDataset, EpochSampler
+from .dataset import ClipDataset
+from .sampling import EpochSampler
+from .types import Clip
 
 CAPTION = 16  # pixels above each clip
 

@@ -28,7 +28,7 @@ from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
 
 from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
-from ...data.clips.dataset import ClipBatch
+from ...data.clips import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapter_layers
 from .build import FAMILY, build_model

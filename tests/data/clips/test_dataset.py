@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader
 
 from src.config import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, SplitConfig
 from src.core.errors import UserError
-from src.data.clips.dataset import (
+from src.data.clips import (
     BatchSampler,
     Clip,
     ClipBatch,
     ClipDataset,
     EpochSampler,
     collate,
-    draw_clip,
-    draw_path,
     evaluation_video,
-    split_by_weight,
+    sample_clip,
 )
+from src.data.clips.dataset import split_by_weight
+from src.data.clips.draw import sample_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
 
@@ -94,7 +94,7 @@ def draw(
     **config,
 ) -> Clip:
     config.setdefault("motion", STILL)
-    return draw_clip(video, ClipConfig(**config), size, least, np.random.default_rng(seed), augmentation)
+    return sample_clip(video, ClipConfig(**config), size, least, np.random.default_rng(seed), augmentation)
 
 
 def same(a: Clip, b: Clip) -> bool:
@@ -266,7 +266,7 @@ class TestPath:
     @staticmethod
     def paths(video: VideoRecord, count: int = 60, **config) -> set[tuple[int, ...]]:
         clip = ClipConfig(**config)
-        return {tuple(draw_path(video, clip, np.random.default_rng(seed)).tolist()) for seed in range(count)}
+        return {tuple(sample_frames(video, clip, np.random.default_rng(seed)).tolist()) for seed in range(count)}
 
     @staticmethod
     def seen(frames: int, *, at: set[int] | None = None) -> VideoRecord:
@@ -317,7 +317,7 @@ class TestPath:
         length, annotated = labels
         video = sparse(self.seen(length), *annotated)
         config = ClipConfig(frames=frames, max_stride=max_stride, reverse=reverse)
-        path = draw_path(video, config, np.random.default_rng(seed))
+        path = sample_frames(video, config, np.random.default_rng(seed))
         assert len(path) == frames
         assert path.min() >= 0
         assert path.max() < length
@@ -449,10 +449,10 @@ class TestViews:
     def test_each_video_has_its_views_and_no_more(self, length):
         """Whether an epoch shows a part of the videos, each once, or some of them twice."""
         dataset = self.dataset(length)
-        draws = dataset.count_draws(self.VIEWS)
+        draws = dataset.count_samples(self.VIEWS)
         assert draws == self.VIEWS * max(length, self.VIDEOS)
         places = [divmod(place, length) for place in range(3 * draws)]
-        keys = [dataset.address(*place) for place in places]
+        keys = [dataset.sample_key(*place) for place in places]
         assert len(set(keys)) == draws
         assert keys[draws:] == keys[:-draws]
         assert {dataset.source(*address)[1].video_id for address in keys} == {
@@ -465,7 +465,7 @@ class TestViews:
         assert not same(dataset[1, 3], dataset[0, 3])
         assert not same(anew[2, 3], anew[0, 3])
         assert same(anew[1, 3], dataset[1, 3]), "the first round is drawn as without views"
-        assert (dataset[2, 3].address, anew[2, 3].address) == ((0, 3), (2, 3))
+        assert (dataset[2, 3].key, anew[2, 3].key) == ((0, 3), (2, 3))
 
     def test_without_pixels_no_frame_is_read_and_masks_are_the_same(self):
         dataset = self.dataset(5)
@@ -476,7 +476,7 @@ class TestViews:
         for clip, other in zip(clips, bare, strict=True):
             assert other.frames_THWC.shape == (*clip.frames_THWC.shape[:3], 0)
             assert np.array_equal(other.masks_TOHW, clip.masks_TOHW)
-            assert (other.name, other.address) == (clip.name, clip.address)
+            assert (other.name, other.key) == (clip.name, clip.key)
 
     def test_pixels_can_be_drawn_after_all(self):
         dataset = self.dataset(5)

@@ -9,7 +9,7 @@ import pytest
 
 from src.config import ClipConfig, DatasetConfig
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipDataset, EpochSampler
+from src.data.clips import ClipDataset, EpochSampler
 from src.data.clips.preview import CAPTION, contact_sheet
 from src.data.drawing import draw_masks
 from src.data.records import DataSet, VideoRecord

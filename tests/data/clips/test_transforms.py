@@ -9,17 +9,9 @@ from torchvision.transforms.v2 import functional as torchvision_colour
 
 from src.config import AugmentationConfig, MotionConfig
 from src.data.clips import transforms
-from src.data.clips.transforms import (
-    MEAN_COLOUR,
-    apply_view,
-    augment_colours,
-    draw_view,
-    resize,
-    resize_mask,
-    resize_picture,
-    simulate_motion,
-    to_pixels,
-)
+from src.data.clips.augment import MEAN_COLOUR, apply_view, augment_colours, sample_view
+from src.data.clips.motion import simulate_motion
+from src.data.clips.transforms import resize, resize_mask, resize_picture, to_pixels
 
 NOTHING = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0)
 EVERYTHING = MotionConfig(occlusion=1)
@@ -210,7 +202,7 @@ def test_clips_are_the_same_with_any_number_of_threads(side):
         torch.set_num_threads(threads)
         rng = np.random.default_rng(seed)
         picture, soft = resize(as_floats(image), side, side), resize(torch.from_numpy(masks).float(), side, side)
-        view = draw_view(soft, 1.25, AugmentationConfig(degrees=20), rng)
+        view = sample_view(soft, 1.25, AugmentationConfig(degrees=20), rng)
         frames, soft_TOHW = apply_view(picture[None], soft[None], view)
         moved, moved_masks = simulate_motion(frames[0], soft_TOHW[0], 3, 1.25, EVERYTHING, rng)
         return [moved, moved_masks, augment_colours(moved, AugmentationConfig(), rng)]
@@ -254,7 +246,7 @@ class TestView:
             mask = np.zeros((40, 50), bool)
             mask[15:25, 18:34] = True
         soft = torch.from_numpy(mask).float()[None]
-        view = draw_view(soft, aspect, config, np.random.default_rng(seed))
+        view = sample_view(soft, aspect, config, np.random.default_rng(seed))
         picture = 255 * soft.expand(3, -1, -1)
         frames, masks = apply_view(torch.stack([picture, 255 - picture]), soft.expand(2, 1, -1, -1), view)
         return view, frames, masks > 0.5, torch.from_numpy(mask)
@@ -320,7 +312,7 @@ class TestView:
         config = augmentation(degrees=180.0, translate=0.3, flip=0.5)
         plain = 0
         for seed in range(40):
-            view = draw_view(corners, 1.0, config, np.random.default_rng(seed))
+            view = sample_view(corners, 1.0, config, np.random.default_rng(seed))
             _, masks = apply_view(torch.zeros(1, 3, 48, 48), corners[None], view)
             assert (masks > 0.5).any(-1).any(-1).all()
             plain += int(torch.equal(view.abs(), torch.eye(2, 3)))

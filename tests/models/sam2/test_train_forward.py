@@ -14,7 +14,7 @@ from training.model.sam2 import SAM2Train
 from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
-from src.data.clips.dataset import Clip, ClipBatch, draw_clip
+from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.synthetic.worlds import CELLS, make_video
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import (
@@ -44,7 +44,7 @@ def still_batch(frames: int) -> ClipBatch:
     """Two clips of simulated motion, each from a still image."""
     config = ClipConfig(frames=frames, max_objects=2, motion=MotionConfig(occlusion=0))
     stills = [make_video(CELLS, seed, 1, 64) for seed in (0, 1)]
-    return ClipBatch.collate([draw_clip(still, config, 64, 0, np.random.default_rng(0)) for still in stills])
+    return ClipBatch.collate([sample_clip(still, config, 64, 0, np.random.default_rng(0)) for still in stills])
 
 
 def trainable(frames: int, prompts: PromptConfig | None = None):

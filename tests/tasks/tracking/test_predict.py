@@ -12,7 +12,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
-from src.data.clips.dataset import ClipBatch, draw_clip
+from src.data.clips import ClipBatch, sample_clip
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.data.synthetic.worlds import SOURCE, make_video
@@ -147,7 +147,7 @@ def test_training_goes_on_after_prediction(video):
     assert any(module.cache for module in positions)
     assert not any(t.is_inference() for module in positions for t in module.cache.values())
     still = make_video(SOURCE, SEED, 1, 64)
-    batch = ClipBatch.collate([draw_clip(still, ClipConfig(frames=3), 64, 0, np.random.default_rng(0))])
+    batch = ClipBatch.collate([sample_clip(still, ClipConfig(frames=3), 64, 0, np.random.default_rng(0))])
     segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
     assert model.memory_attention.layers[0].linear1.weight.grad.any()
     assert not any(p.is_inference() for p in model.parameters())

@@ -1,0 +1,149 @@
+"""Draws clips from videos and stills."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import AugmentationConfig, ClipConfig
+from ...core.errors import UserError
+from ..records import ObjectTrack, VideoRecord
+from .augment import apply_view, augment_colours, sample_view
+from .frames import read_masks, read_pictures
+from .motion import simulate_motion
+from .transforms import to_pixels
+from .types import Clip
+
+
+def sample_clip(
+    video: VideoRecord, config: ClipConfig, size: int, min_object_side: float, rng: np.random.Generator,
+    augmentation: AugmentationConfig | None = None, pixels: bool = True,
+) -> Clip:  # fmt: skip
+    """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
+
+    Objects are drawn among those seen on the clip's first frame; they may vanish and come back after it. Void areas
+    are background: SAM 2's loss knows nothing else.
+
+    Args:
+        video: a video or still with objects. Only the frames drawn are read, each once.
+        config: how many frames and objects, which frames, and how stills move.
+        size: side of the square frames in pixels.
+        min_object_side: objects whose area is below this side squared, in pixels at ``size``, are not drawn, unless
+            the first frame has no other.
+        rng: where all draws come from.
+        augmentation: of the clip; None for none.
+        pixels: False: the same clip without pixels, of which no frame is read.
+
+    Raises:
+        UserError: a frame cannot be read or is not of its video's size, or no annotated frame shows an object.
+    """
+    path_T = sample_frames(video, config, rng)
+    annotated_N = _annotated(video)
+    simulated = annotated_N.sum() == 1
+    if simulated:
+        path_T = path_T[:1]
+    least = (min_object_side / size) ** 2 * video.height * video.width
+    objects = _sample_objects(video, int(path_T[0]), config.max_objects, least, rng)
+    soft_TOHW = read_masks(video, objects, path_T, size)
+    frames_T3HW = read_pictures(video, path_T, size) if pixels else torch.zeros(len(path_T), 0, size, size)
+    soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
+    aspect = video.width / video.height
+    if augmentation is not None:
+        view = sample_view(soft_TOHW[0], aspect, augmentation, rng)
+        frames_T3HW, soft_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
+    if simulated:
+        frames_T3HW, masks_TOHW = simulate_motion(
+            frames_T3HW[0], soft_TOHW[0], config.frames, aspect, config.motion, rng
+        )
+    else:
+        masks_TOHW = soft_TOHW > 0.5
+    seed = int(rng.integers(2**63))
+    if augmentation is not None and pixels:  # nothing is drawn after it, so that a clip without pixels is the same one
+        frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
+    annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
+    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed)
+
+
+def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw which frames of a video are a clip, in steps of 1 to ``max_stride`` frames, forwards or backwards.
+
+    The first frame is annotated and shows an object. Another annotated one follows if there is any, for a prompted
+    frame alone teaches memory nothing: where the drawn step meets none, steps grow, and then shrink, until one is
+    reached. At the ends of the video the clip turns back, but only if it must.
+
+    Returns:
+        Frame numbers (T,).
+
+    Raises:
+        UserError: no annotated frame shows an object.
+    """
+    annotated_N, last = _annotated(video), len(video) - 1
+    time_T = np.arange(config.frames) * (-1 if rng.random() < config.reverse else 1)
+    stride = max(1, min(int(rng.integers(1, config.max_stride + 1)), last // max(1, config.frames - 1)))
+    starts_S = np.flatnonzero(annotated_N)
+    sparse = config.frames > 1 and len(starts_S) > 1
+    steps = [*range(stride, last + 1), *range(stride - 1, 0, -1)] if sparse else [stride]
+    for step in steps:
+        straight_ST = starts_S[:, None] + step * time_T
+        paths_ST = _reflect(straight_ST, last)
+        followed_S = (annotated_N[paths_ST] & (paths_ST != starts_S[:, None])).any(axis=1)
+        if followed_S.any():
+            break
+    straight_S = (paths_ST == straight_ST).all(axis=1)
+    order = rng.permutation(len(starts_S))
+    for i in order[np.lexsort((~straight_S[order], ~followed_S[order]))]:  # stable: what is equally good stays drawn
+        if any(o.segmentations[starts_S[i]] is not None for o in video.objects):
+            return paths_ST[i]
+    raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out")
+
+
+def sample_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a clip of a video or still whose objects nobody looks at: its frames alone, uint8 (T, H, W, 3).
+
+    Consecutive frames of a video, which turns back at its ends; of a still, simulated motion. Arguments and errors are
+    those of :func:`sample_clip`.
+    """
+    last = len(video) - 1
+    path_T = _reflect(rng.integers(len(video)) + np.arange(config.frames if last else 1), last)
+    frames_T3HW = read_pictures(video, path_T, size)
+    if not last:
+        nothing_1HW = torch.zeros(1, size, size)
+        aspect = video.width / video.height
+        frames_T3HW, _ = simulate_motion(frames_T3HW[0], nothing_1HW, config.frames, aspect, config.motion, rng)
+    return to_pixels(frames_T3HW)
+
+
+def _reflect(places: np.ndarray, last: int) -> np.ndarray:
+    """Places on an endless line → frame numbers 0…last of a video that is played to and fro."""
+    there = places % max(1, 2 * last)
+    return np.minimum(there, 2 * last - there)
+
+
+def _annotated(video: VideoRecord) -> np.ndarray:
+    """Of every frame, whether it is known which objects are on it: bool (N,)."""
+    if video.annotated is None:
+        return np.ones(len(video), bool)
+    return np.isin(np.arange(len(video)), list(video.annotated))
+
+
+def _sample_objects(
+    video: VideoRecord, frame: int, count: int, least: float, rng: np.random.Generator
+) -> list[ObjectTrack]:
+    """Up to ``count`` objects seen on a frame, of at least ``least`` pixels unless all are smaller."""
+    seen = [o for o in video.objects if o.segmentations[frame] is not None]
+    drawn: list[ObjectTrack] = []
+    small: list[ObjectTrack] = []
+    for i in rng.permutation(len(seen)):  # areas may have to be decoded: no more of them than needed
+        segmentation = seen[i].segmentations[frame]
+        assert segmentation is not None
+        (drawn if segmentation.area() >= least else small).append(seen[i])
+        if len(drawn) == count:
+            break
+    return drawn or small[:count]
+
+
+def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
+    """Soft masks with those of objects too thin to fill half a pixel made stronger, so that they show somewhere."""
+    most_O11 = masks_OHW.amax((1, 2), keepdim=True)
+    return torch.where(most_O11 > 0.5, masks_OHW, masks_OHW / most_O11.clamp(min=1e-6))

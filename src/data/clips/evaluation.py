@@ -1,0 +1,65 @@
+"""What a still image is evaluated or shown as: a clip of simulated motion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ...config import MotionConfig
+from ..records import RLE, ArrayFrame, VideoRecord
+from .frames import for_torch
+from .motion import simulate_motion
+from .transforms import resize_mask, resize_picture, to_pixels
+
+
+def animate_picture(
+    picture_HW3: np.ndarray, frames: int, max_side: int, motion: MotionConfig, rng: np.random.Generator
+) -> np.ndarray:
+    """A clip of simulated motion from a picture nobody labelled, RGB uint8 (T, H, W, 3); arguments as below."""
+    height, width = picture_HW3.shape[:2]
+    picture_3HW = resize_picture(for_torch(picture_HW3), *_at_most(max_side, height, width))
+    nothing_1HW = torch.zeros_like(picture_3HW[:1])
+    return to_pixels(simulate_motion(picture_3HW, nothing_1HW, frames, width / height, motion, rng)[0])
+
+
+def evaluation_video(
+    video: VideoRecord, index: int, frames: int, max_objects: int, max_side: int, motion: MotionConfig
+) -> VideoRecord:
+    """What a video is evaluated as: itself if it moves, else a clip of simulated motion, the same one every time.
+
+    Args:
+        video: a video or still image with objects.
+        index: its place in the data set, from which the motion is drawn.
+        frames: length of the clip that a still becomes.
+        max_objects: objects kept, largest first.
+        max_side: stills larger than this many pixels are scaled down to it.
+        motion: magnitudes of the simulated motion; nothing is augmented.
+    """
+    if len(video) > 1:
+        return video
+    masks = video.masks(0)
+    largest = sorted(masks, key=lambda object_id: (-int(masks[object_id].sum()), object_id))[:max_objects]
+    height, width = _at_most(max_side, video.height, video.width)
+    rng = np.random.default_rng((len(video.objects), index))
+    rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
+    picture_3HW = resize_picture(for_torch(video.frames[0].read()), height, width)
+    soft_OHW = torch.stack([resize_mask(masks[object_id], height, width) for object_id in largest])
+    frames_T3HW, masks_TOHW = simulate_motion(picture_3HW, soft_OHW, frames, video.width / video.height, motion, rng)
+    tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
+    known = {o.object_id: o for o in video.objects}
+    objects = [
+        replace(known[i], segmentations=[RLE.encode(mask) if mask.any() else None for mask in track_THW])
+        for i, track_THW in tracks.items()
+        if track_THW[0].any()
+    ]
+    pictures = enumerate(to_pixels(frames_T3HW))
+    sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in pictures]
+    return VideoRecord(video.video_id, height, width, list(sources), objects)
+
+
+def _at_most(max_side: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width scaled down, if need be, to sides of at most ``max_side``."""
+    scale = min(1.0, max_side / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,0 +1,107 @@
+"""Clips, the unit of training, and batches of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.errors import UserError
+
+SampleKey: TypeAlias = tuple[int, int]
+"""(epoch, index) of a draw: with the run's seed, all that a clip of a :class:`ClipDataset` is drawn from."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T frames and the masks of O objects, at the model's resolution.
+
+    ``frames_THWC``: uint8 RGB, or without channels, (T, H, W, 0), where pixels were not asked for; ``masks_TOHW``:
+    bool; ``annotated_T``: bool, False where nothing is known of a frame's objects, so that its empty masks say nothing.
+    The first frame is annotated, and every object is visible on it. ``seed``: what is drawn for its objects when it is
+    trained on, such as prompts, comes from it. ``address``: the draw, of a data set's clip.
+    """
+
+    name: str
+    frames_THWC: np.ndarray
+    masks_TOHW: np.ndarray
+    annotated_T: np.ndarray
+    seed: int = 0
+    key: SampleKey | None = None
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
+
+    ``frames_BTHWC``: uint8, without channels if the clips have none; ``masks_TOHW``: bool; ``annotated_TO``: bool, what
+    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``keys``:
+    of the draws, where all clips are a data set's, else none.
+    """
+
+    names: tuple[str, ...]
+    frames_BTHWC: Tensor
+    masks_TOHW: Tensor
+    annotated_TO: Tensor
+    video_of_object: Tensor
+    seeds: tuple[int, ...]
+    keys: tuple[SampleKey, ...] = ()
+
+    @classmethod
+    def collate(cls, clips: list[Clip]) -> ClipBatch:
+        """Put clips of equal length and size together."""
+        counts = torch.tensor([clip.masks_TOHW.shape[1] for clip in clips])
+        video_of_object = torch.repeat_interleave(torch.arange(len(clips)), counts)
+        keys = tuple(clip.key for clip in clips if clip.key is not None)
+        return cls(
+            names=tuple(clip.name for clip in clips),
+            frames_BTHWC=torch.from_numpy(np.stack([clip.frames_THWC for clip in clips])),
+            masks_TOHW=torch.from_numpy(np.concatenate([clip.masks_TOHW for clip in clips], axis=1)),
+            annotated_TO=torch.from_numpy(np.stack([clip.annotated_T for clip in clips], axis=1))[:, video_of_object],
+            video_of_object=video_of_object,
+            seeds=tuple(clip.seed for clip in clips),
+            keys=keys if len(keys) == len(clips) else (),
+        )
+
+    @property
+    def has_pixels(self) -> bool:
+        return self.frames_BTHWC.shape[-1] > 0
+
+    def clips(self) -> list[Clip]:
+        """The clips that were put together."""
+        own = [self.video_of_object == number for number in range(len(self.names))]
+        keys = self.keys or [None] * len(self.names)
+        return [
+            Clip(
+                name,
+                frames_THWC.numpy(),
+                self.masks_TOHW[:, o].numpy(),
+                self.annotated_TO[:, o][:, 0].numpy(),
+                seed,
+                key,
+            )
+            for name, frames_THWC, o, seed, key in zip(
+                self.names, self.frames_BTHWC, own, self.seeds, keys, strict=True
+            )
+        ]
+
+    def pin_memory(self) -> ClipBatch:
+        """The same, with all that goes to the device in pinned memory."""
+        return replace(
+            self,
+            frames_BTHWC=self.frames_BTHWC.pin_memory(),
+            masks_TOHW=self.masks_TOHW.pin_memory(),
+            video_of_object=self.video_of_object.pin_memory(),
+        )
+
+
+def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:
+    """A batch of the clips, or the first error among them, for the trainer to raise; None of no clips."""
+    good = [clip for clip in clips if isinstance(clip, Clip)]
+    errors = [clip for clip in clips if isinstance(clip, UserError)]
+    if errors:
+        return errors[0]
+    return ClipBatch.collate(good) if good else None
