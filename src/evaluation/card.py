@@ -1,4 +1,4 @@
-"""The model card that lies beside an adapter as ``README.md``: what it is, what it learned, what it forgot.
+"""The model card of an adapter, ``README.md`` in its folder: what it is, what it learned, what it forgot.
 
 Its head is the front matter of the Hugging Face hub: https://huggingface.co/docs/hub/model-cards
 """
@@ -6,13 +6,14 @@ Its head is the front matter of the Hugging Face hub: https://huggingface.co/doc
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config import Config, DomainConfig, Split, image_size_of
+from ..config import ClipConfig, Config, DomainConfig, LoraConfig, ModelConfig, Split, TrainingConfig, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..data.loading import load_split
@@ -20,26 +21,18 @@ from ..data.options import LoadOptions
 from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
+from ..models.spec import ModelSpec, model_spec
+from .metrics import MAIN_SCORES
 from .results import Comparison
 from .tables import GATE_TITLE, gate_table, legend, rates_line, table
 
 CARD_FILE = "README.md"
 
-_ON_THE_HUB = {
-    "sam2.1_hiera_tiny": "facebook/sam2.1-hiera-tiny",
-    "sam2.1_hiera_small": "facebook/sam2.1-hiera-small",
-    "sam2.1_hiera_base_plus": "facebook/sam2.1-hiera-base-plus",
-    "sam2.1_hiera_large": "facebook/sam2.1-hiera-large",
-}
-"""What the hub calls the official bases."""
-
-_PACKAGES = ("torch", "sam2", "safetensors")
-
 
 def write_card(
     folder: Path,
     config: Config,
-    comparisons: list[Comparison],
+    comparisons: Sequence[Comparison],
     split: Split,
     about: str,
     gate: DomainGate | None,
@@ -47,38 +40,40 @@ def write_card(
     """Write the card into an adapter folder.
 
     Args:
-        folder: the adapter's.
+        folder: the adapter's folder.
         config: the run that made it.
-        comparisons: base and adapted model, domain by domain: the learned ones first, as the config has them.
-        split: which split of the learned ones.
+        comparisons: base and adapted model, domain by domain; the learned ones first, in the config's order.
+        split: the split of the learned ones.
         about: what the scores mean, in one line.
         gate: the adapter's domain gate.
 
     Raises:
         UserError: the folder holds no adapter, or the card cannot be written.
     """
-    about = read_adapter_config(folder)
-    learned = len(config.dataset.domains)
-    names = ", ".join(data.name for data in config.dataset.domains)
+    sets, method, spec = config.dataset.domains, config.lora.method, model_spec(config.model.name)
+    fingerprint = read_adapter_config(folder).base_fingerprint
+    learned, others = comparisons[: len(sets)], comparisons[len(sets) :]
+    names = [data.name for data in sets]
+    front_matter = yaml.safe_dump(_front_matter(spec, method, names, learned, split), sort_keys=False)
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(config, comparisons[:learned], split), sort_keys=False)}---",
-        f"# Adapter for {config.model.name}: {names}",
-        f"Adapters ({config.lora.method}) for SAM 2, trained on {names}; the base's weights are not in this folder and "
-        "stay as they are.",
-        _base(config, about.base_fingerprint),
-        _data(config, comparisons[:learned], split),
-        _method(config),
-        _scores(about, comparisons, learned),
+        f"---\n{front_matter}---",
+        f"# Adapter for {spec.name}: {', '.join(names)}",
+        f"Adapters ({method}) for {spec.name}, trained on {', '.join(names)}. The base's weights are not in this "
+        "folder, and stay as they are.",
+        _base(config.model, config.training.seed, fingerprint),
+        _data(sets, _training_counts(sets, LoadOptions.from_config(config)), learned, split),
+        _method(config.lora, config.training, config.dataset.clip),
+        _scores(about, learned, others),
         _gate(comparisons, gate),
-        _licence(config),
-        _loading(config),
-        _versions(),
+        _licence(spec),
+        _loading(config.model),
+        _versions(spec),
     ]
     write_text(folder / CARD_FILE, "\n\n".join(part for part in parts if part) + "\n")
 
 
 def card_folder(output: Path, checkpoint: str | Path | None) -> Path | None:
-    """The adapter folder that scores of a checkpoint are about: the run's own, None if they are of anything else."""
+    """Return the adapter folder that a checkpoint's scores belong to: the run's own, None for any other."""
     adapter = output / ADAPTER_FOLDER
     own = (adapter, output / "checkpoints" / "best.pt")
     if checkpoint is None or Path(checkpoint) not in own or not (adapter / WEIGHTS_FILE).is_file():
@@ -86,53 +81,58 @@ def card_folder(output: Path, checkpoint: str | Path | None) -> Path | None:
     return adapter
 
 
-def _front_matter(config: Config, learned: list[Comparison], split: Split) -> dict[str, Any]:
+def _front_matter(
+    spec: ModelSpec, method: str, names: Sequence[str], learned: Sequence[Comparison], split: Split
+) -> dict[str, Any]:
     results = [
         {
             "task": {"type": "mask-generation"},
             "dataset": {"name": c.domain.name, "type": c.domain.name, "split": split},
             "metrics": [
-                {"type": score, "value": round(c.adapted.scores[score], 4)} for score in ("J", "F", "J&F") if c.adapted
+                {"type": score, "value": round(c.adapted.scores[score], 4)} for score in MAIN_SCORES if c.adapted
             ],
         }
         for c in learned
     ]
-    content: dict[str, Any] = {"library_name": "sam2", "pipeline_tag": "mask-generation"}
-    if config.model.name in _ON_THE_HUB:
-        content["base_model"] = _ON_THE_HUB[config.model.name]
+    content: dict[str, Any] = {"library_name": spec.requires[0]} if spec.requires else {}
+    content["pipeline_tag"] = "mask-generation"
+    if spec.hub is not None:
+        content["base_model"] = spec.hub
         content["base_model_relation"] = "adapter"
-    content["tags"] = ["sam2", "segmentation", "video-object-segmentation", config.lora.method]
-    name = "-".join([config.model.name, config.lora.method, *(data.name for data in config.dataset.domains)])
+    content["tags"] = [*spec.requires, "segmentation", "video-object-segmentation", method]
+    name = "-".join([spec.name, method, *names])
     return {**content, "model-index": [{"name": name, "results": results}]}
 
 
-def _base(config: Config, fingerprint: str) -> str:
-    checkpoint = config.model.checkpoint
-    weights = Path(checkpoint).name if checkpoint else f"random weights of seed {config.training.seed}"
+def _base(model: ModelConfig, seed: int, fingerprint: str) -> str:
+    weights = Path(model.checkpoint).name if model.checkpoint else f"random weights of seed {seed}"
     return (
-        f"## Base\n\n`{config.model.name}` ({weights}) at {image_size_of(config.model)} px. Fingerprint of its weights "
+        f"## Base\n\n`{model.name}` ({weights}) at {image_size_of(model)} px. Fingerprint of its weights "
         f"(SHA-256):\n`{fingerprint}`; on another base the adapter refuses to load."
     )
 
 
-def _data(config: Config, learned: list[Comparison], split: Split) -> str:
+def _data(sets: Sequence[DomainConfig], counts: Mapping[str, str], learned: Sequence[Comparison], split: Split) -> str:
     lines = ["## Data", "", f"| domain | images or videos, train | {split} | objects scored | licence |"]
     lines.append("|---|--:|--:|--:|---|")
-    for data, c in zip(config.dataset.domains, learned, strict=True):
-        count, licence = _training_count(data, config), data.license or "not stated"
-        lines.append(f"| {data.name} | {count} | {len(c.base.videos)} | {c.base.objects} | {licence} |")
+    for data, c in zip(sets, learned, strict=True):
+        licence = data.license or "not stated"
+        lines.append(f"| {data.name} | {counts[data.name]} | {len(c.base.videos)} | {c.base.objects} | {licence} |")
     return "\n".join(lines)
 
 
-def _training_count(data: DomainConfig, config: Config) -> str:
-    try:
-        return str(len(load_split(data, "train", LoadOptions.from_config(config))))
-    except UserError:  # the adapter may be scored where its training data are not
-        return "not here"
+def _training_counts(sets: Sequence[DomainConfig], options: LoadOptions) -> dict[str, str]:
+    """Return the number of images or videos of each training split."""
+    counts = {}
+    for data in sets:
+        try:
+            counts[data.name] = str(len(load_split(data, "train", options)))
+        except UserError:  # the adapter may be scored where its training data are not
+            counts[data.name] = "not here"
+    return counts
 
 
-def _method(config: Config) -> str:
-    lora, training, clip = config.lora, config.training, config.dataset.clip
+def _method(lora: LoraConfig, training: TrainingConfig, clip: ClipConfig) -> str:
     kind = f"rank {lora.rank}, alpha {lora.alpha:g}"
     if lora.method == "mope":
         kind += f", {lora.experts} experts, top {lora.top_k} per {lora.router.level}"
@@ -151,61 +151,59 @@ def _method(config: Config) -> str:
     return "\n".join(["## Method", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
 
 
-def _scores(about: str, comparisons: list[Comparison], learned: int) -> str:
+def _scores(about: str, learned: Sequence[Comparison], others: Sequence[Comparison]) -> str:
+    comparisons = [*learned, *others]
     lines = ["## Scores", "", f"{about}.", "", table(comparisons, markdown=True), ""]
     lines += legend(comparisons)
     lines += ["", "What was forgotten, adapters forced on:"]
-    for c in comparisons[learned:]:
+    for c in others:
         if c.adapted is not None:
-            before, after = c.base.scores["J"], c.adapted.scores["J"]
-            lines.append(
-                f"- {c.domain.name}: J {before:.3f} with the base, {after:.3f} adapted ({after - before:+.3f})"
-            )
-    if len(comparisons) == learned:
-        lines.append("- not measured: the run names no domain to keep under `evaluation.domains`")
+            headline = c.base.headline
+            before, after = c.base.scores[headline], c.adapted.scores[headline]
+            change = f"{after - before:+.3f}"
+            lines.append(f"- {c.domain.name}: {headline} {before:.3f} with the base, {after:.3f} adapted ({change})")
+    if not others:
+        lines.append("- not measured: the run names no domain under `evaluation.domains`")
     return "\n".join(lines)
 
 
-def _gate(comparisons: list[Comparison], gate: DomainGate | None) -> str:
+def _gate(comparisons: Sequence[Comparison], gate: DomainGate | None) -> str:
     if gate is None:
         return ""
-    known = ", ".join(gate.domains)
     return (
-        f"## Domain gate\n\n`{GATE_FILE}` knows {known}. It looks at a video's prompted frame and leaves videos of "
-        f"other domains to the base.\n\n{GATE_TITLE}\n\n{gate_table(comparisons, markdown=True)}\n\n"
-        f"Of these videos, {rates_line(comparisons)} (reject: of learned domains, left to the base; accept: of others, "
-        "adapted)."
+        f"## Domain gate\n\n`{GATE_FILE}` knows {', '.join(gate.domains)}. It decides on a video's first prompted "
+        "frame, and leaves videos of other domains to the base.\n\n"
+        f"{GATE_TITLE}\n\n{gate_table(comparisons, markdown=True)}\n\n"
+        f"Of these videos, {rates_line(comparisons)}. False rejects are videos of learned domains left to the base, "
+        "false accepts those of others that were adapted."
     )
 
 
-def _licence(config: Config) -> str:
-    base = "SAM 2 and its official checkpoints are Apache-2.0, as is the program that trained this adapter."
+def _licence(spec: ModelSpec) -> str:
+    base = "The program that trained this adapter is Apache-2.0"
+    base += f", as are `{spec.requires[0]}` and its official checkpoints." if spec.hub and spec.requires else "."
     return (
-        f"## Licence\n\n{base} What licence this adapter may have depends on its training data, too: their licences "
-        "are for whoever trained it to state (`dataset.license` of the run, shown above)."
+        f"## Licence\n\n{base} The licence of this adapter depends on its training data, too. Their licences are "
+        "stated by whoever trained it (`license` of each data set, shown above)."
     )
 
 
-def _loading(config: Config) -> str:
+def _loading(model: ModelConfig) -> str:
     return f"""## Loading
 
-With SAM2-MoPE's code and the base's weights at hand, and this folder at `adapter`:
+With SAM2-MoPE installed, the base's weights at hand, and this folder at `adapter`:
 
 ```python
-from ..config import parse_config
-from ..models.sam2.build import build_model
-from ..models.checkpoint import load_trained
-from ..models.sam2.gate_hooks import install_saved_gate
-from ..models.sam2.train_forward import as_video_predictor
+from sam2_mope.config import parse_config
+from sam2_mope.tasks.tracking.track_video import load_tracker
 
-config = parse_config({{"model": {config.model.model_dump(mode="json")}}}, "model card")
-model = build_model(config.model)
-load_trained(model, "adapter")
-install_saved_gate(model, "adapter")
-predictor = as_video_predictor(model)  # a stock SAM2VideoPredictor
+config = parse_config({{"model": {model.model_dump(mode="json")}}}, "model card")
+tracker = load_tracker(config, "adapter")  # with the domain gate in the folder, if there is one
+predictor = tracker.predictor  # a stock video predictor with the adapters in it
 ```"""
 
 
-def _versions() -> str:
-    found = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+def _versions(spec: ModelSpec) -> str:
+    packages = ("torch", *spec.requires, "safetensors")
+    found = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"## Versions\n\nPython {platform.python_version()}, {found}."
