@@ -22,7 +22,7 @@ from torch import Tensor
 from src import cli
 from src.config import ModelConfig
 from src.data.records import VideoRecord
-from src.data.synthetic.worlds import (
+from src.data.synthetic import (
     CELLS,
     FLAKES,
     HELD_OUT_SEED,

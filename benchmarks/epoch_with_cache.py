@@ -27,7 +27,7 @@ from src.config import load_config
 from src.core.errors import UserError
 from src.data.loading import load_split
 from src.data.options import LoadOptions
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.data.writers import write_davis
 from src.train.trainer import Trainer
 

@@ -98,7 +98,7 @@ def stream(config: Config, frames: int) -> dict[str, Series]:
     """Track objects through a video again and again; what this process took."""
     from src.config import image_size_of
     from src.data.prompts import Prompt
-    from src.data.synthetic.worlds import SOURCE, make_videos
+    from src.data.synthetic import SOURCE, make_videos
     from src.lora.injection import apply_method
     from src.models.sam2.build import build_model
     from src.models.sam2.streaming import StreamingTracker

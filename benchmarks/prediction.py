@@ -24,7 +24,7 @@ from src import cli
 from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.lora.adapter import set_adapters_enabled
 from src.lora.injection import apply_method
 from src.lora.merging import merge_adapters

@@ -46,7 +46,7 @@ from src.data.decode.video import VideoWriter, open_stream
 from src.data.formats import sav
 from src.data.formats.reader import Location, OpenOptions
 from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 from src.models.spec import model_names

@@ -37,7 +37,7 @@ from src.config import (
 from src.core.device import evaluating
 from src.core.errors import UserError
 from src.data.clips import ClipBatch, sample_clip
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.activation_checkpointing import checkpoint_activations
 from src.models.sam2.cpu_kernels import use_reference_kernels

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sam2_mope import build_sam2_video_predictor_moe, cli
 from sam2_mope.core.errors import UserError
-from sam2_mope.data.synthetic.worlds import SOURCE, make_videos
+from sam2_mope.data.synthetic import SOURCE, make_videos
 from sam2_mope.evaluation.figures import save_figure
 from sam2_mope.lora.injection import count_parameters, describe_adapters, routed_layers
 from sam2_mope.lora.recording import record_routing

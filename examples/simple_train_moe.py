@@ -10,7 +10,7 @@ import torch
 from sam2_mope import build_sam2_video_predictor_moe, cli, load_config, save_adapter
 from sam2_mope.config import ClipConfig, PromptConfig, image_size_of
 from sam2_mope.data.clips import ClipBatch, sample_clip
-from sam2_mope.data.synthetic.worlds import CELLS, make_videos
+from sam2_mope.data.synthetic import CELLS, make_videos
 from sam2_mope.lora.injection import apply_method, describe_adapters
 from sam2_mope.lora.recording import record_routing
 from sam2_mope.lora.router_losses import load_balancing_loss

@@ -23,7 +23,8 @@ from src.core.console import show_messages
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.records import DataSet
-from src.data.synthetic.worlds import CELLS, make_videos, write_coco
+from src.data.synthetic import CELLS, make_videos
+from src.data.writers import write_coco
 from src.models.sam2.build import CONFIGS, build_model
 from src.models.spec import model_spec, register_model
 from tests.sources import open_coco

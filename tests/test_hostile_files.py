@@ -30,7 +30,7 @@ from src.data.decode.video import VideoWriter, open_stream, read_header
 from src.data.formats.json_files import ROBOFLOW, read_json
 from src.data.formats.parsing import Bounds, IssueLog, open_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic.worlds import CELLS, make_videos
+from src.data.synthetic import CELLS, make_videos
 from src.data.unlabelled import open_unlabelled
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
 from src.evaluation.predictions import write_masks

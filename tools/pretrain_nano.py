@@ -31,7 +31,7 @@ from src.config import (
 )
 from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.records import DataSet
-from src.data.synthetic.worlds import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
+from src.data.synthetic import HELD_OUT_SEED, SOURCE, WILD_SOURCE, Domain, make_video, make_videos
 from src.evaluation import domains
 from src.evaluation.metrics import region_similarity
 from src.models.sam2.build import build_model

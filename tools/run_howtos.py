@@ -151,7 +151,7 @@ def put_data(name: str, place: Path, data: Path | None) -> None:
 
 def stand_in_flakes(place: Path) -> None:
     """Stills as Roboflow exports them."""
-    from src.data.synthetic.worlds import FLAKES, make_videos
+    from src.data.synthetic import FLAKES, make_videos
     from src.data.writers import write_coco
 
     for split, count, seed in (("train", 6, 0), ("valid", 2, 100), ("test", 2, 200)):
@@ -161,7 +161,7 @@ def stand_in_flakes(place: Path) -> None:
 def stand_in_cells(place: Path) -> None:
     """Twenty stills in two folders, PNG, called set1, set2, …"""
     from src.data.records import DataSet
-    from src.data.synthetic.worlds import CELLS, make_videos
+    from src.data.synthetic import CELLS, make_videos
     from src.data.writers import write_coco
 
     videos = [replace(video, video_id=f"set{i}") for i, video in enumerate(make_videos(CELLS, 50, 0, 1, 128).videos, 1)]
@@ -172,7 +172,7 @@ def stand_in_cells(place: Path) -> None:
 def stand_in_vocalfolds(place: Path) -> None:
     """One video of 32 frames, all labelled: frames below ``img``, masks below ``annot``."""
     from src.data.records import DataSet
-    from src.data.synthetic.worlds import TISSUE, make_video
+    from src.data.synthetic import TISSUE, make_video
     from src.data.writers import write_davis
 
     video = replace(make_video(TISSUE, 0, frames=32, side=128), video_id="patient1/seq1")

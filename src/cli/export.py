@@ -20,7 +20,7 @@ from ..core.errors import UserError
 from ..core.files import write_atomically, write_folder_atomically, write_text
 from ..core.torch_files import save_pt
 from ..data.decode.masks import bounding_box
-from ..data.synthetic.worlds import SOURCE, make_videos
+from ..data.synthetic import SOURCE, make_videos
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import iter_adapter_layers, list_groups
 from ..lora.adapter_io import Configs, read_adapter_config, save_adapter

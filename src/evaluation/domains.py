@@ -10,7 +10,7 @@ from ..data.clips import evaluation_video
 from ..data.loading import load_data, load_split
 from ..data.options import LoadOptions
 from ..data.records import DataSet, VideoRecord
-from ..data.synthetic.worlds import HELD_OUT_SEED, SOURCE, make_videos
+from ..data.synthetic import HELD_OUT_SEED, SOURCE, make_videos
 from ..models.spec import model_spec
 
 SOURCE_DOMAIN = SOURCE.name

@@ -27,7 +27,7 @@ from ..config import (
     set_key,
 )
 from ..core.errors import UserError
-from ..data.synthetic import worlds as synthetic
+from ..data import synthetic
 
 BUNDLED = {d.name: d for d in (synthetic.CELLS, synthetic.TISSUE, synthetic.THERMAL, synthetic.FLAKES)}
 """The bundled generator's new domains, which a study can name instead of giving paths."""

@@ -23,8 +23,8 @@ from ..core.files import write_text
 from ..data.loading import load_data, load_split
 from ..data.options import LoadOptions
 from ..data.records import DataSet, ObjectTrack
-from ..data.synthetic.worlds import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
-from ..data.synthetic.worlds import Domain as World
+from ..data.synthetic import HELD_OUT_SEED, SAME_DOMAIN, SHIFTS, SOURCE, make_videos, mixed, shifted
+from ..data.synthetic import Domain as World
 from ..data.writers import write_davis
 from ..evaluation.domains import SOURCE_DOMAIN, Domain, DomainOptions, make_domain, target_domain
 from ..evaluation.protocol import first_prompted_frame

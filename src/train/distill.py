@@ -22,7 +22,7 @@ from ..core.device import evaluating
 from ..core.errors import UserError
 from ..data.clips import Clip, ClipBatch, sample_unlabelled
 from ..data.records import RLE, DataSet
-from ..data.synthetic.worlds import GENERAL_SEED, SOURCE, make_videos
+from ..data.synthetic import GENERAL_SEED, SOURCE, make_videos
 from ..data.unlabelled import open_unlabelled
 from ..lora.adapter import disable_adapters, iter_adapter_layers
 from ..models.sam2.predictors import image_predictor

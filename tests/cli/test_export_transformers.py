@@ -12,7 +12,7 @@ from src.cli import export
 from src.config import Config, LoraConfig, load_config
 from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
-from src.data.synthetic.worlds import CELLS, make_videos
+from src.data.synthetic import CELLS, make_videos
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import base_fingerprint, save_adapter

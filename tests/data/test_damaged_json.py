@@ -12,7 +12,7 @@ import pytest
 
 from src.core.errors import UserError
 from src.data.records import DataSet
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.data.writers import write_sav, write_tracked_coco, write_ytvis
 from tests.sources import open_sav, open_ytvis
 

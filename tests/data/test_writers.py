@@ -15,7 +15,7 @@ from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.decode.labels import davis_palette
 from src.data.records import DataSet, VideoRecord
-from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.data.writers import (
     write_coco,
     write_davis,

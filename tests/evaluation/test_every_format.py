@@ -13,7 +13,7 @@ from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.clips import ClipDataset, collate
 from src.data.records import DataSet
-from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
 from src.evaluation.domains import Domain
 from src.models.sam2.build import build_model

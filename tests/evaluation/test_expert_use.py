@@ -14,7 +14,7 @@ import torch
 from src.config import LoraConfig, MotionConfig
 from src.core.errors import UserError
 from src.data.records import DataSet, ObjectTrack
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.expert_report import as_json, heat_maps_of, summary
 from src.evaluation.expert_use import (

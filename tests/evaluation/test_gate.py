@@ -11,7 +11,7 @@ import torch
 
 from src.config import LoraConfig, ModelConfig, MotionConfig
 from src.data.records import DataSet
-from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos
+from src.data.synthetic import CELLS, HELD_OUT_SEED, SOURCE, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.results import with_gate
 from src.gating.fit import fit_gate

@@ -12,7 +12,7 @@ from PIL import Image
 from src.config import MotionConfig
 from src.core.errors import UserError
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic.worlds import CELLS, SOURCE, make_video, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_video, make_videos
 from src.data.writers import write_palette_png
 from src.evaluation.domains import Domain
 from src.evaluation.predictions import object_folders, refuse_overlap, write_masks

@@ -11,7 +11,7 @@ from PIL import Image
 
 from src.config import MotionConfig
 from src.data.records import RLE
-from src.data.synthetic.worlds import CELLS, make_videos
+from src.data.synthetic import CELLS, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.image_results import ImageObject, ImageResult, Segmented
 from src.evaluation.metrics import ObjectScores, aggregate

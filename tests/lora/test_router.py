@@ -11,7 +11,7 @@ from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptCo
 from src.core.errors import UserError
 from src.data.clips import ClipBatch, sample_clip
 from src.data.prompts import Prompt
-from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.lora.injection import apply_method, routed_layers
 from src.lora.moe_layer import MoELoRALinear
 from src.lora.recording import RouterCall, RoutingRecord, record_routing

@@ -12,7 +12,7 @@ import torch
 
 from src.config import load_config
 from src.core.errors import UserError
-from src.data.synthetic.worlds import SOURCE, make_video
+from src.data.synthetic import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.models.checkpoint import Checkpoint, load_trained, read_checkpoint
 from src.models.sam2.build import build_model

@@ -7,8 +7,9 @@ import torch
 from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
 from src.core.errors import UserError
 from src.data.clips import Clip, ClipBatch, sample_unlabelled
-from src.data.synthetic.worlds import SOURCE, make_videos, write_coco
+from src.data.synthetic import SOURCE, make_videos
 from src.data.unlabelled import open_unlabelled
+from src.data.writers import write_coco
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips

@@ -14,8 +14,8 @@ from src.core.errors import UserError
 from src.core.machine import Machine, free_memory, this_machine
 from src.data.loading import load_split
 from src.data.options import LoadOptions
-from src.data.synthetic.worlds import CELLS, make_videos, write_coco
-from src.data.writers import write_davis
+from src.data.synthetic import CELLS, make_videos
+from src.data.writers import write_coco, write_davis
 from src.train.init_config import choose_base, write_suggestion
 from src.train.trainer import Trainer
 

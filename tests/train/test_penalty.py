@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from src.config import ClipConfig, LoraConfig, ModelConfig, PromptConfig
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable
 from src.train.penalty import Anchor, build_anchor, fisher_information, sampled_log_likelihood

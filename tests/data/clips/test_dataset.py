@@ -26,7 +26,7 @@ from src.data.clips import (
 from src.data.clips.dataset import split_by_weight
 from src.data.clips.draw import sample_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_videos
 
 STILL = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0)
 NO_AUGMENTATION = AugmentationConfig(**dict.fromkeys(AugmentationConfig.model_fields, 0))

@@ -13,7 +13,7 @@ from src.data.clips import ClipDataset, EpochSampler
 from src.data.clips.preview import CAPTION, contact_sheet
 from src.data.drawing import draw_masks
 from src.data.records import DataSet, VideoRecord
-from src.data.synthetic.worlds import SOURCE, make_videos
+from src.data.synthetic import SOURCE, make_videos
 
 SIDE = 64
 

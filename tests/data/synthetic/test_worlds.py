@@ -9,25 +9,22 @@ import pytest
 from scipy.ndimage import label
 
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
-from src.data.synthetic.worlds import (
+from src.data.synthetic import (
     CELLS,
     FLAKES,
     HELD_OUT_SEED,
     SHIFTS,
     SOURCE,
-    TEXTURE,
     THERMAL,
     TISSUE,
     Domain,
-    Fill,
     make_video,
     make_videos,
     mixed,
-    outline,
     shifted,
-    texture,
-    write_coco,
 )
+from src.data.synthetic.render import TEXTURE, Fill, outline, texture
+from src.data.writers import write_coco
 
 DOMAINS = pytest.mark.parametrize("domain", [SOURCE, CELLS, TISSUE, THERMAL, FLAKES], ids=lambda domain: domain.name)
 

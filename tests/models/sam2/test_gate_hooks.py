@@ -16,7 +16,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.prompts import Prompt
-from src.data.synthetic.worlds import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted
+from src.data.synthetic import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted
 from src.gating.domain_gate import Decision, DomainGate
 from src.gating.fit import fit_gate
 from src.lora.adapter import disable_adapters, iter_adapter_layers

@@ -9,7 +9,7 @@ from sam2.modeling.sam.transformer import Attention, RoPEAttention
 
 from src.config import LoraConfig, ModelConfig
 from src.core.errors import UserError
-from src.data.synthetic.worlds import SOURCE, make_video
+from src.data.synthetic import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
 from src.lora.injection import inject_adapters, replace_module

@@ -16,7 +16,7 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor, SAM2VideoPredictorVOS
 from src.config import Config, LoraConfig, ModelConfig
 from src.core.errors import UserError
 from src.data.decode.masks import bounding_box, centre_point
-from src.data.synthetic.worlds import SOURCE, make_video
+from src.data.synthetic import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import (
     adapter_state_dict,

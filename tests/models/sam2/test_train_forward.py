@@ -15,7 +15,7 @@ from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionConfig, PromptConfig
 from src.data.clips import Clip, ClipBatch, sample_clip
-from src.data.synthetic.worlds import CELLS, make_video
+from src.data.synthetic import CELLS, make_video
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import (
     BatchTotals,

@@ -15,7 +15,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from src.cli.export import probe, probe_transformers, relative_difference
 from src.config import LoraConfig
 from src.core.errors import UserError
-from src.data.synthetic.worlds import CELLS, SOURCE, make_videos
+from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.gating.domain_gate import DomainGate, KnownDomain
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import Configs, base_fingerprint, save_adapter

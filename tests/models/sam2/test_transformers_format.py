@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from src.config import ModelConfig
 from src.core.errors import UserError
-from src.data.synthetic.worlds import CELLS, make_videos
+from src.data.synthetic import CELLS, make_videos
 from src.lora.adapter_io import base_fingerprint
 from src.models.sam2 import transformers_format
 from src.models.sam2.build import build_model

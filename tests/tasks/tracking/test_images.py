@@ -11,7 +11,7 @@ import pytest
 from src.config import ModelConfig, MotionConfig
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, DataSet, VideoRecord
-from src.data.synthetic.worlds import SOURCE, make_video
+from src.data.synthetic import SOURCE, make_video
 from src.evaluation.domains import Domain
 from src.evaluation.image_results import ImageObject, ImageResult, Segmented, average_precision, shown_prompts
 from src.evaluation.metrics import dice, region_similarity

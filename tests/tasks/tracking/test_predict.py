@@ -15,7 +15,7 @@ from src.core.errors import UserError
 from src.data.clips import ClipBatch, sample_clip
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
-from src.data.synthetic.worlds import SOURCE, make_video
+from src.data.synthetic import SOURCE, make_video
 from src.evaluation.protocol import first_frame
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method

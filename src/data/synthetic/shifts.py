@@ -1,0 +1,117 @@
+"""The same worlds, seen otherwise: in another light, noisier, blurred, with other textures or backgrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from .render import TEXTURE, Domain, Fill, Look
+
+ShiftKind = Literal["grey", "dark", "bright", "noise", "blur", "textures"]
+
+SHIFTS: tuple[ShiftKind, ...] = get_args(ShiftKind)
+
+SAME_DOMAIN: tuple[ShiftKind, ...] = ("dark", "bright", "noise", "blur")  # in which a domain is still itself
+
+
+def shifted(domain: Domain, kind: ShiftKind) -> Domain:
+    """The same videos, seen otherwise; how much is drawn for each video.
+
+    Args:
+        domain: any domain, shifted or not.
+        kind: ``grey`` without colour; ``dark`` and ``bright`` exposed otherwise; ``noise`` from a poor sensor; ``blur``
+            out of focus; ``textures`` with rings, bricks or weave, which no domain has by itself, in the things' own
+            colours.
+    """
+    changes: dict[str, Any] = {"name": f"{domain.name}_{kind}", "drawn_as": domain.drawn_as or domain.name}
+    if kind == "noise":
+        changes["noise"] = (0.08, 0.15)
+    elif kind == "textures":
+        changes["fill"], changes["background"] = _retextured_fill(domain), _retextured_background(domain)
+    elif kind in _LOOKS:
+        changes["look"] = _then(domain.look, _LOOKS[kind])
+    else:
+        raise ValueError(f"unknown shift {kind!r}, not one of {', '.join(SHIFTS)}")
+    return replace(domain, **changes)
+
+
+def mixed(objects: Domain, background: Domain) -> Domain:
+    """The objects of one domain before the background, in the light and under the camera of another."""
+    return replace(
+        objects, name=f"{objects.name}_on_{background.name}", background=background.background, light=background.light,
+        noise=background.noise, camera=background.camera, look=background.look,
+    )  # fmt: skip
+
+
+def _grey_look(rng: np.random.Generator) -> Look:
+    return lambda image: np.repeat(image @ np.array([[0.299], [0.587], [0.114]]), 3, axis=2)
+
+
+def _dark_look(rng: np.random.Generator) -> Look:
+    gain = rng.uniform(0.3, 0.55)
+    return lambda image: image * gain
+
+
+def _bright_look(rng: np.random.Generator) -> Look:
+    gain, veil = rng.uniform(1.2, 1.5), rng.uniform(0.05, 0.15)
+    return lambda image: image * gain + veil
+
+
+def _blur_look(rng: np.random.Generator) -> Look:
+    share = rng.uniform(0.008, 0.016)
+    return lambda image: gaussian_filter(image, (share * image.shape[0], share * image.shape[0], 0))
+
+
+_LOOKS = {"grey": _grey_look, "dark": _dark_look, "bright": _bright_look, "blur": _blur_look}
+
+
+def _then(
+    first: Callable[[np.random.Generator], Look] | None, second: Callable[[np.random.Generator], Look]
+) -> Callable[[np.random.Generator], Look]:
+    """One look seen through another."""
+    if first is None:
+        return second
+
+    def both(rng: np.random.Generator) -> Look:
+        inner, outer = first(rng), second(rng)
+        return lambda image: outer(inner(image))
+
+    return both
+
+
+def _odd_texture(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
+    """A tile of a kind that :func:`texture` does not draw, from the darkest to the brightest colour of an image."""
+    y, x = np.mgrid[0:TEXTURE, 0:TEXTURE] / TEXTURE
+    n = rng.integers(2, 6)
+    kind = rng.choice(["rings", "bricks", "weave"])
+    if kind == "rings":
+        field = 0.5 + 0.5 * np.cos(4 * np.pi * n * np.hypot(x - 0.5, y - 0.5))
+    elif kind == "bricks":
+        row = np.floor(y * 2 * n)
+        field = ((y * 2 * n % 1 > 0.2) & ((x * n + 0.5 * (row % 2)) % 1 > 0.1)).astype(float)
+    else:
+        over = (np.floor(x * 2 * n) + np.floor(y * 2 * n)) % 2
+        field = np.where(over, np.abs(np.sin(2 * np.pi * n * x)), np.abs(np.sin(2 * np.pi * n * y)))
+    low, high = np.percentile(like.reshape(-1, 3), (5, 95), axis=0)
+    return low + field[..., None] * (high - low)
+
+
+def _retextured_fill(domain: Domain) -> Callable[[np.random.Generator], Fill]:
+    def fill(rng: np.random.Generator) -> Fill:
+        before = domain.fill(rng)
+        return replace(before, tile=_odd_texture(rng.spawn(1)[0], before.tile))
+
+    return fill
+
+
+def _retextured_background(domain: Domain) -> Callable[[np.random.Generator], np.ndarray]:
+    def background(rng: np.random.Generator) -> np.ndarray:
+        before = domain.background(rng)
+        at = np.arange(before.shape[0]) % TEXTURE
+        return _odd_texture(rng.spawn(1)[0], before)[at[:, None], at]
+
+    return background
