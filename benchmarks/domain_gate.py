@@ -39,8 +39,9 @@ from src.data.synthetic import (
 )
 from src.gating.domain_gate import KnownDomain
 from src.gating.fit import VIEWS, photometric_jitter
-from src.models.sam2.build import FAMILY, build_model
+from src.models.sam2.build import build_model
 from src.models.sam2.gate_hooks import gate_features, to_pixels
+from src.models.sam2.pixels import FAMILY
 from src.tasks.tracking.predict import bounding_box
 
 NEW = (CELLS, TISSUE, THERMAL, FLAKES)

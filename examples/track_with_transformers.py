@@ -11,7 +11,7 @@ from sam2_mope import cli
 from sam2_mope.data.decode.video import VideoWriter, open_stream
 from sam2_mope.data.drawing import draw_masks
 from sam2_mope.models.checkpoint import ADAPTER_FOLDER
-from sam2_mope.models.sam2.gate_hooks import DECISION
+from sam2_mope.models.sam2.inference_state import DECISION
 from sam2_mope.models.sam2.transformers_adapters import add_adapter_to_transformers
 from sam2_mope.models.sam2.transformers_format import load_transformers
 

@@ -22,19 +22,20 @@ from ..core.torch_files import save_pt
 from ..data.decode.masks import bounding_box
 from ..data.synthetic import SOURCE, make_videos
 from ..gating.domain_gate import DomainGate
+from ..gating.switching import remove_gate
 from ..lora.adapter import iter_adapter_layers, list_groups
 from ..lora.adapter_io import Configs, read_adapter_config, save_adapter
 from ..lora.expert_groups import use_adapter
 from ..lora.lora_layer import LoRALinear
 from ..lora.merging import unload_merged
-from ..models.checkpoint import ADAPTER_FOLDER, read_checkpoint
+from ..models.checkpoint import ADAPTER_FOLDER, read_checkpoint, saved_gate
 from ..models.sam2.build import config_overrides, sam2_config
-from ..models.sam2.gate_hooks import remove_gate, saved_gate
+from ..models.sam2.inference_state import new_state
 from ..models.sam2.predictors import build_sam2_moe
 from ..models.sam2.transformers_adapters import add_adapter_to_transformers
 from ..models.sam2.transformers_format import load_transformers, save_transformers, without_its_bars
 from ..models.spec import model_spec
-from ..tasks.tracking.predict import init_state, predicting
+from ..tasks.tracking.predict import predicting
 from . import command
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def probe(model: SAM2Base) -> dict[str, Tensor]:
     attended: list[Tensor] = []
     hook = model.memory_attention.register_forward_hook(lambda module, args, output: attended.append(output))
     with predicting(model) as predictor:
-        state = init_state(predictor, frames)
+        state = new_state(predictor, frames)
         predictor.add_new_points_or_box(state, 0, 1, box=box)
         logits = [logits for _, _, logits in predictor.propagate_in_video(state)]
     hook.remove()

@@ -11,10 +11,10 @@ from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..evaluation.expert_use import choice_names
 from ..gating.domain_gate import Decision
+from ..gating.switching import decide_for_frame, install_gate, installed_switch
 from ..lora.adapter import iter_adapter_layers, list_groups
 from ..lora.expert_groups import active_adapter
 from ..lora.moe_layer import MoELoRALinear
-from ..models.sam2.gate_hooks import decide_for_frame, gating_of, install_gate
 from ..models.sam2.streaming import StreamingTracker
 from ..models.spec import model_spec
 from ..tasks.tracking.track_video import load_tracker
@@ -45,7 +45,7 @@ class Models:
         self.base = load_tracker(config, None)
         self.adapted = load_tracker(config, adapter)
         model = self.adapted.predictor
-        gating = gating_of(model)
+        gating = installed_switch(model)
         self.gate = None if gating is None else gating.gate
         groups = list_groups(model)
         if groups and self.gate is None and active_adapter(model) is None:

@@ -14,6 +14,7 @@ from ..config import Config, LoraConfig, Method, parse_config
 from ..core.errors import UserError
 from ..core.files import write_atomically
 from ..core.torch_files import read_pt, save_pt
+from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
 from ..lora.expert_groups import add_adapter
@@ -133,6 +134,19 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
     inject_adapters(model, checkpoint.config.lora, checkpoint.groups)
     load_weights(model, checkpoint, path)
     return checkpoint.groups or checkpoint.config.lora
+
+
+def saved_gate(base: nn.Module, trained: str | Path | None) -> DomainGate | None:
+    """Return the domain gate of an adapter folder, or of the one beside a run's checkpoint; None if there is none.
+
+    Raises:
+        UserError: it is damaged, or another base's.
+    """
+    if trained is None:
+        return None
+    place = Path(trained)
+    folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
+    return DomainGate.beside(folder, base_fingerprint(base))
 
 
 def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora: LoraConfig) -> None:

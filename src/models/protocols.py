@@ -6,7 +6,7 @@ trainer and evaluation call them with the models that the room built and look at
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..config import Config, ModelConfig, PromptConfig
-from ..data.prompts import Prompt, PromptsByFrame
+from ..data.prompts import Prompt
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter_io import Configs
 
@@ -92,9 +92,6 @@ class ModelRoom(Protocol):
     def gate_features(self, model: nn.Module, pixels_B3SS: Tensor) -> Tensor:
         """Return what the domain gate knows of images (B, 3, S, S) in 0–1: (B, D), float32."""
 
-    def feature_maps(self, model: nn.Module, images_B3SS: Tensor) -> Sequence[Tensor]:
-        """Return the image encoder's feature maps (B, C, h, w) of normalised images."""
-
     def attach_gate(self, model: nn.Module) -> None:
         """Let a model's predictors follow the domain gate that is installed on it."""
 
@@ -108,7 +105,7 @@ class ModelRoom(Protocol):
         self,
         predictor: nn.Module,
         frames: Sequence[np.ndarray],
-        prompts: PromptsByFrame,
+        prompts: Mapping[int, Iterable[Prompt]],
         after_frame: AfterFrame | None = None,
     ) -> Iterator[tuple[int, list[int], Tensor]]:
         """Yield, frame by frame from the first prompt on: its number, the objects prompted so far, logits (O, H, W)."""

@@ -29,10 +29,10 @@ from ..data.writers import write_davis
 from ..evaluation.domains import SOURCE_DOMAIN, Domain, DomainOptions, make_domain, target_domain
 from ..evaluation.protocol import first_prompted_frame
 from ..gating.domain_gate import DomainGate
+from ..gating.switching import decide_for_frame
 from ..lora.injection import count_parameters, routed_layers
 from ..lora.recording import record_routing
 from ..models.sam2.build import build_model
-from ..models.sam2.gate_hooks import decide_for_frame
 from ..tasks.tracking.evaluation import evaluate_domain
 from ..train.data import fit_gate_to
 from ..train.trainer import Trainer

@@ -15,10 +15,10 @@ from src.data.synthetic import CELLS, HELD_OUT_SEED, SOURCE, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.results import with_gate
 from src.gating.fit import fit_gate
+from src.gating.switching import decide_for_frame, gated
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
-from src.models.sam2.gate_hooks import decide_for_frame, gated
 from src.tasks.tracking.evaluation import evaluate_domain
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints/sam2_nano.safetensors"

@@ -23,8 +23,8 @@ from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict
 from ..spec import model_spec
 from .cpu_kernels import use_fast_cpu_kernels
+from .pixels import FAMILY
 
-FAMILY = model_spec("sam2_nano")  # for what all SAM 2.1 have in common
 assert FAMILY.memory_stride is not None
 TOKEN_STRIDE = FAMILY.memory_stride
 CONFIGS = Path(__file__).parent / "configs"  # what differs from configs of the ``sam2`` package

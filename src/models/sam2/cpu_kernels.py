@@ -17,7 +17,8 @@ from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from .patches import FunctionOverride, take_classes
 
 LEVELS = 2**16  # of the random numbers that decide what is dropped
 SCORES_AT_ONCE = 2**18  # what is done to so many of them one after another stays in a CPU's cache
@@ -25,22 +26,17 @@ SCORES_AT_ONCE = 2**18  # what is done to so many of them one after another stay
 
 def use_fast_cpu_kernels(model: nn.Module) -> None:
     """Spare copies that change no number: of positions for each frame, and of the encoder's learned positions."""
-    _take_classes(model, {PositionEmbeddingSine: SharedPositions, Hiera: HieraWithKeptPositions})
+    take_classes(model, {PositionEmbeddingSine: SharedPositions, Hiera: HieraWithKeptPositions})
 
 
 def use_fast_dropout(model: nn.Module) -> None:
     """Draw dropout in ``nn.Dropout`` and in SAM 2's rotary attention from faster random numbers, on a CPU."""
-    _take_classes(model, {nn.Dropout: LeanDropout, RoPEAttention: LeanRoPEAttention})
+    take_classes(model, {nn.Dropout: LeanDropout, RoPEAttention: LeanRoPEAttention})
 
 
 def use_reference_kernels(model: nn.Module) -> None:
     """Undo both, so that a model is SAM 2's own again, which ours can be compared with."""
-    _take_classes(model, {type(m): type(m).__bases__[0] for m in model.modules() if type(m).__module__ == __name__})
-
-
-def _take_classes(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
-    for module in model.modules():
-        module.__class__ = classes.get(type(module), type(module))
+    take_classes(model, {type(m): type(m).__bases__[0] for m in model.modules() if type(m).__module__ == __name__})
 
 
 class SharedPositions(PositionEmbeddingSine):
@@ -92,7 +88,7 @@ class LeanRoPEAttention(RoPEAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
         if not self.training or self.dropout_p in (0, 1) or not q.is_cpu:
             return super().forward(q, k, v, num_k_exclude_rope)
-        with _OwnAttention():
+        with FunctionOverride(F.scaled_dot_product_attention, attention_with_dropout, _drops_in_float32):
             return super().forward(q, k, v, num_k_exclude_rope)
 
 
@@ -113,14 +109,8 @@ def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) ->
     return _Attention.apply(*flat, _levels(dropout_p)).view(*q.shape[:-1], v.shape[-1])
 
 
-class _OwnAttention(TorchFunctionMode):
-    """Inside, attention with dropout in float32 is :func:`attention_with_dropout`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].dtype == torch.float32 and set(kwargs) == {"dropout_p"}:
-            return attention_with_dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+def _drops_in_float32(args: Any, kwargs: Any) -> bool:
+    return args[0].dtype == torch.float32 and set(kwargs) == {"dropout_p"}
 
 
 class _Kept:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...lora.moe_layer import MoELoRALinear
 from ...lora.recording import record_routing
+from .patches import take_class
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
@@ -88,9 +89,7 @@ def convert_rope_attention_to_moe(
     if type(attention) is not RoPEAttention:
         raise TypeError(f"expected a RoPEAttention, not {type(attention).__name__}")
     # Copying the whole object keeps every setting, also those that are no arguments of RoPEAttention.
-    converted = copy.deepcopy(attention)
-    converted.__class__ = MoERoPEAttention
-    assert isinstance(converted, MoERoPEAttention)
+    converted = take_class(copy.deepcopy(attention), MoERoPEAttention)
     _wrap_projections(converted, num_experts, lora_rank, top_k, lora_alpha, lora_dropout, null_expert)
     return converted
 

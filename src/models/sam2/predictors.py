@@ -25,6 +25,7 @@ from ...config import LoraConfig, load_config
 from ...core.device import pick_device
 from ...core.errors import UserError
 from ...core.shipped import find_config
+from ...gating.switching import install_saved_gate
 from ...lora.adapter import iter_adapter_layers, list_groups
 from ...lora.adapter_io import adapter_state_dict, base_state_dict
 from ...lora.expert_groups import active_adapter
@@ -32,7 +33,8 @@ from ...lora.injection import apply_method, freeze_base
 from ..checkpoint import load_trained
 from .build import config_overrides, load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
-from .gate_hooks import gate_image_predictor, install_saved_gate
+from .gate_hooks import gate_image_predictor
+from .patches import set_feature_sizes
 
 Mode = Literal["eval", "train"]
 Model = TypeVar("Model", bound=SAM2Base)
@@ -68,7 +70,7 @@ def build_sam2_moe(
         lora: which adapters, in place of the YAML's or the default ones; not together with ``adapter``. None with a
             SAM 2 config that has adapters in it (:class:`~src.models.sam2.moe_attention.MoERoPEAttention`) keeps those.
         gate: whether adapters are on: ``auto``, the domain gate in the adapter folder decides for each video or image
-            (:mod:`src.models.sam2.gate_hooks`; without one they are on); ``on``; ``off``; or the name of one of its domains.
+            (:mod:`src.gating.switching`; without one they are on); ``on``; ``off``; or the name of one of its domains.
         hydra_overrides_extra: as for stock SAM 2, such as ``["model.image_size=512"]``.
         apply_postprocessing: as for stock SAM 2.
 
@@ -127,9 +129,7 @@ def automatic_mask_generator(model: SAM2Base, **options: Any) -> SAM2AutomaticMa
 
 
 def _at_image_size(predictor: SAM2ImagePredictor) -> SAM2ImagePredictor:
-    """Set the sides of the three feature maps, which SAM 2 writes down for 1024 px: image side / 4, / 8 and / 16."""
-    side = predictor.model.image_size
-    predictor._bb_feat_sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]
+    set_feature_sizes(predictor, predictor.model.image_size)
     gate_image_predictor(predictor)
     return predictor
 

@@ -7,9 +7,8 @@ which that recipe does not know, are tracked through: they are not prompted, and
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import training.model.sam2
 from sam2.modeling.sam2_base import SAM2Base
-from sam2.sam2_video_predictor import SAM2VideoPredictor
 from tensordict import tensorclass
 from torch import Tensor
 from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
@@ -31,9 +28,10 @@ from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
 from ...data.clips import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapter_layers
-from .build import FAMILY, build_model
+from .build import build_model
 from .cpu_kernels import use_fast_dropout
-from .gate_hooks import gate_video_methods
+from .patches import Draw, prompts_drawn
+from .pixels import normalise
 
 Features: TypeAlias = list[Tensor]
 """What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
@@ -193,13 +191,6 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
     )
 
 
-def normalise(frames: Tensor) -> Tensor:
-    """Frames uint8 (…, H, W, 3) → float32 (…, 3, H, W) with SAM 2's mean and deviation taken out; or no channels."""
-    mean = torch.tensor(FAMILY.pixel_mean[: frames.shape[-1]], device=frames.device)
-    std = torch.tensor(FAMILY.pixel_std[: frames.shape[-1]], device=frames.device)
-    return ((frames.float() / 255 - mean) / std).movedim(-1, -3)
-
-
 def to_datapoint(batch: ClipBatch, device: torch.device, whole: BatchTotals | None = None) -> Datapoint:
     """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
 
@@ -253,7 +244,7 @@ def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
     clip_O = batch.video_of_object.tolist()
     streams = [np.random.default_rng((batch.seeds[clip], o - clip_O.index(clip))) for o, clip in enumerate(clip_O)]
 
-    def one_by_one(draw: Callable[..., tuple[Tensor, Tensor]], masks_O1HW: Tensor, **others: Any) -> tuple:
+    def one_by_one(draw: Draw, masks_O1HW: Tensor, **others: Any) -> tuple[Tensor, ...]:
         drawn = []
         with torch.random.fork_rng([masks_O1HW.device] if masks_O1HW.is_cuda else []):
             for o, stream in enumerate(streams):
@@ -262,16 +253,17 @@ def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
                 drawn.append(draw(masks_O1HW[o : o + 1], **own))
         return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))
 
-    def next_points(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> tuple[Tensor, Tensor]:
-        return one_by_one(point, gt_masks, pred_masks=pred_masks, method=method)
+    def boxes(draw: Draw) -> Draw:
+        return partial(one_by_one, draw)
 
-    place = training.model.sam2
-    box, point = place.sample_box_points, place.get_next_point
-    place.sample_box_points, place.get_next_point = partial(one_by_one, box), next_points
-    try:
+    def points(draw: Draw) -> Draw:
+        def next_points(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> Any:
+            return one_by_one(draw, gt_masks, pred_masks=pred_masks, method=method)
+
+        return next_points
+
+    with prompts_drawn(boxes, points):
         yield
-    finally:
-        place.sample_box_points, place.get_next_point = box, point
 
 
 def has_frozen_encoder(model: SAM2Base) -> bool:
@@ -400,20 +392,3 @@ def _clicks(masks_O1HW: Tensor, prompt: Prompt) -> dict[str, Tensor]:
         "point_coords": torch.tensor(np.stack(points), dtype=torch.float32, device=device),
         "point_labels": torch.tensor(labels, dtype=torch.int32, device=device).repeat(len(points), 1),
     }
-
-
-def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
-    """The same modules and weights as a stock SAM2VideoPredictor, in eval mode; nothing is copied.
-
-    Submodules are shared, so later changes of weights or adapters show in both, and a domain gate installed on the
-    model decides for the predictor too. ``eval()`` reaches the shared submodules: call ``model.train()`` before
-    training on.
-    """
-    predictor = copy.copy(model)
-    predictor.__class__ = SAM2VideoPredictor
-    predictor.fill_hole_area = 0
-    predictor.non_overlap_masks = False
-    predictor.clear_non_cond_mem_around_input = False
-    predictor.add_all_frames_to_correct_as_cond = False
-    gate_video_methods(predictor)
-    return predictor.eval()

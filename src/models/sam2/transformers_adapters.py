@@ -10,6 +10,7 @@ The layers are this project's own, so :func:`~src.lora.adapter.disable_adapters`
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from ...config import GATE_MODES, LoraConfig
 from ...core.console import PROGRAM
 from ...core.errors import UserError
 from ...gating.domain_gate import DomainGate
+from ...gating.switching import AdapterSwitch, gate_for, install_switch, installed_switch
 from ...lora.adapter import AdapterLayer, iter_wrapped_linears, list_groups, set_adapters_enabled
 from ...lora.adapter_io import (
     AdapterConfig,
@@ -31,7 +33,9 @@ from ...lora.adapter_io import (
 from ...lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, attach, set_adapter
 from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
 from ...lora.router import watch_memory
-from .gate_hooks import DECISION, Gating, gate_for
+from .gate_hooks import gate_features
+from .inference_state import DECISION
+from .pixels import FAMILY
 from .transformers_format import FINGERPRINT, load_transformers, sam2_state_dict, transformers_name
 
 if TYPE_CHECKING:
@@ -173,8 +177,13 @@ def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
 
 
 def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
-    """Let the gate decide for every inference session; ``model.domain_gate`` is what :class:`Gating` is elsewhere."""
-    model.domain_gate = Gating(model, gate, mode, functools.partial(_feature_maps, model))
+    """Let the domain gate decide for every inference session."""
+    spec = replace(FAMILY, encoder=("vision_encoder.",))
+
+    def features(model: Sam2VideoModel, pixels_B3SS: Tensor) -> Tensor:
+        return gate_features(model, pixels_B3SS, functools.partial(_feature_maps, model))
+
+    install_switch(model, AdapterSwitch(model, gate, mode, spec, features))
     model.forward = functools.partial(_run_gated, model)
 
 
@@ -193,11 +202,12 @@ def _run_gated(
     **options: Any,
 ) -> Any:
     """``Sam2VideoModel.forward``, through which all of a session goes, with the adapters that the decision turns on."""
-    gating: Gating = model.domain_gate
+    switch = installed_switch(model)
+    assert switch is not None
     if not hasattr(inference_session, DECISION) and inference_session.get_obj_num():
         image = inference_session.get_frame(frame_idx) if frame is None else frame
         image_13SS = image.reshape(1, *image.shape[-3:]).to(inference_session.inference_device)
-        setattr(inference_session, DECISION, gating.decide(model, image_13SS)[0])
+        setattr(inference_session, DECISION, switch.decide(model, image_13SS)[0])
     decided = getattr(inference_session, DECISION, None)  # a session without objects has none
-    with gating.active(None if decided is None else decided.domain):
+    with switch.active(None if decided is None else decided.domain):
         return type(model).forward(model, inference_session, frame_idx, frame, **options)

@@ -17,7 +17,8 @@ from ...evaluation.metrics import ObjectScores, aggregate, score_object
 from ...evaluation.predictions import refuse_overlap, write_masks
 from ...evaluation.protocol import PROTOCOL_DESCRIPTION, one_object_per_pixel, scored_frames
 from ...evaluation.results import DomainResult, VideoResult
-from .predict import AfterFrame, predicting, track
+from ...models.protocols import AfterFrame
+from .predict import predicting, track
 
 
 def evaluate_domain(

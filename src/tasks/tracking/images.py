@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 import numpy as np
-from sam2.modeling.sam2_base import SAM2Base
-from sam2.sam2_image_predictor import SAM2ImagePredictor
+from torch import nn
 
 from ...core.console import progress_bar
 from ...data.decode.masks import bounding_box, deepest_pixel
@@ -23,14 +22,15 @@ from ...evaluation.domains import Domain
 from ...evaluation.image_results import BOX, ImageObject, ImageResult, Segmented, clicks_prompt
 from ...evaluation.metrics import dice, region_similarity
 from ...evaluation.protocol import first_frame
-from ...models.sam2.predictors import image_predictor
+from ...models.protocols import ImagePredictor
+from ...models.spec import spec_of
 from .predict import VideoFrames, predicting
 
 PIXELS_AT_ONCE = 2**24
 """Objects of an image are decoded together, so many that their masks have no more pixels than this."""
 
 
-def evaluate_images(model: SAM2Base, domain: Domain, clicks: int, label: str = "") -> ImageResult:
+def evaluate_images(model: nn.Module, domain: Domain, clicks: int, label: str = "") -> ImageResult:
     """Segment every object of a domain on the first frame that shows it, from its box and from clicks.
 
     Args:
@@ -44,7 +44,7 @@ def evaluate_images(model: SAM2Base, domain: Domain, clicks: int, label: str = "
     """
     found: list[ImageObject] = []
     with predicting(model) as predictor:
-        images = image_predictor(predictor)
+        images = spec_of(model).load().image_predictor(predictor)
         for video in progress_bar(domain.data.videos, desc=label or domain.name, leave=False):
             frames, batch = VideoFrames(video), max(1, PIXELS_AT_ONCE // (video.height * video.width))
             for t, objects in _by_first_frame(video, domain.max_objects):
@@ -67,7 +67,7 @@ def _by_first_frame(video: VideoRecord, max_objects: int) -> Iterator[tuple[int,
 
 
 def _segment(
-    predictor: SAM2ImagePredictor, video: VideoRecord, image: str, t: int, objects: list[ObjectTrack], clicks: int
+    predictor: ImagePredictor, video: VideoRecord, image: str, t: int, objects: list[ObjectTrack], clicks: int
 ) -> list[ImageObject]:
     """Prompt some objects of the image that is set; one that lies in the void is left out."""
     counts_HW = np.ones((video.height, video.width), bool)
@@ -92,7 +92,7 @@ def _segment(
     ]
 
 
-def _from_boxes(predictor: SAM2ImagePredictor, truths_OHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _from_boxes(predictor: ImagePredictor, truths_OHW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks (O, H, W) and predicted IoUs (O,) from the tight boxes of true masks."""
     boxes_O4 = np.array([bounding_box(truth_HW) for truth_HW in truths_OHW], np.float32)
     masks, scores, _ = _predict(predictor, box=boxes_O4, multimask_output=False)
@@ -100,7 +100,7 @@ def _from_boxes(predictor: SAM2ImagePredictor, truths_OHW: np.ndarray) -> tuple[
 
 
 def _from_clicks(
-    predictor: SAM2ImagePredictor, truths_OHW: np.ndarray, counts_HW: np.ndarray, clicks: int
+    predictor: ImagePredictor, truths_OHW: np.ndarray, counts_HW: np.ndarray, clicks: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Masks (O, H, W) and predicted IoUs (O,) after each click; what is right to the pixel gets no further one.
 
@@ -136,7 +136,7 @@ def next_click(mask_HW: np.ndarray, true_HW: np.ndarray) -> tuple[tuple[float, f
 
 
 def _predict(
-    predictor: SAM2ImagePredictor, **prompts: np.ndarray | bool | None
+    predictor: ImagePredictor, **prompts: np.ndarray | bool | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``SAM2ImagePredictor.predict``, with an axis of objects even for one: (O, C, H, W) bool, (O, C), (O, C, h, w)."""
     masks, scores, logits = predictor.predict(**prompts)

@@ -1,39 +1,36 @@
-"""Run SAM 2's stock video predictor on a record: prompt each object where it first appears, track it to the end.
+"""Run a video predictor on a record: prompt each object where it first appears, track it to the end.
 
-Frames are read when the predictor asks for them, and its state is held to what memory attention can still see: memory
-does not grow with the length of a video, but for the encoded masks.
+Frames are read when the predictor asks for them, and it keeps what it can still look back on: memory does not grow with
+the length of a video, but for the encoded masks.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import overload
 
 import numpy as np
 import torch
-from PIL import Image
-from sam2.modeling.sam2_base import SAM2Base
-from sam2.sam2_video_predictor import SAM2VideoPredictor
-from torch import Tensor
+from torch import nn
 
 from ...config import Prompt
 from ...core.errors import UserError
 from ...data.decode.masks import bounding_box, centre_point
+from ...data.prompts import Prompt as ObjectPrompt
 from ...data.records import RLE, ObjectTrack, VideoRecord
 from ...evaluation.protocol import first_frame
-from ...models.sam2.train_forward import as_video_predictor, normalise
-
-AfterFrame = Callable[[int], None]
+from ...models.protocols import AfterFrame
+from ...models.spec import spec_of
 
 
 @contextlib.contextmanager
-def predicting(model: SAM2Base) -> Iterator[SAM2VideoPredictor]:
-    """The model as a stock video predictor for a while; its train or eval mode comes back afterwards."""
+def predicting(model: nn.Module) -> Iterator[nn.Module]:
+    """Use the model as a video predictor for a while; its train or eval mode comes back afterwards."""
     was_training = model.training
     try:
-        yield as_video_predictor(model)
+        yield spec_of(model).load().as_video_predictor(model)
     finally:
         model.train(was_training)
 
@@ -69,57 +66,8 @@ class VideoFrames(Sequence[np.ndarray]):
         return frame
 
 
-class ModelFrames:
-    """Frames as SAM 2 sees them, float32 (3, S, S), resized and normalised when they are asked for.
-
-    It stands in for the tensor of all frames in the predictor's state. The predictor itself keeps the last frame it
-    encoded, so going through a video in order resizes every frame once.
-    """
-
-    def __init__(self, frames: Sequence[np.ndarray], image_size: int) -> None:
-        self.frames, self.image_size = frames, image_size
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, t: int) -> Tensor:
-        resized = Image.fromarray(self.frames[t]).resize((self.image_size, self.image_size))
-        return normalise(torch.from_numpy(np.array(resized)))
-
-
-@torch.inference_mode()
-def init_state(predictor: SAM2VideoPredictor, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-    """What ``SAM2VideoPredictor.init_state`` makes from a folder of JPEG files, made from frames given one at a time.
-
-    Args:
-        predictor: a stock predictor.
-        frames: RGB uint8 (H, W, 3), all of one size, such as :class:`VideoFrames`.
-    """
-    height, width = frames[0].shape[:2]
-    state: dict[str, Any] = {
-        "images": ModelFrames(frames, predictor.image_size),
-        "num_frames": len(frames),
-        "offload_video_to_cpu": False,
-        "offload_state_to_cpu": False,
-        "video_height": height,
-        "video_width": width,
-        "device": predictor.device,
-        "storage_device": predictor.device,
-        "obj_id_to_idx": OrderedDict(),
-        "obj_idx_to_id": OrderedDict(),
-        "obj_ids": [],
-    }
-    for name in (
-        "point_inputs_per_obj", "mask_inputs_per_obj", "cached_features", "constants", "output_dict_per_obj",
-        "temp_output_dict_per_obj", "frames_tracked_per_obj",
-    ):  # fmt: skip
-        state[name] = {}
-    predictor._get_image_feature(state, frame_idx=0, batch_size=1)
-    return state
-
-
 def track(
-    predictor: SAM2VideoPredictor,
+    predictor: nn.Module,
     video: VideoRecord,
     prompt: Prompt,
     one_object_per_pixel: bool = False,
@@ -128,7 +76,7 @@ def track(
     """Prompt every object of a video from its true mask and track it.
 
     Args:
-        predictor: a stock predictor, with or without adapters in it.
+        predictor: of :func:`predicting`, with or without adapters in it.
         video: every object of it is seen on some frame.
         prompt: the true mask, its tight box, or one click at its centre, on the first frame that shows the object.
         one_object_per_pixel: where predictions overlap, the pixel is the object's with the highest logit.
@@ -142,7 +90,10 @@ def track(
     """
     nothing = RLE.encode(np.zeros((video.height, video.width), bool))
     found = {obj.object_id: [nothing] * first_frame(video, obj.object_id) for obj in video.objects}
-    for object_ids, logits_OHW in _tracked(predictor, video, prompt, after_frame):
+    room = spec_of(predictor).load()
+    for _, object_ids, logits_OHW in room.track_objects(
+        predictor, VideoFrames(video), _prompts(video, prompt), after_frame
+    ):
         masks_OHW = logits_OHW > 0
         if one_object_per_pixel:
             winner_HW = logits_OHW.argmax(dim=0)
@@ -152,58 +103,21 @@ def track(
     return found
 
 
-def _tracked(
-    predictor: SAM2VideoPredictor, video: VideoRecord, prompt: Prompt, after_frame: AfterFrame | None = None
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Frame by frame from the first prompt to the end: the objects prompted so far, and their mask logits (O, H, W)."""
-    state = init_state(predictor, VideoFrames(video))
-    if after_frame is not None:
-        after_frame(0)  # its image is encoded, whichever frame is prompted first
-    start_of = {obj.object_id: first_frame(video, obj.object_id) for obj in video.objects}
-    starts = sorted(set(start_of.values()))
-    # objects do not affect each other, and a frame before the prompt has no memory to track by
-    for start, end in zip(starts, [*starts[1:], len(video)], strict=True):
-        for obj in video.objects:
-            if start_of[obj.object_id] == start:
-                _prompt(predictor, state, start, obj, prompt)
-        with _no_progress_bar():
-            frames = predictor.propagate_in_video(state, start, max_frame_num_to_track=end - 1 - start)
-            for t, object_ids, logits_O1HW in frames:
-                if after_frame is not None:
-                    after_frame(t)
-                yield object_ids, logits_O1HW[:, 0]
-                _forget(predictor, state, t)
+def _prompts(video: VideoRecord, prompt: Prompt) -> dict[int, Iterator[ObjectPrompt]]:
+    """Return, by the frame on which objects are first seen, their prompts, each made when it is asked for."""
+    objects: dict[int, list[ObjectTrack]] = {}
+    for obj in video.objects:
+        objects.setdefault(first_frame(video, obj.object_id), []).append(obj)
+    return {t: map(partial(true_prompt, prompt, t), on_frame) for t, on_frame in objects.items()}
 
 
-def _forget(predictor: SAM2VideoPredictor, state: dict[str, Any], t: int) -> None:
-    """Drop what was tracked on the frame that memory attention can no longer see from the one after ``t``."""
-    memories = predictor.num_maskmem * predictor.memory_temporal_stride_for_eval
-    oldest = t + 1 - max(memories, predictor.max_obj_ptrs_in_encoder)
-    for outputs in state["output_dict_per_obj"].values():
-        outputs["non_cond_frame_outputs"].pop(oldest - 1, None)
-
-
-def _prompt(predictor: SAM2VideoPredictor, state: dict[str, Any], t: int, obj: ObjectTrack, prompt: Prompt) -> None:
+def true_prompt(prompt: Prompt, t: int, obj: ObjectTrack) -> ObjectPrompt:
+    """Return an object's true mask on a frame, its tight box, or a click at its centre."""
     segmentation = obj.segmentations[t]
     assert segmentation is not None
     mask = segmentation.decode()
     if prompt == "mask":
-        predictor.add_new_mask(state, t, obj.object_id, torch.from_numpy(mask))
-    elif prompt == "box":
-        predictor.add_new_points_or_box(state, t, obj.object_id, box=np.array(bounding_box(mask), np.float32))
-    else:
-        point = np.array([centre_point(mask)], np.float32)
-        predictor.add_new_points_or_box(state, t, obj.object_id, points=point, labels=np.array([1], np.int32))
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar that the stock predictor draws for every video."""
-    from sam2 import sam2_video_predictor
-
-    original = sam2_video_predictor.tqdm
-    sam2_video_predictor.tqdm = lambda iterable, **_: iterable
-    try:
-        yield
-    finally:
-        sam2_video_predictor.tqdm = original
+        return ObjectPrompt(obj.object_id, mask=mask)
+    if prompt == "box":
+        return ObjectPrompt(obj.object_id, box=bounding_box(mask))
+    return ObjectPrompt(obj.object_id, points=(centre_point(mask),), labels=(1,))

@@ -33,9 +33,9 @@ from ...data.prompts import PromptsByFrame, check_prompts
 from ...data.records import RLE
 from ...data.writers import write_palette_png
 from ...gating.domain_gate import Decision
+from ...gating.switching import install_saved_gate
 from ...models.checkpoint import load_trained
 from ...models.sam2.build import build_model
-from ...models.sam2.gate_hooks import install_saved_gate
 from ...models.sam2.streaming import Prediction, StreamingTracker
 
 logger = logging.getLogger(__name__)

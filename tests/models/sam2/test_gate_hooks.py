@@ -19,16 +19,17 @@ from src.data.prompts import Prompt
 from src.data.synthetic import CELLS, HELD_OUT_SEED, SOURCE, make_videos, shifted
 from src.gating.domain_gate import Decision, DomainGate
 from src.gating.fit import fit_gate
+from src.gating.switching import decide_for_frame, gated, install_gate, remove_gate
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import base_fingerprint, save_adapter
 from src.lora.expert_groups import active_adapter, add_adapter, set_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides
-from src.models.sam2.gate_hooks import DECISION, decide_for_frame, gated, install_gate, remove_gate
+from src.models.sam2.inference_state import DECISION, new_state
 from src.models.sam2.predictors import build_sam2_moe, build_sam2_video_predictor_moe, image_predictor
 from src.models.sam2.streaming import MemoryBank, StreamingTracker
-from src.models.sam2.train_forward import as_video_predictor
-from src.tasks.tracking.predict import init_state, predicting, track
+from src.models.sam2.tracking import as_video_predictor
+from src.tasks.tracking.predict import predicting, track
 from tests.errors import refuses
 
 CHECKPOINT = Path(__file__).parents[3] / "checkpoints/sam2_nano.safetensors"
@@ -87,7 +88,7 @@ def frames_of(videos) -> list[np.ndarray]:
 def tracked(model: SAM2Base, video) -> torch.Tensor:
     """Mask logits of a stock video predictor on the same modules, prompted by a mask and a box on frame 0."""
     predictor = model if isinstance(model, SAM2VideoPredictor) else as_video_predictor(model)
-    return run(predictor, init_state(predictor, [f.read() for f in video.frames]), video)
+    return run(predictor, new_state(predictor, [f.read() for f in video.frames]), video)
 
 
 def run(predictor: SAM2VideoPredictor, state: dict, video) -> torch.Tensor:
@@ -146,7 +147,7 @@ class TestVideo:
         install_gate(model, fitted)
         predictor = as_video_predictor(model)
         videos = (CELLS_VIDEO, SOURCE_VIDEO)
-        states = [init_state(predictor, [f.read() for f in video.frames]) for video in videos]
+        states = [new_state(predictor, [f.read() for f in video.frames]) for video in videos]
         for state, video in zip(states, videos, strict=True):
             predictor.add_new_mask(state, 0, 1, torch.from_numpy(next(iter(video.masks(0).values()))))
         both = [predictor.propagate_in_video(state) for state in states]
@@ -163,7 +164,7 @@ class TestVideo:
         box = np.array([20, 20, 90, 90], np.float32)
         with gated(everywhere, fitted):
             predictor = as_video_predictor(everywhere)
-            state = init_state(predictor, frames)
+            state = new_state(predictor, frames)
             assert DECISION not in state
             predictor.add_new_points_or_box(state, 1, 1, box=box)
             decision = state[DECISION]
@@ -209,7 +210,7 @@ class TestVideo:
 def alone(model: SAM2Base, video) -> torch.Tensor:
     """Logits of propagation alone, (T, 1, H, W)."""
     predictor = as_video_predictor(model)
-    state = init_state(predictor, [f.read() for f in video.frames])
+    state = new_state(predictor, [f.read() for f in video.frames])
     predictor.add_new_mask(state, 0, 1, torch.from_numpy(next(iter(video.masks(0).values()))))
     return torch.cat([masks for _, _, masks in predictor.propagate_in_video(state)])
 

@@ -31,13 +31,13 @@ from src.lora.injection import count_parameters
 from src.lora.moe_layer import MoELoRALinear
 from src.models.sam2.build import build_model, config_overrides
 from src.models.sam2.cpu_kernels import SharedPositions
+from src.models.sam2.inference_state import new_state
 from src.models.sam2.predictors import (
     automatic_mask_generator,
     build_sam2_moe,
     build_sam2_video_predictor_moe,
     image_predictor,
 )
-from src.tasks.tracking.predict import init_state
 
 TINY = "configs/sam2.1/sam2.1_hiera_t.yaml"
 TINY_SIDE = 256
@@ -76,7 +76,7 @@ def train_a_little(model: SAM2Base) -> None:
 
 def track_forward(predictor: SAM2VideoPredictor) -> torch.Tensor:
     """Mask logits of two objects, one from its mask, one from a box."""
-    state = init_state(predictor, [source.read() for source in VIDEO.frames])
+    state = new_state(predictor, [source.read() for source in VIDEO.frames])
     collected = [predictor.add_new_mask(state, 0, 1, torch.from_numpy(MASKS[0]))[2]]
     box = np.array(bounding_box(MASKS[-1]), np.float32)
     collected.append(predictor.add_new_points_or_box(state, 0, 2, box=box)[2])
@@ -87,7 +87,7 @@ def track_forward(predictor: SAM2VideoPredictor) -> torch.Tensor:
 @torch.autocast("cpu", torch.bfloat16)  # without it stock SAM 2 fails before an object's first prompt
 def edit_video(predictor: SAM2VideoPredictor) -> torch.Tensor:
     """Mask logits of a session: an object from clicks, one added later, a correction; forwards and backwards."""
-    state = init_state(predictor, [source.read() for source in VIDEO.frames])
+    state = new_state(predictor, [source.read() for source in VIDEO.frames])
 
     def click(frame: int, object_id: int, mask: np.ndarray, label: int) -> torch.Tensor:
         points, labels = np.array([centre_point(mask)], np.float32), np.array([label], np.int32)
@@ -329,7 +329,7 @@ def test_vos_optimized_traces_whole_with_adapters_in_place(nano, monkeypatch):
     assert adapter_state_dict(plain).keys() == adapter_state_dict(predictor).keys()
     results = []
     for each in (predictor, plain):
-        state = init_state(each, [source.read() for source in VIDEO.frames[:3]])
+        state = new_state(each, [source.read() for source in VIDEO.frames[:3]])
         each.add_new_mask(state, 0, 1, torch.from_numpy(MASKS[0]))
         results.append(torch.cat([logits for _, _, logits in each.propagate_in_video(state)]))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

@@ -17,9 +17,9 @@ from src.data.prompts import Prompt
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
+from src.models.sam2.inference_state import new_state
 from src.models.sam2.streaming import MemoryBank, ObjectMemory, StreamingTracker
-from src.models.sam2.train_forward import as_video_predictor
-from src.tasks.tracking.predict import init_state
+from src.models.sam2.tracking import as_video_predictor
 
 HEIGHT, WIDTH = 48, 80
 BOX = (10.0, 10.0, 34.0, 30.0)
@@ -68,7 +68,7 @@ def stock(monkeypatch: pytest.MonkeyPatch):
 
     def run(predictor, frames, before: dict[int, list[Prompt]], after: dict[int, list[Prompt]] | None = None) -> Logits:
         after = after or {}
-        state = init_state(predictor, frames)
+        state = new_state(predictor, frames)
         found: Logits = [{} for _ in frames]
         stops = sorted({t for t in before if t} | {t + 1 for t in after} | {len(frames)})
         for start, stop in zip([0, *stops], stops, strict=False):

@@ -17,14 +17,14 @@ from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionCo
 from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.synthetic import CELLS, make_video
 from src.lora.injection import apply_method
+from src.models.sam2.pixels import normalise
+from src.models.sam2.tracking import as_video_predictor
 from src.models.sam2.train_forward import (
     BatchTotals,
     TrainableSAM2,
-    as_video_predictor,
     build_loss,
     build_trainable,
     encode_frames,
-    normalise,
     seed_draws,
     segmentation_losses,
     to_datapoint,

@@ -22,7 +22,8 @@ from src.lora.adapter_io import Configs, base_fingerprint, save_adapter
 from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
-from src.models.sam2.gate_hooks import DECISION, gate_features, to_pixels
+from src.models.sam2.gate_hooks import gate_features, to_pixels
+from src.models.sam2.inference_state import DECISION
 from src.models.sam2.predictors import image_predictor
 from src.models.sam2.transformers_adapters import add_adapter_to_transformers
 from src.models.sam2.transformers_format import FINGERPRINT, MINIMUM_VERSION, save_transformers

@@ -25,6 +25,7 @@ from src.data.synthetic import CELLS, make_videos
 from src.lora.adapter_io import base_fingerprint
 from src.models.sam2 import transformers_format
 from src.models.sam2.build import build_model
+from src.models.sam2.inference_state import new_state
 from src.models.sam2.predictors import image_predictor
 from src.models.sam2.transformers_format import (
     FINGERPRINT,
@@ -36,7 +37,7 @@ from src.models.sam2.transformers_format import (
     transformers_name,
     transformers_state_dict,
 )
-from src.tasks.tracking.predict import init_state, predicting
+from src.tasks.tracking.predict import predicting
 
 transformers = pytest.importorskip(
     "transformers", MINIMUM_VERSION, f"transformers (optional) {MINIMUM_VERSION} or newer is not installed"
@@ -185,7 +186,7 @@ def test_tracked_masks_of_a_video(model, folder, tmp_path, name):
         model.sam_mask_decoder.pred_obj_score_head.layers[2].bias += 10
         save_transformers(model, folder)
     with predicting(model) as predictor:
-        state = init_state(predictor, FRAMES)
+        state = new_state(predictor, FRAMES)
         pixels = torch.stack([state["images"][t] for t in range(len(FRAMES))])
         predictor.add_new_points_or_box(state, 0, 1, points=np.array(POINTS, np.float32), labels=np.array(LABELS))
         predictor.add_new_points_or_box(state, 0, 2, box=np.array(BOX, np.float32))

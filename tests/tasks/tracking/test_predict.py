@@ -20,8 +20,10 @@ from src.evaluation.protocol import first_frame
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides, sam2_config
-from src.models.sam2.train_forward import as_video_predictor, build_loss, build_trainable, segmentation_losses
-from src.tasks.tracking.predict import VideoFrames, _forget, _tracked, init_state, predicting, track
+from src.models.sam2.inference_state import new_state
+from src.models.sam2.tracking import as_video_predictor
+from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
+from src.tasks.tracking.predict import VideoFrames, _forget, _tracked, predicting, track
 
 SEED = 4  # of a video with several objects, all of them seen on the first frame
 
@@ -76,7 +78,7 @@ def assert_same_masks(found: dict[int, list[RLE]], expected: dict[int, list]) ->
 
 def test_the_state_is_what_the_stock_predictor_makes_from_files(model, jpegs, video):
     with predicting(model) as predictor:
-        ours = init_state(predictor, [frame.read() for frame in video.frames])
+        ours = new_state(predictor, [frame.read() for frame in video.frames])
         theirs = predictor.init_state(str(jpegs))
     assert ours.keys() == theirs.keys()
     assert torch.equal(torch.stack(list(ours["images"])), theirs["images"])
@@ -250,7 +252,7 @@ class TestFramesAndMemory:
         long = make_video(SOURCE, SEED, 24, 64)
         long = replace(long, objects=long.objects[:1])
         with predicting(model) as predictor:
-            state = init_state(predictor, VideoFrames(long))
+            state = new_state(predictor, VideoFrames(long))
             mask = torch.from_numpy(long.masks(0)[long.objects[0].object_id])
             predictor.add_new_mask(state, 0, 1, mask)
             kept = [(logits[0, 0] > 0).numpy() for _, _, logits in predictor.propagate_in_video(state)]
