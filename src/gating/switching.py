@@ -88,10 +88,10 @@ class AdapterSwitch:
     @contextmanager
     def active(self, domain: str | None) -> Iterator[None]:
         """Compute with this domain's adapters, its expert group where there are groups, or with none of them."""
-        groups = [layer.active for layer in self._grouped]
+        groups = [layer.active_adapter for layer in self._grouped]
         switches = [adapter.enabled for adapter in self._adapters]
         for layer in self._grouped:
-            layer.active = domain
+            layer.active_adapter = domain
         if domain is None:
             for adapter in self._adapters:
                 adapter.enabled = False
@@ -99,7 +99,7 @@ class AdapterSwitch:
             yield
         finally:
             for layer, active in zip(self._grouped, groups, strict=True):
-                layer.active = active
+                layer.active_adapter = active
             for adapter, enabled in zip(self._adapters, switches, strict=True):
                 adapter.enabled = enabled
 

@@ -18,7 +18,8 @@ from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
 from src.models.sam2.inference_state import new_state
-from src.models.sam2.streaming import MemoryBank, ObjectMemory, StreamingTracker
+from src.models.sam2.memory_bank import ObjectMemory
+from src.models.sam2.streaming import MemoryBank, StreamingTracker
 from src.models.sam2.tracking import as_video_predictor
 
 HEIGHT, WIDTH = 48, 80

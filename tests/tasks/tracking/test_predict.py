@@ -20,10 +20,10 @@ from src.evaluation.protocol import first_frame
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model, config_overrides, sam2_config
-from src.models.sam2.inference_state import new_state
-from src.models.sam2.tracking import as_video_predictor
+from src.models.sam2.inference_state import forget_unreachable, new_state
+from src.models.sam2.tracking import as_video_predictor, track_objects
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
-from src.tasks.tracking.predict import VideoFrames, _forget, _tracked, predicting, track
+from src.tasks.tracking.predict import VideoFrames, _prompts, predicting, track
 
 SEED = 4  # of a video with several objects, all of them seen on the first frame
 
@@ -241,7 +241,8 @@ class TestFramesAndMemory:
             replace(o, segmentations=[None] * t + list(o.segmentations[t:])) for t, o in enumerate(video.objects[:2])
         ]
         with predicting(model) as predictor:
-            tracking = _tracked(predictor, replace(video, frames=frames, objects=late), "mask")
+            changed = replace(video, frames=frames, objects=late)
+            tracking = track_objects(predictor, VideoFrames(changed), _prompts(changed, "mask"))
             next(tracking)
             assert [frame.reads > 0 for frame in frames] == [True, False, False, False]
             list(tracking)
@@ -261,7 +262,7 @@ class TestFramesAndMemory:
             found = []
             for t, _, logits in predictor.propagate_in_video(state):
                 found.append((logits[0, 0] > 0).numpy())
-                _forget(predictor, state, t)
+                forget_unreachable(predictor, state, t + 1)
                 assert len(state["output_dict_per_obj"][0]["non_cond_frame_outputs"]) <= 16
             tracked = track(predictor, long, "mask")
         assert np.array_equal(found, kept)
