@@ -1,28 +1,55 @@
-"""The guide explains every key of the YAML."""
+"""What the documentation refers to is there: files, links, and the layers of the guide's table."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
-from src.config import Config, Section
+import pytest
 
-GUIDE = Path(__file__).parents[1] / "LORA_IMPLEMENTATION_GUIDE.md"
+from src.config import ModelConfig
+from src.lora.injection import find_targets
+from src.models.sam2.build import build_model
 
-
-def keys(section: type[Section]) -> set[str]:
-    found = set()
-    for name, info in section.model_fields.items():
-        inner = [c for c in (info.annotation, *getattr(info.annotation, "__args__", ())) if isinstance(c, type)]
-        sections = [c for c in inner if issubclass(c, Section)]
-        found |= set().union(*(keys(c) for c in sections)) if sections else {name}
-    return found
-
-
-def test_the_guide_names_every_key() -> None:
-    named = {part for quoted in re.findall(r"`([\w.]+)`", GUIDE.read_text()) for part in quoted.split(".")}
-    assert keys(Config) - named == set()
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), ROOT / "data/README.md", *(ROOT / "docs").rglob("*.md")]
+FILE = re.compile(
+    r"`((?:src|tests|tools|benchmarks|examples|docs|data|checkpoints)/[\w./-]+\.(?:py|md|ya?ml|sh|json))`"
+)
+FORMER = {"CHANGELOG.md"}
+"""Pages that may speak of files of earlier versions."""
 
 
-def test_there_are_keys_to_look_for() -> None:
-    assert {"rank", "null_expert", "degrees", "img_folder", "output_dir"} <= keys(Config)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+class TestPages:
+    def test_links_lead_to_files(self, page):
+        targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        files = [target.partition("#")[0] for target in targets if "://" not in target]
+        assert [file for file in files if file and not (page.parent / file).exists()] == []
+
+    def test_files_that_are_named_are_there(self, page):
+        if page.name not in FORMER:
+            named = FILE.findall(page.read_text(encoding="utf-8"))
+            assert [file for file in named if not (ROOT / file).exists()] == []
+
+
+def layer_names() -> list[str]:
+    """Return the layers of the guide's table, their shorthand written out."""
+    text = (ROOT / "LORA_IMPLEMENTATION_GUIDE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\|[^|]*\| (`.*`) \| [\d, of each]+\|$", text, re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    choices = [[part.split(",") for part in re.findall(r"\{([^}]+)\}", name)] for name in names]
+    return [
+        re.sub(r"\{[^}]+\}", "{}", name).format(*chosen).removeprefix("….")
+        for name, parts in zip(names, choices, strict=True)
+        for chosen in itertools.product(*parts)
+    ]
+
+
+def test_every_layer_of_the_table_can_be_adapted():
+    names = layer_names()
+    assert len(names) > 20
+    model = build_model(ModelConfig())
+    for name in names:
+        assert find_targets(model, [name if "." in name else f"*.{name}"]), name
