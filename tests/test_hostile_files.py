@@ -32,13 +32,14 @@ from src.data.formats.parsing import Bounds, IssueLog, open_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import CELLS, make_videos
 from src.data.unlabelled import open_unlabelled
-from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_ytvis
+from src.data.writers import write_coco, write_davis
 from src.evaluation.predictions import write_masks
 from src.lora.adapter_io import WEIGHTS_FILE, load_adapter, read_adapter_config
 from src.models.sam2.build import build_model, read_weights
 from src.models.sam2.streaming import MemoryBank
 from src.train.trainer import Trainer
 from tests.sources import open_place
+from tests.writers import write_folder, write_sav, write_ytvis
 
 
 class Bomb:

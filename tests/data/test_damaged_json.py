@@ -13,8 +13,8 @@ import pytest
 from src.core.errors import UserError
 from src.data.records import DataSet
 from src.data.synthetic import SOURCE, make_videos
-from src.data.writers import write_sav, write_tracked_coco, write_ytvis
 from tests.sources import open_sav, open_ytvis
+from tests.writers import write_sav, write_tracked_coco, write_ytvis
 
 ODD: list[Any] = [
     None,

@@ -16,17 +16,10 @@ from src.data.checks.validate import check
 from src.data.decode.labels import davis_palette
 from src.data.records import DataSet, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
-from src.data.writers import (
-    write_coco,
-    write_davis,
-    write_folder,
-    write_palette_png,
-    write_sav,
-    write_tracked_coco,
-    write_ytvis,
-)
+from src.data.writers import write_coco, write_davis, write_palette_png
 from src.evaluation.domains import Domain
 from tests.sources import open_place, recognised
+from tests.writers import write_folder, write_sav, write_tracked_coco, write_ytvis
 
 FRAMES, SIDE = 6, 32
 

@@ -14,11 +14,12 @@ from src.data.checks.validate import check
 from src.data.clips import ClipDataset, collate
 from src.data.records import DataSet
 from src.data.synthetic import CELLS, SOURCE, make_videos
-from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
+from src.data.writers import write_coco, write_davis
 from src.evaluation.domains import Domain
 from src.models.sam2.build import build_model
 from src.tasks.tracking.evaluation import evaluate_domain
 from tests.sources import open_place
+from tests.writers import write_folder, write_sav, write_tracked_coco, write_ytvis
 
 FRAMES, SIDE = 6, 64
 

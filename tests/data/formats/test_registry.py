@@ -18,9 +18,10 @@ from src.data.checks.validate import check
 from src.data.formats import format_names, readers
 from src.data.records import DataSet
 from src.data.synthetic import SOURCE, make_videos
-from src.data.writers import write_coco, write_davis, write_folder, write_sav, write_tracked_coco, write_ytvis
+from src.data.writers import write_coco, write_davis
 from tests.errors import refuses
 from tests.sources import open_place, recognised
+from tests.writers import write_folder, write_sav, write_tracked_coco, write_ytvis
 
 
 @pytest.fixture(scope="module")
