@@ -155,7 +155,7 @@ class Way:
 WAYS = (
     Way("Gaussian, mean of the last level", whole, 0, (gaussian_of_last,)),
     Way("Gaussian, all levels", whole, 0, (gaussian,)),
-    Way("… in other lights", whole, VIEWS, (gaussian,)),
+    Way("… with augmentations", whole, VIEWS, (gaussian,)),
     Way("… without directions of light", whole, VIEWS, (without_light,)),
     Way("… nearest neighbours", whole, VIEWS, (neighbours,)),
     Way("… around the object only", as_is, VIEWS, (gaussian,), around_object=True),
@@ -163,10 +163,10 @@ WAYS = (
     Way("… logistic against the source", whole, VIEWS, (), (logistic,)),
     Way("… Gaussian and logistic", whole, VIEWS, (gaussian,), (logistic,)),
     Way("even exposure, Gaussian, as it is", even, 0, (gaussian,)),
-    Way("even exposure, Gaussian, in other lights", even, VIEWS, (gaussian,)),
+    Way("even exposure, Gaussian, with augmentations", even, VIEWS, (gaussian,)),
     Way("… Gaussian and logistic, even exposure", even, VIEWS, (gaussian,), (logistic,)),
 )
-SHIPPED = "even exposure, Gaussian, in other lights"
+SHIPPED = "even exposure, Gaussian, with augmentations"
 
 
 class Images:

@@ -1,12 +1,13 @@
-"""Time and memory of a MoPE layer's forward and backward beside the usual loop over experts and beside PEFT's LoRA.
+"""Time and memory of a MoPE layer's forward and backward beside loops over experts and PEFT's LoRA.
 
 All have the same frozen base layer and get the same input, which asks for a gradient as in the middle of a model. The
-loops are the usual ways to write such a layer: every expert on every token, its weighed output added at once or all
-outputs stacked and then weighed, or every expert on its own tokens. PEFT's LoRA has the rank of all experts together;
-the frozen base layer alone is what no adapter can be faster than. Before anything is timed, outputs and gradients in
-float64 are checked to equal the loop's. Rounds are interleaved: each runs everything once, in an order of its own, as
-what ran before leaves its traces in memory; ratios are medians over rounds of the ratio within one. Memory is what
-autograd keeps for the backward pass, the input with it, model weights without.
+loops are the usual ways to write such a layer. Two run every expert on every token, and add each weighted output at
+once or stack all of them first. The third runs every expert on its own tokens. PEFT's LoRA has the rank of all experts
+together. The frozen base layer alone is what no adapter can be faster than.
+
+Before anything is timed, outputs and gradients in float64 are checked to equal the loop's. Rounds are interleaved: each
+runs everything once, in an order of its own, because what ran before affects caches. Ratios are medians over rounds of
+the ratio within one. Memory is what autograd keeps for the backward pass, with the input and without model weights.
 """
 
 from __future__ import annotations
@@ -31,51 +32,51 @@ MOPE = "this layer"
 
 
 class Loop(nn.Module):
-    """The formula of MoELoRALinear, every expert on every token; it shares the layer's parameters."""
+    """The formula of MoELoRALinear with every expert on every token; it shares the layer's parameters."""
 
     def __init__(self, layer: MoELoRALinear) -> None:
         super().__init__()
         self.layer = layer
 
-    def chosen(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The weights and numbers of each token's experts, (…, K) both."""
-        gate = self.layer.gate
-        top, chosen = F.linear(x, gate.weight, gate.bias).topk(gate.top_k, dim=-1)
-        return top.softmax(dim=-1), chosen
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return routing weights and indices of each token's experts, (…, K) both."""
+        router = self.layer.gate
+        top_logits, selected = F.linear(x, router.weight, router.bias).topk(router.top_k, dim=-1)
+        return top_logits.softmax(dim=-1), selected
 
     def expert(self, number: int, x: Tensor) -> Tensor:
         return self.layer.scale * F.linear(F.linear(x, self.layer.lora_A[number]), self.layer.lora_B[number])
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.chosen(x)
+        weights, selected = self.route(x)
         out = self.layer.base_layer(x)
         for number in range(self.layer.num_experts):
-            weight = torch.where(chosen == number, weights, 0).sum(dim=-1, keepdim=True)
+            weight = torch.where(selected == number, weights, 0).sum(dim=-1, keepdim=True)
             out = out + weight * self.expert(number, x)
         return out
 
 
 class StackedLoop(Loop):
-    """The same, all outputs stacked (…, E, O) and then weighed and summed."""
+    """The same with all outputs stacked (…, E, O), then weighted and summed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.chosen(x)
-        gates = weights.new_zeros(*x.shape[:-1], self.layer.num_experts).scatter(-1, chosen, weights)
+        weights, selected = self.route(x)
+        routing = weights.new_zeros(*x.shape[:-1], self.layer.num_experts).scatter(-1, selected, weights)
         outputs = torch.stack([self.expert(number, x) for number in range(self.layer.num_experts)], dim=-2)
-        return self.layer.base_layer(x) + (gates.unsqueeze(-1) * outputs).sum(dim=-2)
+        return self.layer.base_layer(x) + (routing.unsqueeze(-1) * outputs).sum(dim=-2)
 
 
 class SparseLoop(Loop):
-    """The same, every expert on the tokens that chose it."""
+    """The same with every expert on the tokens that selected it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.chosen(x)
+        weights, selected = self.route(x)
         rows = x.flatten(0, -2)
         out = self.layer.base_layer(x).flatten(0, -2)
         for number in range(self.layer.num_experts):
-            row, place = (chosen.flatten(0, -2) == number).nonzero(as_tuple=True)
-            part = weights.flatten(0, -2)[row, place].unsqueeze(-1) * self.expert(number, rows[row])
-            out = out.index_add(0, row, part)
+            token, rank = (selected.flatten(0, -2) == number).nonzero(as_tuple=True)
+            part = weights.flatten(0, -2)[token, rank].unsqueeze(-1) * self.expert(number, rows[token])
+            out = out.index_add(0, token, part)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -93,11 +94,11 @@ def parse_shape(text: str) -> tuple[list[int], int]:
         shape = [int(size) for size in sizes.split("x")]
         return shape, int(out or shape[-1])
     except ValueError:
-        raise UserError(f"--shapes: {text} is not like 1x4096x256 or 1x28672x64->256") from None
+        raise UserError(f"--shapes: {text} is not like 1x4096x256 or 1x28672x64->256", code="benchmark.shape") from None
 
 
 def build(features: int, out: int, arguments: argparse.Namespace) -> dict[str, nn.Module]:
-    """The modules to compare by name, with experts that are far from zero; only PEFT's computes something else."""
+    """Return the modules to compare by name, with experts far from zero; only PEFT's computes something else."""
     torch.manual_seed(0)
     base = nn.Linear(features, out).requires_grad_(False)
     layer = MoELoRALinear(base, arguments.experts, arguments.rank, arguments.top_k)
@@ -114,39 +115,41 @@ def build(features: int, out: int, arguments: argparse.Namespace) -> dict[str, n
 
 
 def forward_backward(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
-    """Output and gradients of input and adapter; the gradients are cleared."""
+    """Return the output and the gradients of input and adapter."""
     out = module(x)
     wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
     return [out.detach(), *torch.autograd.grad(out, wanted, grad)]
 
 
 def differences(modules: dict[str, nn.Module], x: Tensor, grad: Tensor) -> tuple[float, float]:
-    """How far outputs and gradients are from the loop's, relative to the largest number of each tensor, at most."""
+    """Return the largest differences of outputs and gradients from the loop's, relative to each tensor's maximum."""
     expected = forward_backward(modules["loop"], x, grad)
     found = [forward_backward(modules[name], x, grad) for name in (*LOOPS, MOPE)]
-    far = [
+    errors = [
         [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(tensors, expected, strict=True)]
         for tensors in found
     ]
-    return max(row[0] for row in far), max(max(row[1:]) for row in far)
+    return max(row[0] for row in errors), max(max(row[1:]) for row in errors)
 
 
 def check_equal(modules: dict[str, nn.Module], x: Tensor, grad: Tensor, tolerance: float) -> None:
-    """Raise unless results are the loop's in float64, where rounding hides no mistake."""
+    """Raise UserError unless results equal the loop's in float64, where rounding hides no mistake."""
     wide = {name: copy.deepcopy(module).double() for name, module in modules.items()}
     worst = max(differences(wide, x.detach().double().requires_grad_(), grad.double()))
     if worst > tolerance:
-        raise UserError(f"in float64 results differ from the loop's by {worst:.1e} of the largest number")
+        raise UserError(
+            f"in float64 results differ from the loop's by {worst:.1e} of the largest number", code="benchmark.unequal"
+        )
 
 
 def kept_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward pass, without those of parameters."""
+    """Return the bytes of distinct storages that autograd keeps for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     sizes: dict[int, int] = {}
     kept = []
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.append(tensor)  # so that no address is used twice
+        kept.append(tensor)  # so that no address is reused
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
@@ -162,13 +165,13 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"{arguments.experts} experts of rank {arguments.rank}, top {arguments.top_k}, {arguments.threads} threads\n")
     print("| input | layer | ms, forward and backward | to this layer | kept for backward, MB | to this layer |")
     print("|---|---|--:|--:|--:|--:|")
-    far = []
+    errors = []
     for text in arguments.shapes:
         shape, out = parse_shape(text)
         modules = build(shape[-1], out, arguments)
         x, grad = torch.randn(shape, requires_grad=True), torch.randn(*shape[:-1], out)
         check_equal(modules, x, grad, arguments.tolerance)
-        far.append(differences(modules, x, grad))
+        errors.append(differences(modules, x, grad))
         variants = {name: partial(forward_backward, module, x, grad) for name, module in modules.items()}
         seconds = in_turn(variants, arguments.rounds, clock(arguments.threads))
         kept = {name: kept_bytes(module, x) for name, module in modules.items()}
@@ -176,7 +179,7 @@ def main(arguments: argparse.Namespace) -> None:
             row = (f"{1e3 * median(seconds[name]):.1f}", f"{ratio(seconds[name], seconds[MOPE]):.2f}")
             memory = (f"{kept[name] / 2**20:.1f}", f"{kept[name] / kept[MOPE]:.1f}")
             print(f"| {text} | {name} | {' | '.join(row + memory)} |", flush=True)
-    outputs, gradients = (max(values) for values in zip(*far, strict=True))
+    outputs, gradients = (max(values) for values in zip(*errors, strict=True))
     print(
         f"\nfrom the loop, relative to the largest number: outputs {outputs:.1e}, gradients {gradients:.1e} (float32)"
     )
