@@ -52,4 +52,4 @@ def test_every_layer_of_the_table_can_be_adapted():
     assert len(names) > 20
     model = build_model(ModelConfig())
     for name in names:
-        assert find_targets(model, [name if "." in name else f"*.{name}"]), name
+        assert find_targets(model, [name]), name
