@@ -12,76 +12,101 @@ from .section import DomainName, Format, Section, Split
 
 
 class MotionConfig(Section):
-    """Simulated camera and object motion that turns a still image into a clip; magnitudes are per clip."""
+    """Simulated motion of camera and objects that turns a still image into a clip."""
 
-    degrees: float = Field(12.0, ge=0, le=180, description="rotation over the clip, up to ±")
-    translate: float = Field(0.12, ge=0, le=1, description="shift over the clip, as a share of the image side, up to ±")
-    scale: float = Field(0.15, ge=0, lt=1, description="growth or shrinking over the clip, up to ±")
-    shear: float = Field(5.0, ge=0, le=45, description="degrees, up to ±")
-    brightness: float = Field(0.15, ge=0, lt=1)
-    contrast: float = Field(0.15, ge=0, lt=1)
+    degrees: float = Field(12.0, ge=0, le=180, description="Rotation over the clip, up to ± this many degrees.")
+    translate: float = Field(0.12, ge=0, le=1, description="Shift over the clip, up to ± this share of the image side.")
+    scale: float = Field(0.15, ge=0, lt=1, description="Growth or shrinking over the clip, up to ± this share.")
+    shear: float = Field(5.0, ge=0, le=45, description="Shear over the clip, up to ± this many degrees.")
+    brightness: float = Field(0.15, ge=0, lt=1, description="Change of brightness over the clip, up to ± this share.")
+    contrast: float = Field(0.15, ge=0, lt=1, description="Change of contrast over the clip, up to ± this share.")
     elastic: float = Field(
-        0.02, ge=0, le=0.2, description="smooth warp: its deviation, as a share of half the image side"
+        0.02, ge=0, le=0.2, description="Standard deviation of a smooth warp, as a share of half the image side."
     )
-    occlusion: float = Field(0.2, ge=0, le=1, description="chance that something passes in front")
+    occlusion: float = Field(0.2, ge=0, le=1, description="Chance that a bar passes in front of the scene.")
 
 
 class ClipConfig(Section):
     """How clips are cut from videos."""
 
-    frames: int = Field(4, ge=1)
-    max_objects: int = Field(3, ge=1, description="objects drawn per clip")
-    max_stride: int = Field(1, ge=1, description="frames of a video are taken in steps of 1 to this many, drawn a clip")
-    reverse: float = Field(0.0, ge=0, le=1, description="chance that a video is played backwards")
-    motion: MotionConfig = Field(default_factory=MotionConfig)
+    frames: int = Field(4, ge=1, description="Frames per training clip.")
+    max_objects: int = Field(3, ge=1, description="Objects drawn per clip, at most.")
+    max_stride: int = Field(
+        1,
+        ge=1,
+        description="Largest step between frames taken from a video. The step is drawn for each clip, from 1 on.",
+    )
+    reverse: float = Field(0.0, ge=0, le=1, description="Chance that a video is played backwards.")
+    motion: MotionConfig = Field(default_factory=MotionConfig, description="Simulated motion of still images.")
 
 
 class AugmentationConfig(Section):
-    """What is drawn for a whole training clip, and for each frame (``frame_*``); the defaults are SAM 2's recipe."""
+    """Random changes of training clips, whole and (``frame_*``) frame by frame.
 
-    flip: float = Field(0.5, ge=0, le=1, description="chance that the clip is mirrored")
-    degrees: float = Field(25.0, ge=0, le=180, description="rotation, up to ±")
-    shear: float = Field(20.0, ge=0, le=45, description="degrees, up to ±")
-    scale: float = Field(0.0, ge=0, lt=1, description="growth or shrinking, up to ±")
-    translate: float = Field(0.0, ge=0, le=1, description="shift, as a share of the image side, up to ±")
-    brightness: float = Field(0.1, ge=0, le=1, description="times a number within 1 ± this; so are the next two")
-    contrast: float = Field(0.03, ge=0, le=1)
-    saturation: float = Field(0.03, ge=0, le=1)
-    grey: float = Field(0.05, ge=0, le=1, description="chance that the clip loses its colours")
-    frame_brightness: float = Field(
-        0.1, ge=0, le=1, description="as brightness, drawn for each frame; so are the next two"
+    The defaults are those of SAM 2's training recipe.
+    """
+
+    flip: float = Field(0.5, ge=0, le=1, description="Chance that the clip is mirrored.")
+    degrees: float = Field(25.0, ge=0, le=180, description="Rotation, up to ± this many degrees.")
+    shear: float = Field(20.0, ge=0, le=45, description="Shear, up to ± this many degrees.")
+    scale: float = Field(0.0, ge=0, lt=1, description="Growth or shrinking, up to ± this share.")
+    translate: float = Field(0.0, ge=0, le=1, description="Shift, up to ± this share of the image side.")
+    brightness: float = Field(
+        0.1, ge=0, le=1, description="The clip's brightness is multiplied by a number within 1 ± this."
     )
-    frame_contrast: float = Field(0.05, ge=0, le=1)
-    frame_saturation: float = Field(0.05, ge=0, le=1)
+    contrast: float = Field(
+        0.03, ge=0, le=1, description="The clip's contrast is multiplied by a number within 1 ± this."
+    )
+    saturation: float = Field(
+        0.03, ge=0, le=1, description="The clip's saturation is multiplied by a number within 1 ± this."
+    )
+    grey: float = Field(0.05, ge=0, le=1, description="Chance that the clip loses its colours.")
+    frame_brightness: float = Field(
+        0.1, ge=0, le=1, description="Each frame's brightness is multiplied by a number within 1 ± this."
+    )
+    frame_contrast: float = Field(
+        0.05, ge=0, le=1, description="Each frame's contrast is multiplied by a number within 1 ± this."
+    )
+    frame_saturation: float = Field(
+        0.05, ge=0, le=1, description="Each frame's saturation is multiplied by a number within 1 ± this."
+    )
 
 
 class SplitConfig(Section):
     """The images or videos of one split, and their annotations."""
 
-    img_folder: str = Field(description="images, frames or videos; what the annotations' file names are relative to")
-    ann_file: str | None = Field(None, description="annotation file or folder; null: looked for in img_folder")
+    img_folder: str = Field(
+        description="Folder of images, frames or videos. File names in the annotations are relative to it."
+    )
+    ann_file: str | None = Field(
+        None, description="Annotation file or folder. null: looked for among the images and beside them."
+    )
     videos: str | list[str] | None = Field(
-        None, description="only these: names, or a text file with one a line (DAVIS' ImageSets); null: all"
+        None, description="Videos or images to use: their names, or a text file with one name per line. null: all."
     )
 
 
 class NamedSplit(SplitConfig):
     """A split that stands on its own: all that is needed to open it."""
 
-    name: DomainName
-    format: Format = Field("auto", description="auto: recognised by the files")
+    name: DomainName = Field(description="Name in tables and files.")
+    format: Format = Field("auto", description="Format of the files. auto: recognised.")
 
 
 class DomainConfig(Section):
-    """A domain to learn: its splits, and what is said of all of them."""
+    """A domain to learn, with its splits."""
 
-    name: DomainName = "target"
-    weight: float = Field(1.0, gt=0, description="its share of the training clips is weight / sum of weights")
-    license: str | None = Field(None, description="of the data, as the adapter's model card states it")
-    format: Format = Field("auto", description="auto: recognised by the files")
-    train: SplitConfig
-    val: SplitConfig | None = None
-    test: SplitConfig | None = None
+    name: DomainName = Field("target", description="Name in tables and files, and of the domain's expert group.")
+    weight: float = Field(1.0, gt=0, description="Share of the training clips: this divided by the sum of all weights.")
+    license: str | None = Field(
+        None,
+        description="Licence of the data, such as `CC BY 4.0`, which the adapter's model card states. null: not "
+        "stated.",
+    )
+    format: Format = Field("auto", description="Format of the files. auto: recognised.")
+    train: SplitConfig = Field(description="Split to train on.")
+    val: SplitConfig | None = Field(None, description="Split for validation and for the table. null: none.")
+    test: SplitConfig | None = Field(None, description="Split for `evaluate --split test`. null: none.")
 
     @model_validator(mode="before")
     @classmethod
@@ -110,22 +135,28 @@ class DomainConfig(Section):
 
 
 class DatasetConfig(Section):
-    """The domains to learn, one or several in one run, and how clips are made of them."""
+    """Domains to learn, and how clips are made of their images and videos."""
 
     domains: list[DomainConfig] = Field(
         default_factory=lambda: [DomainConfig.model_validate(FIRST_DOMAIN)],
         min_length=1,
-        description="domains to learn; the keys of the first may stand directly under dataset, in flat form",
+        description="Domains to learn, one or several in one run.",
     )
-    skip_bad: bool = Field(False, description="leave damaged entries out, listed in skipped.json, instead of stopping")
+    skip_bad: bool = Field(
+        False,
+        description="Leaves damaged entries out and lists them in `skipped.json`, instead of stopping (`--skip-bad`).",
+    )
     follow_links: bool = Field(
-        False, description="use images, masks and videos outside their folder that a link leads to"
+        False, description="Whether links may lead to images, masks and videos outside the data set's folder."
     )
-    max_ann_per_img: int = Field(200, gt=0, description="annotations kept per image, largest first")
+    max_ann_per_img: int = Field(200, gt=0, description="Annotations kept per image, the largest first.")
     min_object_side: float = Field(
-        1.0, ge=0, description="objects smaller than this, in pixels at the model's resolution, are not trained on"
+        1.0,
+        ge=0,
+        description="Objects below this side squared, in pixels at the model's size, are not trained on where an "
+        "image has larger ones.",
     )
-    clip: ClipConfig = Field(default_factory=ClipConfig)
+    clip: ClipConfig = Field(default_factory=ClipConfig, description="How clips are cut from videos.")
     augmentation: AugmentationConfig | None = Field(
-        default_factory=AugmentationConfig, description="of training clips; null: none"
+        default_factory=AugmentationConfig, description="Random changes of training clips. null: none."
     )

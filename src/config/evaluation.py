@@ -9,17 +9,24 @@ from .section import Prompt, Protocol, Section
 
 
 class EvaluationConfig(Section):
-    """What the table says."""
+    """What is scored, and how."""
 
-    prompt: Prompt = "mask"
-    protocol: Protocol = Field("after_prompt", description="which frames are scored; davis, sav: as their own tools")
-    clicks: int = Field(0, ge=0, description="correction clicks of the table of single images; 0: no such table")
-    frames: int = Field(8, ge=2, description="frames of the clips that still images become")
-    max_images: int | None = Field(None, gt=0, description="images per domain; null: all")
-    max_objects: int = Field(5, gt=0, description="objects per image, largest first")
-    max_side: int = Field(1024, gt=0, description="larger still images are scored at this many pixels")
-    source_clips: int = Field(
-        24, ge=0, description="held-out clips of the bundled base's source domain (sam2_nano); 0: none"
+    prompt: Prompt = Field("mask", description="Prompt that each object gets once, on the first frame that shows it.")
+    protocol: Protocol = Field(
+        "after_prompt",
+        description="Frames that are scored: all after the prompt, or as the official tools of DAVIS or SA-V do.",
     )
-    domains: list[NamedSplit] = Field(default_factory=list)
-    overlays: int = Field(3, ge=0, description="best and worst cases drawn per domain")
+    clicks: int = Field(0, ge=0, description="Correction clicks in the table of single images. 0: no such table.")
+    frames: int = Field(8, ge=2, description="Frames of the clips that still images become.")
+    max_images: int | None = Field(None, gt=0, description="Images or videos scored per domain. null: all.")
+    max_objects: int = Field(5, gt=0, description="Objects scored per image or video, the largest first.")
+    max_side: int = Field(
+        1024, gt=0, description="Longest side of still images in pixels. Larger ones are scaled down to it."
+    )
+    source_clips: int = Field(
+        24, ge=0, description="Held-out synthetic clips of the domain that the bundled base was trained on. 0: none."
+    )
+    domains: list[NamedSplit] = Field(
+        default_factory=list, description="Further data sets to score: what must not be forgotten."
+    )
+    overlays: int = Field(3, ge=0, description="Best and worst cases drawn per domain.")

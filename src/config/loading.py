@@ -31,17 +31,20 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         UserError: the file is missing or is not YAML, or values are wrong: every mistake, with its dotted key.
     """
     raw = read_yaml(path)
-    written = _modernize(raw, str(path))
+    renamed = _modernize(raw, str(path))
     for override in overrides or []:
-        written |= _apply_override(raw, override)
-    for new, old in written.items():
-        if old in RENAMED:
-            logger.info(f"{path}: {old} is now called {new}")
-    return _validate(Config, raw, str(path), written)
+        renamed |= _apply_override(raw, override)
+    for old in filter(RENAMED.__contains__, renamed):
+        logger.info(f"{path}: {old} is now called {RENAMED[old]}")
+    return _validate(Config, raw, str(path), renamed)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file of sections as plain data. Raises UserError if it is missing, not YAML, or something else."""
+    """Return a YAML file of sections as plain data.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds something else than sections.
+    """
     path = find_config(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -76,7 +79,7 @@ def parse_config(raw: dict[str, Any], origin: str) -> Config:
 
 
 def parse_section(kind: type[AnySection], raw: dict[str, Any], origin: str) -> AnySection:
-    """:func:`parse_config` for any section, such as one that another command's YAML is made of."""
+    """Validate a mapping as a section, such as one that another command's YAML is made of."""
     return _validate(kind, raw, origin, {})
 
 
@@ -89,7 +92,7 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, str]:
     Raises:
         UserError: a part of the key is a value, not a section.
     """
-    written = _modernize(raw, dotted)  # or a flat name of the first domain would win over the value to be set
+    renamed = _modernize(raw, dotted)  # or a flat name of the first domain would win over the value to be set
     drop_renamed(raw, dotted)
     *sections, key = dotted.split(".")
     section: Any = raw
@@ -105,7 +108,7 @@ def set_key(raw: dict[str, Any], dotted: str, value: Any) -> dict[str, str]:
         section[int(key)] = value
     else:
         section[key] = value
-    return written | _modernize(raw, dotted)
+    return renamed | _modernize(raw, dotted)
 
 
 def _inside(section: Any, key: str) -> Any:
@@ -115,10 +118,11 @@ def _inside(section: Any, key: str) -> Any:
     return section[int(key)] if key.isdecimal() and int(key) < len(section) else None
 
 
-def _validate(kind: type[AnySection], raw: dict[str, Any], origin: str, written: Mapping[str, str]) -> AnySection:
+def _validate(kind: type[AnySection], raw: dict[str, Any], origin: str, renamed: Mapping[str, str]) -> AnySection:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
+        written = {new: old for old, new in renamed.items()}
         mistakes = [_describe(e, kind, written) for e in error.errors(include_url=False)]
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     raise UserError(f"{origin}: {count}\n" + "\n".join(f"  {mistake}" for mistake in mistakes), "config.mistakes")
@@ -183,9 +187,7 @@ def _nearest_key(location: list[str], kind: type[BaseModel]) -> str:
     if not near:
         return f"known keys here: {', '.join(known)}"
     today = former.get(near[0], near[0])
-    if today.rpartition(".")[2] == near[0]:
-        return f"did you mean '{near[0]}'?"
-    return f"did you mean '{near[0]}', which is now called {today}?"
+    return f"did you mean '{near[0]}'" + ("?" if today == near[0] else f", which is now called {today}?")
 
 
 def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:

@@ -14,10 +14,15 @@ from .section import Section
 class ModelConfig(Section):
     """Which model, with which weights."""
 
-    name: str = Field(DEFAULT_MODEL, description="one of the models that ship, or one that is registered")
-    checkpoint: str | None = Field(None, description="official .pt or safetensors; null: random weights")
+    name: str = Field(DEFAULT_MODEL, description="Name of the model: one that ships, or one that was registered.")
+    checkpoint: str | None = Field(
+        None, description="Base weights: the official `.pt`, or safetensors. null: random weights."
+    )
     image_size: int | None = Field(
-        None, gt=0, description="pixels, a multiple of the model's stride; null: the model's own"
+        None,
+        gt=0,
+        description="Side in pixels of the square images that the model sees. It is a multiple of the model's "
+        "stride; null: the model's own size.",
     )
 
     @field_validator("name")

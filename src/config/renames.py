@@ -46,31 +46,31 @@ def modernize(raw: dict[str, Any]) -> dict[str, str]:
         raw: sections by name; values of a wrong kind are left for the schema to refuse.
 
     Returns:
-        Today's dotted name → the name it was written under, for each key that had another one.
+        The dotted name in ``raw`` → today's, for each key that had another one.
 
     Raises:
         ValueError: two names of one key have different values.
     """
-    written = _gather_domains(raw.get("dataset"))
+    renamed = _gather_domains(raw.get("dataset"))
     for old, new in {**ALIASES, **RENAMED}.items():
         section, key = _holder(raw, old)
         if section is not None:
             _move(raw, old, section.pop(key), new)
-            written[new] = old
-    return written
+            renamed[old] = new
+    return renamed
 
 
 def nest_splits(domain: dict[str, Any]) -> dict[str, str]:
-    """Turn the flat keys of a domain's splits into nested ones, in place; return nested name → flat name."""
-    written: dict[str, str] = {}
+    """Turn the flat keys of a domain's splits into nested ones, in place; return flat name → nested name."""
+    renamed: dict[str, str] = {}
     for flat, (split, key) in SPLIT_KEYS.items():
         if flat not in domain:
             continue
         if not isinstance(domain.get(split), dict):
             domain[split] = {"img_folder": None}  # a split without images is none
         domain[split][key] = domain.pop(flat)
-        written[f"{split}.{key}"] = flat
-    return written
+        renamed[flat] = f"{split}.{key}"
+    return renamed
 
 
 def former_keys(section: str) -> dict[str, str]:
@@ -78,7 +78,9 @@ def former_keys(section: str) -> dict[str, str]:
     names = {**ALIASES, **RENAMED}
     found = {old.rpartition(".")[2]: new for old, new in names.items() if old.rpartition(".")[0] == section}
     if section == "dataset":
-        found |= {key: f"dataset.{key}" for key in (*FLAT_KEYS, "more")}
+        found |= {key: key for key in (*FLAT_KEYS, "more")}
+    elif section.startswith("dataset.domains."):
+        found |= {key: key for key in SPLIT_KEYS}
     return found
 
 
@@ -90,7 +92,7 @@ def drop_renamed(raw: dict[str, Any], dotted: str) -> None:
 
 
 def _gather_domains(dataset: Any) -> dict[str, str]:
-    """Bring the domains of a section ``dataset`` into one list, in place; return new name → name as written."""
+    """Bring the domains of a section ``dataset`` into one list, in place; return name as written → new name."""
     if not isinstance(dataset, dict):
         return {}
     flat = {key: dataset[key] for key in FLAT_KEYS if key in dataset}
@@ -99,23 +101,25 @@ def _gather_domains(dataset: Any) -> dict[str, str]:
     domains = dataset.get("domains")
     if not isinstance(domains, list) or not all(isinstance(domain, dict) for domain in domains[:1]):
         return {}
-    written: dict[str, str] = {}
+    renamed: dict[str, str] = {}
+    places = [f"dataset.domains.{i}" for i in range(len(domains))]
     if "more" in dataset:
         more = dataset.pop("more")
         if not isinstance(more, list):
             dataset["domains"] = more
-            return {"dataset.domains": "dataset.more"}
+            return {"dataset.more": "dataset.domains"}
         domains[1:] = more
-        written = {f"dataset.domains.{i + 1}": f"dataset.more.{i}" for i in range(len(more))}
+        places[1:] = [f"dataset.more.{i}" for i in range(len(more))]
+        renamed |= {place: f"dataset.domains.{i + 1}" for i, place in enumerate(places[1:])}
     if flat and domains:
         nest_splits(domains[0])
         domains[0] |= {key: dataset.pop(key) for key in flat}
-        written |= {f"dataset.domains.0.{key}": f"dataset.{key}" for key in flat if key not in SPLIT_KEYS}
-    for i, domain in enumerate(domains):
-        place = "dataset" if flat and i == 0 else written.get(f"dataset.domains.{i}", f"dataset.domains.{i}")
+        places[0] = "dataset"
+        renamed |= {f"dataset.{key}": f"dataset.domains.0.{key}" for key in flat if key not in SPLIT_KEYS}
+    for i, (domain, place) in enumerate(zip(domains, places, strict=True)):
         names = nest_splits(domain) if isinstance(domain, dict) else {}
-        written |= {f"dataset.domains.{i}.{new}": f"{place}.{old}" for new, old in names.items()}
-    return written
+        renamed |= {f"{place}.{old}": f"dataset.domains.{i}.{new}" for old, new in names.items()}
+    return renamed
 
 
 def _holder(raw: Any, dotted: str) -> tuple[dict[str, Any] | None, str]:

@@ -17,12 +17,12 @@ from .yaml_text import dump_yaml
 class Config(Section):
     """A whole run."""
 
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    lora: LoraConfig = Field(default_factory=LoraConfig)
-    dataset: DatasetConfig = Field(default_factory=DatasetConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    output_dir: str = "experiments"
+    model: ModelConfig = Field(default_factory=ModelConfig, description="Which model, with which weights.")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="Which adapters, and where.")
+    dataset: DatasetConfig = Field(default_factory=DatasetConfig, description="Domains to learn, and clips.")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="The trainer.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="What the table says.")
+    output_dir: str = Field("experiments", description="Folder for checkpoints, adapter, logs and results.")
 
     @model_validator(mode="after")
     def _targets_of_the_model(self) -> Config:

@@ -15,10 +15,10 @@ DomainName = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]*[^/\\. ]$")]
 """A name for files and tables: without slashes, and not ending in a dot or a space."""
 
 GATE_MODES = ("auto", "on", "off")
-"""Of the domain gate; beside them it takes a domain's name."""
+"""Modes of the domain gate, which also takes a domain's name."""
 
 TAKEN_NAMES = ("source", *GATE_MODES)
-"""That no domain may have; ``source`` is the bundled base's own."""
+"""Names that no domain may have; ``source`` is the domain that the bundled base was trained on."""
 
 
 def _check_format(name: str) -> str:

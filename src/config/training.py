@@ -14,12 +14,14 @@ MIN_CLIPS_PER_EPOCH = 256  # unless the config says a number: few images still m
 
 
 class PromptConfig(Section):
-    """Shares of prompt types in training, and correction clicks on the prompted frame (point and box prompts)."""
+    """How objects are prompted in training."""
 
-    mask: float = Field(0.5, ge=0, le=1)
-    box: float = Field(0.25, ge=0, le=1)
-    point: float = Field(0.25, ge=0, le=1)
-    correction_clicks: int = Field(1, ge=0)
+    mask: float = Field(0.5, ge=0, le=1, description="Share of objects prompted by a mask. The three shares sum to 1.")
+    box: float = Field(0.25, ge=0, le=1, description="Share of objects prompted by a box.")
+    point: float = Field(0.25, ge=0, le=1, description="Share of objects prompted by a point.")
+    correction_clicks: int = Field(
+        1, ge=0, description="Clicks on the remaining error of a prompted frame, after a box or a point."
+    )
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> PromptConfig:
@@ -32,114 +34,164 @@ class PromptConfig(Section):
 class LossConfig(Section):
     """Weights of SAM 2's losses, summed over frames as in its own recipe."""
 
-    mask: float = Field(20.0, ge=0, description="focal loss")
-    dice: float = Field(1.0, ge=0)
-    iou: float = Field(1.0, ge=0, description="predicted IoU, L1")
-    occlusion: float = Field(1.0, ge=0, description="object score")
+    mask: float = Field(20.0, ge=0, description="Weight of the masks' focal loss.")
+    dice: float = Field(1.0, ge=0, description="Weight of the masks' dice loss.")
+    iou: float = Field(1.0, ge=0, description="Weight of the L1 loss of the predicted IoU.")
+    occlusion: float = Field(
+        1.0, ge=0, description="Weight of the loss of the score that says whether an object is in view."
+    )
 
 
 class DistillConfig(Section):
     """Self-distillation: the base teaches the adapted model on general clips without labels."""
 
-    weight: float = Field(0.0, ge=0, description="of the distillation loss; 0: off")
+    weight: float = Field(0.0, ge=0, description="Weight of the distillation loss. 0: off.")
     folder: str | None = Field(
-        None, description="general images and videos; null: clips of the bundled base's source domain (sam2_nano)"
+        None,
+        description="Folder of general images and videos without labels. null: synthetic clips of the domain that "
+        "the bundled base was trained on.",
     )
-    clips: int = Field(500, ge=3, description="general clips; the teacher's answers on them are kept")
-    batch_size: int = Field(2, gt=0, description="general clips per optimizer step that is taught")
-    every: int = Field(1, gt=0, description="1: every step is taught; N: every N-th, N times as strongly")
-    objects: int = Field(2, gt=0, description="things followed per clip")
-    features_weight: float = Field(0.0, ge=0, description="of the distance of memory-conditioned features")
+    clips: int = Field(500, ge=3, description="General clips in all. The teacher's masks on them are kept.")
+    batch_size: int = Field(2, gt=0, description="General clips in each optimizer step that distils.")
+    every: int = Field(1, gt=0, description="Distil at every N-th optimizer step, with N times the weight.")
+    objects: int = Field(2, gt=0, description="Objects tracked per general clip.")
+    features_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of the distance between the tracked frames' features after memory attention. 0: off.",
+    )
 
 
 class PenaltyConfig(Section):
-    """A penalty on how far the weights that train move from where they began; a baseline, beside distillation."""
+    """Penalty on how far weights move from where they began: a baseline, beside distillation."""
 
-    kind: Literal["l2sp", "ewc"] = Field("l2sp", description="every weight alike, or by its Fisher information")
-    weight: float = Field(0.0, ge=0, description="of the penalty; 0: off")
-    clips: int = Field(64, ge=3, description="general clips that the Fisher information is measured on (ewc)")
+    kind: Literal["l2sp", "ewc"] = Field(
+        "l2sp", description="`l2sp` holds every weight alike, `ewc` by its Fisher information."
+    )
+    weight: float = Field(0.0, ge=0, description="Weight of the penalty. 0: off.")
+    clips: int = Field(64, ge=3, description="General clips that the Fisher information is measured on, for ewc.")
     folders: list[str] = Field(
-        default_factory=list, description="images and videos to measure it on, beside the general clips (ewc)"
+        default_factory=list, description="Further folders of images and videos to measure it on, for ewc."
     )
 
 
 class FeatureCacheConfig(Section):
-    """Keeping what a frozen image encoder makes of training clips, of which there are so many views and no more."""
+    """Keeping the features of training clips, where nothing in the image encoder trains."""
 
-    store: Literal["memory", "disk"] = Field("memory", description="main memory, or files in output_dir")
-    budget_gb: float = Field(4.0, ge=0, description="room for features; clips beyond it are encoded every time")
-    views: int = Field(4, gt=0, description="augmented views of every clip, which come again in turn, epoch by epoch")
+    store: Literal["memory", "disk"] = Field(
+        "memory", description="Where features are kept: in main memory, or as files in `output_dir`."
+    )
+    budget_gb: float = Field(
+        4.0, ge=0, description="Room for features in GiB, for each process. Clips beyond it are encoded every time."
+    )
+    views: int = Field(4, gt=0, description="Augmented views of each clip, which return in turn, epoch by epoch.")
 
 
 class SaveEveryConfig(Section):
     """How often checkpoints are written, beside those at the end of every epoch."""
 
-    steps: int | None = Field(None, gt=0, description="last.pt at least every so many steps")
-    minutes: float | None = Field(10.0, ge=0, description="last.pt at least every so many minutes")
-    epochs: int = Field(0, ge=0, description="epoch_*.pt every so many epochs; 0: best and last only")
+    steps: int | None = Field(
+        None, gt=0, description="Writes `last.pt` at least every so many optimizer steps. null: not by steps."
+    )
+    minutes: float | None = Field(
+        10.0, ge=0, description="Writes `last.pt` at least every so many minutes. null: not by time."
+    )
+    epochs: int = Field(0, ge=0, description="Keeps an `epoch_*.pt` every so many epochs. 0: none.")
 
 
 class TrainingConfig(Section):
-    """The trainer."""
+    """Length, optimizer, objectives and safeguards of training."""
 
-    max_epochs: int = Field(10, gt=0)
-    max_steps: int | None = Field(None, gt=0, description="stop after this many optimizer steps")
-    batch_size: int = Field(4, gt=0, description="clips per forward pass")
-    gradient_accumulation_steps: int = Field(1, gt=0)
+    max_epochs: int = Field(10, gt=0, description="Length of training in epochs, and of the learning rate's cosine.")
+    max_steps: int | None = Field(
+        None,
+        gt=0,
+        description="Stops after this many optimizer steps; the cosine stays that of `max_epochs`. null: no such "
+        "limit.",
+    )
+    batch_size: int = Field(4, gt=0, description="Clips per forward pass, of all processes together.")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="Forward passes per optimizer step.")
     clips_per_epoch: int | str | None = Field(
         None,
-        description="clips per epoch: their number, or text such as 4x: so many for each image or video of all "
-        "domains; null: so many for each that there are at least 256",
+        description="Clips per epoch: their number, or so many for each image or video, such as `4x`. null: as many "
+        "as make at least 256.",
     )
-    learning_rate: float = Field(1e-3, gt=0)
-    min_learning_rate: float = Field(0.0, ge=0, description="where the cosine ends")
-    warmup_steps: int = Field(10, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0, description="null: no clipping")
-    use_amp: Literal[True, False, "auto"] = Field("auto", description="auto: on CUDA")
-    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    activation_checkpointing: bool = False
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate, reached after the warm-up.")
+    min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_steps: int = Field(10, ge=0, description="Optimizer steps of linear warm-up, a tenth of the run at most.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of AdamW. Biases and norms have none.")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="Largest norm of the gradient, which is clipped to it. null: no clipping."
+    )
+    use_amp: Literal[True, False, "auto"] = Field(
+        "auto", description="Whether the forward pass runs in mixed precision. auto: on CUDA."
+    )
+    amp_dtype: Literal["bfloat16", "float16"] = Field(
+        "bfloat16", description="Number format of mixed precision. float16 comes with a gradient scaler."
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Recomputes blocks of the encoder and the memory attention in the backward pass: less memory, "
+        "more time.",
+    )
     cache_features: FeatureCacheConfig | None = Field(
-        None, description="keep what the image encoder makes of clips, where nothing in it trains; null: no"
+        None,
+        description="Keeps what a frozen image encoder computes for training clips. null: each clip is encoded every "
+        "time.",
     )
     enable_segmentation: bool = Field(
-        True, description="false: train the IoU and occlusion scores only, without mask losses"
+        True, description="Whether masks are trained. false: only the IoU and occlusion scores are."
     )
-    prompts: PromptConfig = Field(default_factory=PromptConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    distill: DistillConfig = Field(default_factory=DistillConfig)
-    penalty: PenaltyConfig = Field(default_factory=PenaltyConfig)
+    prompts: PromptConfig = Field(default_factory=PromptConfig, description="How objects are prompted in training.")
+    loss: LossConfig = Field(default_factory=LossConfig, description="Weights of SAM 2's losses.")
+    distill: DistillConfig = Field(default_factory=DistillConfig, description="Self-distillation from the base.")
+    penalty: PenaltyConfig = Field(
+        default_factory=PenaltyConfig, description="Penalty on the distance from the first weights."
+    )
     start_from: str | None = Field(
-        None, description="a run's checkpoint, or an adapter folder: train its weights on; null: the base's"
+        None,
+        description="Checkpoint of a run or adapter folder whose weights are trained further. null: new adapters, or "
+        "the base.",
     )
     extend: str | None = Field(
-        None, description="an adapter folder: learn a group of experts beside those that are in it (--extend)"
+        None,
+        description="Adapter folder to which the domain is added as a further expert group (`--extend`). null: none.",
     )
     adapter_init: Literal["random", "data"] = Field(
-        "random", description="data: the new adapters begin with what their layers see of the new domain"
+        "random",
+        description="How new adapters begin: `random`, or from their layers' inputs on the new domain (`data`).",
     )
     adapter_scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [1.0],
         min_length=1,
-        description="shares of what the adapters learned; the one that validates best is kept at the end",
+        description="Factors for the best adapters, tried at the end of training. The one that validates best is "
+        "applied.",
     )
-    domain_gate: bool = Field(True, description="fit a domain gate at the end, which tells learned domains from others")
-    validate_every_epochs: int = Field(1, gt=0)
-    save_every: SaveEveryConfig = Field(default_factory=SaveEveryConfig)
-    early_stopping_patience: int | None = Field(None, gt=0, description="validations without a better J")
+    domain_gate: bool = Field(
+        True, description="Fits a domain gate at the end of training, which tells learned domains from others."
+    )
+    validate_every_epochs: int = Field(1, gt=0, description="Epochs between validations.")
+    save_every: SaveEveryConfig = Field(
+        default_factory=SaveEveryConfig, description="How often checkpoints are written."
+    )
+    early_stopping_patience: int | None = Field(
+        None, gt=0, description="Stops after so many validations without a better J. null: never."
+    )
     on_non_finite: Literal["stop", "skip"] = Field(
-        "stop", description="what a loss or gradient that is infinite or NaN makes of its step"
+        "stop", description="What is done at a step whose loss or gradient is infinite or NaN."
     )
-    max_skips: int = Field(10, gt=0, description="steps skipped in a row before the run stops all the same")
+    max_skips: int = Field(10, gt=0, description="Steps skipped in a row, before the run stops all the same.")
     monitor_clips: int = Field(
         4,
         ge=0,
-        description="validation clips that are drawn into TensorBoard and scored with the other prompts, "
-        "and clips of each domain to be kept that are scored; 0: none",
+        description="Validation clips to draw in TensorBoard, and to score with other prompts and on domains to be "
+        "kept. 0: none.",
     )
-    num_workers: int = Field(1, ge=0, description="processes that load data")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    seed: int = Field(0, ge=0)
+    num_workers: int = Field(
+        1, ge=0, description="Processes that load and check data, for each process that trains. 0: none besides it."
+    )
+    device: str = Field("auto", description="Device to run on: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    seed: int = Field(0, ge=0, description="Random seed.")
 
     @field_validator("clips_per_epoch", mode="before")
     @classmethod
