@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,9 +94,14 @@ def read_use(path: Path, name: str) -> dict[str, Tensor]:
         measured = json.loads(path.read_text(encoding="utf-8"))["groups"]
         if name not in measured:
             raise UserError(f"{path}: the use of '{name}' was not measured; it holds {', '.join(measured)}")
-        return {layer: torch.tensor(use_E) for layer, use_E in measured[name]["mean_use"].items()}
+        return {layer: torch.tensor(use_E) for layer, use_E in _mean_utilization(measured[name]).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a use.json of {PROGRAM} analyze-experts: {error}") from None
+
+
+def _mean_utilization(group: dict[str, Any]) -> dict[str, Any]:
+    """Return each layer's numbers, under the key of today or of earlier versions."""
+    return group["mean_utilization"] if "mean_utilization" in group else group["mean_use"]
 
 
 def merge(arguments: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..data.drawing import COLOURS
-from ..evaluation.expert_use import choice_names
+from ..evaluation.expert_utilization import choice_names
 from ..lora.moe_layer import MoELoRALinear
 from ..lora.recording import RouterCall, RoutingRecord, record_routing
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..config import GATE_MODES, Config, image_size_of
 from ..core.console import PROGRAM
 from ..core.errors import UserError
-from ..evaluation.expert_use import choice_names
+from ..evaluation.expert_utilization import choice_names
 from ..gating.domain_gate import Decision
 from ..gating.switching import decide_for_frame, install_gate, installed_switch
 from ..lora.adapter import iter_adapter_layers, list_groups

@@ -1,4 +1,4 @@
-"""What is said about the use of experts: use.json, heat maps, and a summary for the screen."""
+"""Reports on the utilization of experts: use.json, heat maps, and a summary for the screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..lora.expert_groups import DEFAULT_ADAPTER
-from .expert_use import NULL, SCORE, DomainUse, GroupUse, Pruning, mean_overlap, mean_use, overlap
+from .expert_utilization import (
+    NULL,
+    SCORE,
+    DomainUtilization,
+    GroupUtilization,
+    Pruning,
+    mean_overlap,
+    mean_utilization,
+    overlap,
+)
 from .figures import Table, heat_map, heat_maps
 from .tables import aligned
 
@@ -20,21 +29,21 @@ if TYPE_CHECKING:
 MOST_USED = 3  # experts named per layer and domain on the screen
 LAYER_NUMBERS = ("entropy", "entropy_share", "null_share")
 
-Groups = Mapping[str, GroupUse]
-"""Name → use; adapters in no group are one named :data:`~src.lora.expert_groups.DEFAULT_ADAPTER`."""
+Groups = Mapping[str, GroupUtilization]
+"""Name → utilization; adapters in no group are one named :data:`~src.lora.expert_groups.DEFAULT_ADAPTER`."""
 
 
 def as_json(groups: Groups, about: dict[str, Any]) -> dict[str, Any]:
-    """All that was measured, as plain data; ``docs/experts.md`` describes it. What is not known is None."""
-    uses = _uses(groups)
-    layers = dict.fromkeys(layer for use in uses for layer in use.layers)
-    shared = {(a.domain, b.domain): overlap(a, b) for a in uses for b in uses}
-    names = [use.domain for use in uses]
+    """Return all measurements as plain data, unknown ones as None; ``docs/experts.md`` describes it."""
+    utilizations = _utilizations(groups)
+    layers = dict.fromkeys(layer for utilization in utilizations for layer in utilization.layers)
+    shared = {(a.domain, b.domain): overlap(a, b) for a in utilizations for b in utilizations}
+    names = [utilization.domain for utilization in utilizations]
     return {
         **about,
-        "domains": {use.domain: _domain_json(use) for use in uses},
+        "domains": {utilization.domain: _domain_json(utilization) for utilization in utilizations},
         "overlap": {
-            "mean": {a.domain: {b.domain: _number(mean_overlap(a, b)) for b in uses} for a in uses},
+            "mean": {a.domain: {b.domain: _number(mean_overlap(a, b)) for b in utilizations} for a in utilizations},
             "layers": {
                 layer: {a: {b: _number(shared[a, b].get(layer, math.nan)) for b in names} for a in names}
                 for layer in layers
@@ -44,37 +53,39 @@ def as_json(groups: Groups, about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _domain_json(use: DomainUse) -> dict[str, Any]:
+def _domain_json(utilization: DomainUtilization) -> dict[str, Any]:
     return {
-        "group": use.group,
-        "clips": len(use.result.videos),
-        "objects": use.result.objects,
-        "scores": {name: _number(score) for name, score in use.result.scores.items()},
+        "group": utilization.group,
+        "clips": len(utilization.result.videos),
+        "objects": utilization.result.objects,
+        "scores": {name: _number(score) for name, score in utilization.result.scores.items()},
         "projections": {
             name: {number: _number(part.mean(number)) for number in LAYER_NUMBERS}
-            for name, part in use.by_projection().items()
+            for name, part in utilization.by_projection().items()
         },
         "layers": {
             layer: {
                 "experts": of.names,
                 "decisions": int(of.decisions_T.sum()),
-                "use": _numbers(of.use_E),
+                "utilization": _numbers(of.share_E),
                 **{number: _number(getattr(of, number)) for number in LAYER_NUMBERS},
                 "frames": [
-                    {"decisions": int(decisions), "use": _numbers(use_E)} if decisions else None
-                    for decisions, use_E in zip(of.decisions_T, of.use_TE, strict=True)
+                    {"decisions": int(decisions), "utilization": _numbers(share_E)} if decisions else None
+                    for decisions, share_E in zip(of.decisions_T, of.share_TE, strict=True)
                 ],
             }
-            for layer, of in use.layers.items()
+            for layer, of in utilization.layers.items()
         },
     }
 
 
-def _group_json(group: GroupUse, tolerance: float) -> dict[str, Any]:
+def _group_json(group: GroupUtilization, tolerance: float) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "domains": [use.domain for use in group.uses],
+        "domains": [utilization.domain for utilization in group.utilizations],
         "dead": group.dead,
-        "mean_use": {layer: _numbers(use_E.numpy()) for layer, use_E in mean_use(group.uses).items()},
+        "mean_utilization": {
+            layer: _numbers(share_E.numpy()) for layer, share_E in mean_utilization(group.utilizations).items()
+        },
     }
     if (pruning := group.pruning) is not None:
         steps = [
@@ -104,48 +115,48 @@ def _numbers(values_N: np.ndarray) -> list[float | None]:
     return [_number(value) for value in values_N.tolist()]
 
 
-def heat_maps_of(uses: Sequence[DomainUse]) -> dict[str, Figure]:
-    """File name without its ending → figure; overlap only where domains were run with the same experts."""
+def heat_maps_of(utilizations: Sequence[DomainUtilization]) -> dict[str, Figure]:
+    """Return figures by file name without ending; overlap only where domains were run with the same experts."""
     figures = {}
-    for use in uses:
-        figures[f"use_{use.domain}"] = _use_map(use)
-        figures[f"frames_{use.domain}"] = _frame_maps(use)
-    pairs = [(a, b) for a, b in combinations(uses, 2) if a.group == b.group]
+    for utilization in utilizations:
+        figures[f"use_{utilization.domain}"] = _utilization_map(utilization)
+        figures[f"frames_{utilization.domain}"] = _frame_maps(utilization)
+    pairs = [(a, b) for a, b in combinations(utilizations, 2) if a.group == b.group]
     if pairs:
-        figures["overlap"] = _overlap_map(uses)
+        figures["overlap"] = _overlap_map(utilizations)
         figures["overlap_layers"] = _layer_overlap_map(pairs)
     return figures
 
 
-def _use_map(use: DomainUse) -> Figure:
-    """Layers × experts; a layer that has fewer of them than others has empty cells."""
-    names = {name for of in use.layers.values() for name in of.names}
+def _utilization_map(utilization: DomainUtilization) -> Figure:
+    """Draw layers × experts; a layer with fewer experts than others has empty cells."""
+    names = {name for of in utilization.layers.values() for name in of.names}
     columns = [*sorted(names - {NULL}, key=int), *(names & {NULL})]
-    inside, labels = short_names(list(use.layers))
-    shares = [dict(zip(of.names, of.use_E.tolist(), strict=True)) for of in use.layers.values()]
+    inside, labels = short_names(list(utilization.layers))
+    shares = [dict(zip(of.names, of.share_E.tolist(), strict=True)) for of in utilization.layers.values()]
     values_LE = np.array([[share.get(column, math.nan) for column in columns] for share in shares])
-    title = f"{use.domain}: use of experts, layers in {inside}"
+    title = f"{utilization.domain}: use of experts, layers in {inside}"
     return heat_map(values_LE, labels, columns, title, "share of choices", row_title="layer", column_title="expert")
 
 
-def _frame_maps(use: DomainUse) -> Figure:
-    """Experts × frames for each layer."""
-    inside, labels = short_names(list(use.layers))
+def _frame_maps(utilization: DomainUtilization) -> Figure:
+    """Draw experts × frames for each layer."""
+    inside, labels = short_names(list(utilization.layers))
     tables = {
-        label: Table(of.use_TE.T, of.names, [str(t) for t in range(len(of.use_TE))])
-        for label, of in zip(labels, use.layers.values(), strict=True)
+        label: Table(of.share_TE.T, of.names, [str(t) for t in range(len(of.share_TE))])
+        for label, of in zip(labels, utilization.layers.values(), strict=True)
     }
-    title = f"{use.domain}: use of experts over frames, layers in {inside}; grey: the layer does not run"
+    title = f"{utilization.domain}: use of experts over frames, layers in {inside}; grey: the layer does not run"
     return heat_maps(tables, title, "share of choices", row_title="expert", column_title="frame of the clip")
 
 
-def _overlap_map(uses: Sequence[DomainUse]) -> Figure:
-    names = [use.domain for use in uses]
-    values_DD = np.array([[mean_overlap(a, b) for b in uses] for a in uses])
+def _overlap_map(utilizations: Sequence[DomainUtilization]) -> Figure:
+    names = [utilization.domain for utilization in utilizations]
+    values_DD = np.array([[mean_overlap(a, b) for b in utilizations] for a in utilizations])
     return heat_map(values_DD, names, names, "overlap of use, mean over layers", "overlap", (0, 1), decimals=2)
 
 
-def _layer_overlap_map(pairs: list[tuple[DomainUse, DomainUse]]) -> Figure:
+def _layer_overlap_map(pairs: list[tuple[DomainUtilization, DomainUtilization]]) -> Figure:
     by_pair = {f"{a.domain} – {b.domain}": overlap(a, b) for a, b in pairs}
     layers = list(dict.fromkeys(layer for shared in by_pair.values() for layer in shared))
     inside, labels = short_names(layers)
@@ -156,13 +167,15 @@ def _layer_overlap_map(pairs: list[tuple[DomainUse, DomainUse]]) -> Figure:
 
 def summary(groups: Groups, dead_below: float, tolerance: float) -> str:
     """The tables for the screen, and a line that says how many experts can be pruned."""
-    uses = _uses(groups)
-    parts = [_domain_table(uses), _projection_table(uses)]
-    if len(uses) > 1:
-        parts.append(f"Overlap of use between domains (1: the same, 0: nothing shared):\n\n{_overlap_table(uses)}")
+    utilizations = _utilizations(groups)
+    parts = [_domain_table(utilizations), _projection_table(utilizations)]
+    if len(utilizations) > 1:
+        parts.append(
+            f"Overlap of use between domains (1: the same, 0: nothing shared):\n\n{_overlap_table(utilizations)}"
+        )
     for name, group in groups.items():
         of = "" if name == DEFAULT_ADAPTER else f" of group {name}"
-        parts.append(f"Experts used most{of}, by their share of all choices:\n\n{_most_used_table(group.uses)}")
+        parts.append(f"Experts used most{of}, by their share of all choices:\n\n{_most_used_table(group.utilizations)}")
         parts.append(_dead_lines(group.dead, dead_below, of))
         if group.pruning is not None:
             parts.append(f"Keeping the most used experts{of} only:\n\n{_pruning_table(group.pruning)}")
@@ -170,51 +183,56 @@ def summary(groups: Groups, dead_below: float, tolerance: float) -> str:
     return "\n\n".join(parts)
 
 
-def _domain_table(uses: Sequence[DomainUse]) -> str:
+def _domain_table(utilizations: Sequence[DomainUtilization]) -> str:
     rows = [
         [
-            use.domain,
-            use.group,
-            str(len(use.result.videos)),
-            str(use.result.objects),
-            f"{use.result.scores[SCORE]:.3f}",
-            *(_cell(use.mean(number)) for number in LAYER_NUMBERS),
+            utilization.domain,
+            utilization.group,
+            str(len(utilization.result.videos)),
+            str(utilization.result.objects),
+            f"{utilization.result.scores[SCORE]:.3f}",
+            *(_cell(utilization.mean(number)) for number in LAYER_NUMBERS),
         ]
-        for use in uses
+        for utilization in utilizations
     ]
     header = ["domain", "group", "clips", "objects", SCORE, "gate entropy", "of the most", "null"]
     return aligned(header, rows, {0, 1}, markdown=False)
 
 
-def _projection_table(uses: Sequence[DomainUse]) -> str:
+def _projection_table(utilizations: Sequence[DomainUtilization]) -> str:
     rows = [
-        [use.domain, projection, str(len(of.layers)), *(_cell(of.mean(number)) for number in LAYER_NUMBERS)]
-        for use in uses
-        for projection, of in use.by_projection().items()
+        [utilization.domain, projection, str(len(of.layers)), *(_cell(of.mean(number)) for number in LAYER_NUMBERS)]
+        for utilization in utilizations
+        for projection, of in utilization.by_projection().items()
     ]
     header = ["domain", "projection", "layers", "gate entropy", "of the most", "null"]
     return aligned(header, _without_repeats(rows), {0, 1}, markdown=False)
 
 
-def _overlap_table(uses: Sequence[DomainUse]) -> str:
-    rows = [[a.domain, *(_cell(mean_overlap(a, b)) for b in uses)] for a in uses]
-    return aligned(["", *(use.domain for use in uses)], rows, {0}, markdown=False)
+def _overlap_table(utilizations: Sequence[DomainUtilization]) -> str:
+    rows = [[a.domain, *(_cell(mean_overlap(a, b)) for b in utilizations)] for a in utilizations]
+    return aligned(["", *(utilization.domain for utilization in utilizations)], rows, {0}, markdown=False)
 
 
-def _most_used_table(uses: Sequence[DomainUse]) -> str:
-    inside, labels = short_names(list(uses[0].layers))
+def _most_used_table(utilizations: Sequence[DomainUtilization]) -> str:
+    inside, labels = short_names(list(utilizations[0].layers))
     rows = [
-        [label, *(_most_used(use, layer) for use in uses)]
-        for label, layer in zip(labels, uses[0].layers, strict=True)
+        [label, *(_most_used(utilization, layer) for utilization in utilizations)]
+        for label, layer in zip(labels, utilizations[0].layers, strict=True)
     ]  # fmt: skip
-    return aligned([f"in {inside}", *(use.domain for use in uses)], rows, set(range(len(uses) + 1)), markdown=False)
+    return aligned(
+        [f"in {inside}", *(utilization.domain for utilization in utilizations)],
+        rows,
+        set(range(len(utilizations) + 1)),
+        markdown=False,
+    )
 
 
-def _most_used(use: DomainUse, layer: str) -> str:
-    of = use.layers[layer]
+def _most_used(utilization: DomainUtilization, layer: str) -> str:
+    of = utilization.layers[layer]
     if not of.decisions_T.any():
         return "-"
-    experts = [(share, name) for name, share in zip(of.names, of.use_E.tolist(), strict=True) if name != NULL]
+    experts = [(share, name) for name, share in zip(of.names, of.share_E.tolist(), strict=True) if name != NULL]
     ranked = sorted(experts, key=lambda pair: -pair[0])[:MOST_USED]
     return "  ".join(f"{name} ({share:.0%})" for share, name in ranked)
 
@@ -249,12 +267,12 @@ def _recommendation(pruning: Pruning, tolerance: float, of: str) -> str:
     return f"recommended{of}: keep {which}, which costs no domain more than {tolerance:g} {SCORE}"
 
 
-def _uses(groups: Groups) -> list[DomainUse]:
-    return [use for group in groups.values() for use in group.uses]
+def _utilizations(groups: Groups) -> list[DomainUtilization]:
+    return [utilization for group in groups.values() for utilization in group.utilizations]
 
 
 def short_names(layers: list[str]) -> tuple[str, list[str]]:
-    """The dotted module that all layers lie in, and their names inside it."""
+    """Return the dotted module that holds all layers, and their names inside it."""
     parts = [layer.split(".") for layer in layers]
     shared = 0
     while all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
@@ -263,7 +281,7 @@ def short_names(layers: list[str]) -> tuple[str, list[str]]:
 
 
 def _without_repeats(rows: list[list[str]]) -> list[list[str]]:
-    """Rows whose first cell is empty where it says what the row above says."""
+    """Return the rows with an empty first cell where it repeats the row above."""
     above = ["", *(row[0] for row in rows)]
     return [["" if row[0] == last else row[0], *row[1:]] for row, last in zip(rows, above, strict=False)]
 

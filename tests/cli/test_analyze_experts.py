@@ -66,7 +66,7 @@ def test_everything_is_written(adapter, command, tiny_data, tmp_path):
     target = found["domains"]["target"]
     assert target["clips"] == 1
     assert target["layers"][LAYER]["frames"][0] is None
-    assert sum(target["layers"][LAYER]["use"]) == pytest.approx(1, abs=1e-5)
+    assert sum(target["layers"][LAYER]["utilization"]) == pytest.approx(1, abs=1e-5)
     assert target["layers"] == found["domains"]["more"]["layers"], "it is the same data here"
     assert found["overlap"]["mean"]["target"]["more"] == 1
     pruning = found["groups"]["default"]["pruning"]

@@ -108,9 +108,10 @@ def test_pruning_and_merging(folders, command):
     assert groups_in(folders / "merged") == ["a"]
 
 
-def test_pruning_by_measured_use(folders, command, tmp_path):
+@pytest.mark.parametrize("key", ["mean_utilization", "mean_use"], ids=["of today", "of earlier versions"])
+def test_pruning_by_measured_use(folders, command, tmp_path, key):
     use = tmp_path / "use.json"
-    use.write_text(json.dumps({"groups": {"a": {"mean_use": {"0": [0.1, 0.2, 0.7]}}}}))
+    use.write_text(json.dumps({"groups": {"a": {key: {"0": [0.1, 0.2, 0.7]}}}}))
     assert command("prune", folders / "ab", "a", "--keep", 1, "--use", use, "--output", folders / "used")[0] == 0
     before, after = (load_file(folders / name / WEIGHTS_FILE) for name in ("ab", "used"))
     assert torch.equal(after["0.groups.a.lora_A"], before["0.groups.a.lora_A"][2:])
