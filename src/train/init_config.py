@@ -268,7 +268,7 @@ def _headline(folder: Path, looks: dict[Split, DatasetSummary], machine: Machine
     return [
         f"For the data in {folder} ({counts}),",
         f"on a machine with {machine.name}, {_gigabytes(machine.memory)} of memory free, cores: {machine.cores}.",
-        f"First: {PROGRAM} dry-run --config {output}. Keys: LORA_IMPLEMENTATION_GUIDE.md.",
+        f"First: {PROGRAM} dry-run --config {output}. Every key: docs/config.md.",
     ]
 
 
