@@ -15,9 +15,9 @@ from ..core.errors import UserError
 from ..core.files import write_atomically
 from ..core.torch_files import read_pt, save_pt
 from ..gating.domain_gate import DomainGate
-from ..lora.adapter import AdapterLayer
-from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, load_adapter
-from ..lora.expert_groups import add_adapter
+from ..lora.adapter import AdapterLayer, list_groups
+from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, base_state_dict, load_adapter
+from ..lora.expert_groups import active_adapter, add_adapter
 from ..lora.injection import apply_method
 from .spec import spec_of
 
@@ -134,6 +134,19 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
     inject_adapters(model, checkpoint.config.lora, checkpoint.groups)
     load_weights(model, checkpoint, path)
     return checkpoint.groups or checkpoint.config.lora
+
+
+def load_summary(model: nn.Module, ckpt_path: str | Path | None, adapter: str | Path | None) -> str:
+    """Return one line that accounts for every key of the model."""
+    keys, adapter_keys = len(base_state_dict(model)), len(adapter_state_dict(model))
+    base = (
+        f"loaded {ckpt_path}: {keys} base keys" if ckpt_path is not None else f"no checkpoint: {keys} random base keys"
+    )
+    if adapter is None:
+        return f"{base}; {adapter_keys} adapter keys are new"
+    groups = list_groups(model)
+    active = f", expert groups {', '.join(groups)} (active: {active_adapter(model) or 'none'})" if groups else ""
+    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
 
 
 def saved_gate(base: nn.Module, trained: str | Path | None) -> DomainGate | None:

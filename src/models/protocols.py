@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from torch import Tensor, nn
 
-from ..config import Config, ModelConfig, PromptConfig
+from ..config import ModelConfig, PromptConfig
 from ..data.prompts import Prompt
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter_io import Configs
@@ -116,10 +116,10 @@ class ModelRoom(Protocol):
     def tracker(self, model: nn.Module, keep_corrections: bool = False) -> Tracker:
         """Return a tracker; with ``keep_corrections`` corrected frames are remembered for good."""
 
-    def write_official(self, model: nn.Module, config: Config, path: Path) -> None:
+    def write_official(self, model: nn.Module, config: ModelConfig, path: Path) -> None:
         """Write merged weights as the model's own package reads them, and check that it computes the same."""
 
-    def how_to_load(self, config: Config, path: Path) -> str:
+    def how_to_load(self, config: ModelConfig, path: Path) -> str:
         """Return the Python that gets the stock model with :meth:`write_official`'s file."""
 
     def write_transformers(

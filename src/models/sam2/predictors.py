@@ -7,6 +7,7 @@ the same numbers in less time (:mod:`src.models.sam2.cpu_kernels`). With untrain
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,15 +27,15 @@ from ...core.device import pick_device
 from ...core.errors import UserError
 from ...core.shipped import find_config
 from ...gating.switching import install_saved_gate
-from ...lora.adapter import iter_adapter_layers, list_groups
-from ...lora.adapter_io import adapter_state_dict, base_state_dict
-from ...lora.expert_groups import active_adapter
+from ...lora.adapter import iter_adapter_layers
 from ...lora.injection import apply_method, freeze_base
-from ..checkpoint import load_trained
+from ..checkpoint import load_summary, load_trained
 from .build import config_overrides, load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor
 from .patches import set_feature_sizes
+
+logger = logging.getLogger(__name__)
 
 Mode = Literal["eval", "train"]
 Model = TypeVar("Model", bound=SAM2Base)
@@ -171,7 +172,7 @@ def _build(
         load_base(model, ckpt_path, name)
     _put_adapters(model, adapter, lora)
     install_saved_gate(model, adapter, gate)
-    print(_load_summary(model, ckpt_path, adapter))
+    logger.info(load_summary(model, ckpt_path, adapter))
     return model.to(pick_device(str(device))).train(mode == "train")
 
 
@@ -184,19 +185,6 @@ def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig 
         apply_method(model, lora or LoraConfig())
     if in_config:
         freeze_base(model)
-
-
-def _load_summary(model: SAM2Base, ckpt_path: str | Path | None, adapter: str | Path | None) -> str:
-    """One line that accounts for every key of the model."""
-    keys, adapter_keys = len(base_state_dict(model)), len(adapter_state_dict(model))
-    base = (
-        f"loaded {ckpt_path}: {keys} base keys" if ckpt_path is not None else f"no checkpoint: {keys} random base keys"
-    )
-    if adapter is None:
-        return f"{base}; {adapter_keys} adapter keys are new"
-    groups = list_groups(model)
-    active = f", expert groups {', '.join(groups)} (active: {active_adapter(model) or 'none'})" if groups else ""
-    return f"{base}; {adapter_keys or keys} {'adapter' if adapter_keys else 'trained'} keys from {adapter}{active}"
 
 
 def _stock_configs() -> str:

@@ -1,21 +1,39 @@
 """SAM 2's room: the functions of :class:`~src.models.protocols.ModelRoom`."""
 
 from .build import build_model
+from .export import how_to_load, write_official, write_transformers
 from .gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
 from .predictors import image_predictor
 from .streaming import StreamingTracker as tracker
 from .tracking import as_video_predictor, track_objects
-from .train_forward import build_trainable
+from .train_forward import (
+    build_loss,
+    build_trainable,
+    encode_frames,
+    has_frozen_encoder,
+    seed_draws,
+    segmentation_losses,
+    track_clips,
+)
 
 __all__ = [
     "as_video_predictor",
     "attach_gate",
+    "build_loss",
     "build_model",
     "build_trainable",
     "detach_gate",
+    "encode_frames",
     "gate_features",
+    "has_frozen_encoder",
+    "how_to_load",
     "image_predictor",
+    "seed_draws",
+    "segmentation_losses",
     "to_pixels",
+    "track_clips",
     "track_objects",
     "tracker",
+    "write_official",
+    "write_transformers",
 ]

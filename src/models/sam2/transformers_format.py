@@ -141,7 +141,7 @@ class _Renaming:
                 for number in numbers:
                     new = new.replace("*", number, 1)
                 return new + ending
-        raise UserError(f"{name}: no name of a layer or weight of SAM 2.1")
+        raise UserError(f"{name}: no name of a layer or weight of SAM 2.1", "transformers.unknown-name")
 
 
 _to_theirs = _Renaming(_PAIRS)
@@ -186,11 +186,13 @@ def load_transformers() -> ModuleType:
         import transformers
     except ImportError:
         raise UserError(
-            f"transformers is not installed: pip install 'transformers>={MINIMUM_VERSION}' (it is optional)"
+            f"transformers is not installed: pip install 'transformers>={MINIMUM_VERSION}' (it is optional)",
+            "transformers.missing",
         ) from None
     if not (hasattr(transformers, "Sam2VideoModel") and hasattr(transformers, "Sam2ImageProcessor")):
         raise UserError(
-            f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={MINIMUM_VERSION}'"
+            f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={MINIMUM_VERSION}'",
+            "transformers.too-old",
         )
     return transformers
 
@@ -220,7 +222,8 @@ def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
         raise UserError(
             f"the model's memories have {model.mem_dim} channels, but transformers' Sam2VideoModel has "
             f"{_MEMORY_CHANNELS} written into its memory attention (kv_in_dim), whatever its config says; "
-            "the official sizes, tiny to large, can be exported, sam2_nano cannot"
+            "the official sizes, tiny to large, can be exported, sam2_nano cannot",
+            "transformers.memory-channels",
         )
     decoder, attention = model.sam_mask_decoder, model.memory_attention
     block, layer, fused = decoder.transformer.layers[0], attention.layers[0], model.memory_encoder.fuser.layers[0]
@@ -328,7 +331,8 @@ def to_transformers(model: SAM2Base) -> Sam2VideoModel:
     if differing := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
         raise UserError(
             f"transformers {transformers.__version__} does not build this model: {len(differing)} weights are missing, "
-            f"left over or of another shape there: {', '.join(differing[:3])}"
+            f"left over or of another shape there: {', '.join(differing[:3])}",
+            "transformers.other-weights",
         )
     converted = transformers.Sam2VideoModel(config)
     converted.load_state_dict(weights)

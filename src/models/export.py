@@ -1,0 +1,142 @@
+"""Writing what a run trained in a form that others read: the model's own, transformers', PEFT's, an adapter folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ..config import Config, LoraConfig, image_size_of
+from ..core.console import PROGRAM
+from ..core.errors import UserError
+from ..core.files import write_atomically, write_text
+from ..lora.adapter import iter_adapter_layers
+from ..lora.adapter_io import Configs, read_adapter_config, save_adapter
+from ..lora.lora_layer import LoRALinear
+from .checkpoint import load_summary, load_trained, read_checkpoint, saved_gate
+from .spec import model_spec
+
+logger = logging.getLogger(__name__)
+
+# what can be written of each method; the first is what --format auto takes
+FORMATS = {
+    "lora": ("official", "adapter", "peft", "transformers"),
+    "full": ("official", "transformers"),
+    "decoder": ("official", "transformers"),
+    "mope": ("adapter", "transformers"),
+}
+WHY_NOT = {
+    "mope": "experts behind a router (method mope) cannot be merged or given to peft, because which of them add to the "
+    "weight depends on the input; their form is the adapter folder: --format adapter, or beside the base in "
+    "transformers' form: --format transformers",
+    "full": "method full has no adapters, it changed the weights themselves: --format official or transformers",
+    "decoder": "method decoder has no adapters, it changed the weights themselves: --format official or transformers",
+}
+
+
+def export(config: Config, trained: Path, form: str, output: Path) -> Path:
+    """Write a run's adapters or weights.
+
+    Args:
+        config: the run's, which says what the base is.
+        trained: the run's checkpoint or adapter folder.
+        form: ``official``, ``transformers``, ``adapter``, ``peft``, or ``auto`` for what suits the method best.
+        output: the file (official) or folder (all others) to write; must not exist.
+
+    Returns:
+        What was written: ``output``, for a folder without the ending ``.pt``.
+
+    Raises:
+        UserError: the form does not suit the method, something exists already or does not fit, or the written file does
+            not compute what the adapted model computes.
+    """
+    lora = trained_config(trained)
+    chosen = choose_form(lora, form, trained)
+    if chosen != "official" and output.suffix == ".pt":
+        output = output.with_suffix("")
+    if output.exists():
+        raise UserError(f"{output} exists already; name another --output, or delete it first", "export.exists")
+    if form == "auto" and chosen == "adapter":
+        logger.info("experts behind a router cannot be merged, because which add to the weight depends on the input:")
+        logger.info(f"writing the adapter folder {output} instead")
+
+    room = model_spec(config.model.name).load()
+    torch.manual_seed(config.training.seed)  # the random weights of a run without a checkpoint
+    model = room.build_model(config.model).eval()
+    gate = saved_gate(model, trained)
+    load_trained(model, trained)
+    logger.info(load_summary(model, config.model.checkpoint, trained))
+    about = {"model_name": config.model.name, "image_size": image_size_of(config.model)}
+    if chosen == "official":
+        room.write_official(model, config.model, output)
+        logger.info(room.how_to_load(config.model, output))
+    elif chosen == "transformers":
+        room.write_transformers(model, lora, about, gate, output)
+    elif chosen == "adapter":
+        save_adapter(model, output, lora, about)
+        if gate is not None:
+            gate.save(output)
+    else:
+        assert isinstance(lora, LoraConfig)
+        write_peft(model, lora, config.model.name, output)
+    return output
+
+
+def trained_config(trained: Path) -> Configs:
+    """Return the adapters' config of a checkpoint or adapter folder; with expert groups, that of each."""
+    if trained.is_dir():
+        return read_adapter_config(trained).lora
+    checkpoint = read_checkpoint(trained)
+    return checkpoint.groups or checkpoint.config.lora
+
+
+def choose_form(lora: Configs, form: str, trained: Path) -> str:
+    """Return the form to write.
+
+    Raises:
+        UserError: the form does not suit the method, or nothing was trained.
+    """
+    if not isinstance(lora, LoraConfig):
+        if form != "transformers":
+            raise UserError(
+                f"{trained}: holds expert groups, {', '.join(lora)}: take one out with {PROGRAM} groups extract, "
+                "or take them all along with --format transformers",
+                "export.groups",
+            )
+        return form
+    if lora.method == "none":
+        raise UserError(f"{trained}: method none trains nothing, so there is nothing to export", "export.nothing")
+    if form not in ("auto", *FORMATS[lora.method]):
+        raise UserError(f"{trained}: {WHY_NOT[lora.method]}", "export.unsuited-form")
+    return FORMATS[lora.method][0] if form == "auto" else form
+
+
+def write_peft(model: nn.Module, lora: LoraConfig, base_name: str, folder: Path) -> None:
+    """Write a folder that ``peft.PeftModel.from_pretrained(stock_sam2, folder)`` loads.
+
+    Source: PEFT's checkpoint format, https://huggingface.co/docs/peft/developer_guides/checkpoint.
+    """
+    layers = {name: layer for name, layer in iter_adapter_layers(model) if isinstance(layer, LoRALinear)}
+    weights = {
+        f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().contiguous()
+        for name, layer in layers.items()
+        for part in ("lora_A", "lora_B")
+    }
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_name,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": list(layers),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    write_atomically(folder / "adapter_model.safetensors", lambda path: save_file(weights, path))
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
