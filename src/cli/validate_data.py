@@ -127,11 +127,11 @@ def main(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     chosen = places(config, arguments.split)
     if not chosen:
-        raise UserError(f"{arguments.config}: it names no data for --split {arguments.split}")
+        raise UserError(f"{arguments.config}: it names no data for --split {arguments.split}", "validate-data.no-data")
     if arguments.workers < 0:
-        raise UserError(f"--workers {arguments.workers}: must be 0 or more")
+        raise UserError(f"--workers {arguments.workers}: must be 0 or more", "validate-data.option")
     if arguments.clips < 1:
-        raise UserError(f"--clips {arguments.clips}: must be 1 or more")
+        raise UserError(f"--clips {arguments.clips}: must be 1 or more", "validate-data.option")
     options = replace(LoadOptions.from_config(config), workers=arguments.workers)
     results = []
     for label, place in chosen:

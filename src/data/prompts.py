@@ -117,7 +117,7 @@ def parse_prompts(
         for frame, prompt in _read_json(Path(file)):
             add(frame, prompt)
     if not found:
-        raise UserError("nothing is pointed at: give --box, --point, --mask or --prompts")
+        raise UserError("nothing is pointed at: give --box, --point, --mask or --prompts", "prompt.none")
     gathered: PromptsByFrame = {}
     for (frame, object_id), prompts in sorted(found.items()):
         gathered.setdefault(frame, []).append(_together(prompts, f"object {object_id} on frame {frame}"))
@@ -135,14 +135,18 @@ def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
                 x0, y0, x1, y1 = prompt.box
                 _check_inside(place, "box", prompt.box, height, width)
                 if x0 >= x1 or y0 >= y1:
-                    raise UserError(f"{place}: the box {_listed(prompt.box)} has no area: write it as x0,y0,x1,y1")
+                    raise UserError(
+                        f"{place}: the box {_listed(prompt.box)} has no area: write it as x0,y0,x1,y1",
+                        "prompt.empty-box",
+                    )
             if prompt.mask is not None and prompt.mask.shape != (height, width):
                 mask_height, mask_width = prompt.mask.shape
                 raise UserError(
-                    f"{place}: the mask is {mask_width}×{mask_height} pixels, the frames are {width}×{height}"
+                    f"{place}: the mask is {mask_width}×{mask_height} pixels, the frames are {width}×{height}",
+                    "prompt.mask-size",
                 )
             if prompt.mask is not None and not prompt.mask.any():
-                raise UserError(f"{place}: the mask is empty")
+                raise UserError(f"{place}: the mask is empty", "prompt.empty-mask")
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -170,7 +174,7 @@ def _prefix(option: str, text: str) -> tuple[int | None, int, str]:
     assert match is not None, "every part of the pattern may be empty"
     object_id = int(match[1]) if match[1] else None
     if object_id is not None and not 1 <= object_id <= MAX_OBJECT_ID:
-        raise UserError(f"{option} {text}: objects are numbered 1 to {MAX_OBJECT_ID}")
+        raise UserError(f"{option} {text}: objects are numbered 1 to {MAX_OBJECT_ID}", "prompt.object-number")
     return object_id, int(match[2] or 0), match[3]
 
 
@@ -181,13 +185,13 @@ def _numbers(option: str, text: str, form: str, least: int, most: int) -> tuple[
     except ValueError:
         values = []
     if not least <= len(values) <= most or not np.isfinite(values).all():
-        raise UserError(f"{option} {text}: write it as [object[@frame]:]{form}")
+        raise UserError(f"{option} {text}: write it as [object[@frame]:]{form}", "prompt.form")
     return object_id, frame, values
 
 
 def _label(value: float, place: str) -> int:
     if value not in (0, 1):
-        raise UserError(f"{place}: a label is 1 (on the object) or 0 (beside it), not {value:g}")
+        raise UserError(f"{place}: a label is 1 (on the object) or 0 (beside it), not {value:g}", "prompt.label")
     return int(value)
 
 
@@ -196,13 +200,15 @@ def _mask_file(path: Path, object_id: int | None) -> list[Prompt]:
     numbers_HW = read_mask(path)
     present = [int(number) for number in np.unique(numbers_HW) if number]
     if not present:
-        raise UserError(f"{path}: the mask is empty")
+        raise UserError(f"{path}: the mask is empty", "prompt.empty-mask")
     if object_id is None:
         return [Prompt(number, mask=numbers_HW == number) for number in present]
     if present == [1]:
         return [Prompt(object_id, mask=numbers_HW == 1)]
     if object_id not in present:
-        raise UserError(f"{path}: there is no object {object_id} in this mask; it holds {_listed(present)}")
+        raise UserError(
+            f"{path}: there is no object {object_id} in this mask; it holds {_listed(present)}", "prompt.no-such-object"
+        )
     return [Prompt(object_id, mask=numbers_HW == object_id)]
 
 
@@ -210,13 +216,15 @@ def _read_json(path: Path) -> list[tuple[int, Prompt]]:
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file", "file.missing") from None
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         lines = [f"  entry {'.'.join(map(str, e['loc'])) or 'list'}: {e['msg']}" for e in mistakes[:5]]
-        raise UserError(f"{path}: {len(mistakes)} mistakes in the prompts\n" + "\n".join(lines)) from None
+        raise UserError(
+            f"{path}: {len(mistakes)} mistakes in the prompts\n" + "\n".join(lines), "prompt.json"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+        raise UserError(f"{path}: cannot be read as JSON: {error}", "prompt.json") from None
     return [
         (entry.frame, prompt)
         for n, entry in enumerate(entries)
@@ -227,7 +235,7 @@ def _read_json(path: Path) -> list[tuple[int, Prompt]]:
 def _from_entry(entry: _Entry, place: str, path: Path) -> list[Prompt]:
     if isinstance(entry.mask, str):
         if entry.points or entry.box:
-            raise UserError(f"{place}: a mask takes neither points nor a box")
+            raise UserError(f"{place}: a mask takes neither points nor a box", "prompt.combination")
         return _mask_file(path.parent / entry.mask, entry.object if "object" in entry.model_fields_set else None)
     labels = [1] * len(entry.points) if entry.labels is None else entry.labels
     try:
@@ -241,16 +249,18 @@ def _from_entry(entry: _Entry, place: str, path: Path) -> list[Prompt]:
             )
         ]
     except ValueError as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {error}", "prompt.combination") from None
 
 
 def _decoded(segmentation: dict[str, Any], place: str) -> np.ndarray:
     """A mask from COCO's RLE, whose size is taken from itself."""
     size = segmentation.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise UserError(f"{place}: a mask is a file name or COCO's RLE, {{'size': [height, width], 'counts': …}}")
+        raise UserError(
+            f"{place}: a mask is a file name or COCO's RLE, {{'size': [height, width], 'counts': …}}", "prompt.rle"
+        )
     if problem := check_segmentation(segmentation, *size):
-        raise UserError(f"{place}: {problem}")
+        raise UserError(f"{place}: {problem}", "prompt.rle")
     return parse_segmentation(segmentation, *size).decode()
 
 
@@ -259,7 +269,7 @@ def _together(prompts: list[Prompt], place: str) -> Prompt:
     masks = [p for p in prompts if p.mask is not None]
     boxes = [p for p in prompts if p.box is not None]
     if len(masks) > 1 or len(boxes) > 1 or (masks and len(prompts) > 1):
-        raise UserError(f"{place}: give one mask, or one box with any number of points")
+        raise UserError(f"{place}: give one mask, or one box with any number of points", "prompt.combination")
     points = tuple(point for p in prompts for point in p.points)
     labels = tuple(label for p in prompts for label in p.labels)
     return replace((masks + boxes + prompts)[0], points=points, labels=labels)
@@ -268,7 +278,10 @@ def _together(prompts: list[Prompt], place: str) -> Prompt:
 def _check_inside(place: str, what: str, values: tuple[float, ...], height: int, width: int) -> None:
     xs, ys = values[0::2], values[1::2]
     if not all(0 <= x <= width for x in xs) or not all(0 <= y <= height for y in ys):
-        raise UserError(f"{place}: the {what} {_listed(values)} is outside the frame, which is {width}×{height} pixels")
+        raise UserError(
+            f"{place}: the {what} {_listed(values)} is outside the frame, which is {width}×{height} pixels",
+            "prompt.outside",
+        )
 
 
 def _listed(values: Iterable[float]) -> str:

@@ -254,7 +254,9 @@ class SourceVideos(Sequence[VideoRecord]):
             return known
         record, issues = self.source.read(number)
         if record is None:
-            raise UserError(f"{self.source.name}: changed since it was checked: {'; '.join(map(str, issues[:1]))}")
+            raise UserError(
+                f"{self.source.name}: changed since it was checked: {'; '.join(map(str, issues[:1]))}", "data.changed"
+            )
         self._recent.put(number, record)
         return record
 

@@ -74,7 +74,7 @@ def find_splits(folder: Path) -> dict[Split, NamedSplit]:
         UserError: there is no such folder, or nothing in it is a data set.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of data")
+        raise UserError(f"{folder}: no such folder of data", "data.missing-folder")
     for parent in (folder, *_inside(folder, FRAME_FOLDERS)):
         if found := _split_folders(parent, strict=parent != folder):
             return {split: _place_of_split(path, folder) for split, path in found.items()}
@@ -105,7 +105,10 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     if not records:
         first = next((issue for issue in met if issue.severity == "error"), met[0] if met else None)
         why = first or "it lists no images or videos"
-        raise UserError(f"{source.files[0] if source.files else place.img_folder}: nothing in it is usable: {why}")
+        raise UserError(
+            f"{source.files[0] if source.files else place.img_folder}: nothing in it is usable: {why}",
+            "data.nothing-usable",
+        )
     return DatasetSummary(
         place=place,
         kind=reader.name,

@@ -25,11 +25,11 @@ def open_unlabelled(folder: str | Path, follow_links: bool = False) -> DataSet:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder", "data.missing-folder")
     bounds = Bounds.of(follow_links, folder)
     videos = [video for path in sorted(folder.rglob("*")) if (video := _record(path, bounds)) is not None]
     if not videos:
-        raise UserError(f"{folder}: no images or videos in it")
+        raise UserError(f"{folder}: no images or videos in it", "data.nothing-usable")
     return DataSet(folder.name, videos)
 
 

@@ -33,7 +33,10 @@ def write_palette_png(path: Path, ids_HW: np.ndarray) -> None:
     """
     least, most = int(ids_HW.min()), int(ids_HW.max())
     if least < 0 or most > np.iinfo(np.uint16).max:
-        raise UserError(f"{path}: object numbers in a PNG go from 1 to 65535, not to {least if least < 0 else most}")
+        raise UserError(
+            f"{path}: object numbers in a PNG go from 1 to 65535, not to {least if least < 0 else most}",
+            "writers.object-number",
+        )
     if most > np.iinfo(np.uint8).max:
         image = Image.fromarray(ids_HW.astype(np.uint16))
     else:

@@ -88,13 +88,16 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
         UserError: there are errors, unless ``skip_bad`` leaves them out; or nothing usable is there.
     """
     if report.errors and not skip_bad:
-        raise UserError(_refusal(source, report.errors))
+        raise UserError(_refusal(source, report.errors), "data.damaged")
     if not report.keep:
         reasons = [f"{count} {kind}" for kind, count in report.notes.items()]
         if report.errors:
             reasons.append(f"{len(report.errors)} damaged, the first of them {report.errors[0]}")
         where = source.files[0] if source.files else source.name
-        raise UserError(f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}")
+        raise UserError(
+            f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}",
+            "data.nothing-usable",
+        )
     videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
     contents = DatasetFingerprint(len(report.keep), report.frames, report.objects, report.fingerprint)
     return DataSet(source.name, videos, report.notes, report.median_side, contents)

@@ -95,7 +95,7 @@ def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generat
     for i in order[np.lexsort((~straight_S[order], ~followed_S[order]))]:  # stable: what is equally good stays drawn
         if any(o.segmentations[starts_S[i]] is not None for o in video.objects):
             return paths_ST[i]
-    raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out")
+    raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out", "data.no-object")
 
 
 def sample_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -36,7 +36,8 @@ def _read_frame(video: VideoRecord, frame: int) -> np.ndarray:
     if (height, width) != (video.height, video.width):
         raise UserError(
             f"{source.name}: the frame is {width}×{height} pixels, its annotations are for "
-            f"{video.width}×{video.height}; all frames of a video must have one size"
+            f"{video.width}×{video.height}; all frames of a video must have one size",
+            "data.frame-size",
         )
     return for_torch(pixels)
 

@@ -118,9 +118,11 @@ def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
 def refuse_placeholder(path: str | Path, head: bytes) -> None:
     """Refuse a file without contents, given its first bytes: UserError if there are none, or a Git LFS pointer."""
     if not head:
-        raise UserError(f"{path}: the file is empty (0 bytes)")
+        raise UserError(f"{path}: the file is empty (0 bytes)", "file.empty")
     if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository")
+        raise UserError(
+            f"{path}: a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository", "file.lfs-pointer"
+        )
 
 
 @contextmanager
@@ -138,16 +140,16 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file", "file.missing") from None
     except UnidentifiedImageError:
-        raise UserError(f"{path}: not an image, or of a format that is not supported") from None
+        raise UserError(f"{path}: not an image, or of a format that is not supported", "image.unknown-type") from None
     except Image.DecompressionBombError:
         raise UserError(
-            f"{path}: the image is larger than the limit of {MAX_PIXELS} pixels; cut it into tiles"
+            f"{path}: the image is larger than the limit of {MAX_PIXELS} pixels; cut it into tiles", "image.too-large"
         ) from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
-        raise UserError(f"{path}: the image cannot be read: {reason}") from None
+        raise UserError(f"{path}: the image cannot be read: {reason}", "image.damaged") from None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -69,19 +69,23 @@ def read_label_image(path: Path) -> LabelImage:
     """
     with open_image(path) as image:
         if image.format in ("JPEG", "MPO"):
-            raise UserError(f"{path}: a JPEG, whose compression changes the numbers of objects; save masks as PNG")
+            raise UserError(
+                f"{path}: a JPEG, whose compression changes the numbers of objects; save masks as PNG", "mask.jpeg"
+            )
         values_HW = _values(path, image)
         grey = image.mode in ("L", "LA")
     if grey and is_blurred(values_HW):
         raise UserError(
-            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing"
+            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing",
+            "mask.blurred",
         )
     colours = image.mode in ("RGB", "RGBA")
     present = [int(value) for value in np.unique(values_HW) if value]
     if len(present) > (MAX_COLOURS if colours else MAX_VALUES):
         raise UserError(
             f"{path}: {len(present)} different {'colours' if colours else 'numbers'}, so it is no mask of objects, or "
-            "was blurred in resizing; save masks without smoothing, as PNG"
+            "was blurred in resizing; save masks without smoothing, as PNG",
+            "mask.too-many-values",
         )
     values_HW = np.asfortranarray(values_HW)
     areas = {value: RLE.encode(values_HW == value) for value in present}
@@ -139,8 +143,10 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
         values = np.array(image)
         if (values >= 0).all() and (values == np.floor(values)).all():
             return values.astype(np.int64)
-        raise UserError(f"{path}: holds numbers that are negative or not whole, so it is no mask of objects")
-    raise UserError(f"{path}: a mask in mode {image.mode}; save masks as PNG with a palette or in grey")
+        raise UserError(
+            f"{path}: holds numbers that are negative or not whole, so it is no mask of objects", "mask.numbers"
+        )
+    raise UserError(f"{path}: a mask in mode {image.mode}; save masks as PNG with a palette or in grey", "mask.mode")
 
 
 def is_blurred(values_HW: np.ndarray) -> bool:

@@ -85,7 +85,10 @@ class FrameFiles:
             frame = read_image(path)
             size = size or frame.shape
             if frame.shape != size:
-                raise UserError(f"{path}: the frame is {_sides(frame.shape)} pixels, those before it {_sides(size)}")
+                raise UserError(
+                    f"{path}: the frame is {_sides(frame.shape)} pixels, those before it {_sides(size)}",
+                    "video.frame-size",
+                )
             yield frame
 
 
@@ -112,11 +115,12 @@ class VideoFile:
                 size = size or pixels.shape
                 if pixels.shape != size:
                     raise UserError(
-                        f"{self.path}: frame {index} is {_sides(pixels.shape)} pixels, those before it {_sides(size)}"
+                        f"{self.path}: frame {index} is {_sides(pixels.shape)} pixels, those before it {_sides(size)}",
+                        "video.frame-size",
                     )
                 yield pixels
             if size is None:
-                raise UserError(f"{self.path}: the video holds no frame that can be read")
+                raise UserError(f"{self.path}: the video holds no frame that can be read", "video.no-frames")
 
 
 def open_stream(path: str | Path) -> FrameFiles | VideoFile:
@@ -134,7 +138,7 @@ def open_stream(path: str | Path) -> FrameFiles | VideoFile:
         # puts DATASET/JPEGImages/VIDEO and VIDEO/JPEGImages on the same footing
         return FrameFiles(folder.parent.name if folder.name == "JPEGImages" else folder.name, frame_paths(path))
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(f"{path}: no such file or folder", "file.missing")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return FrameFiles(path.stem, [path])
     with _opened(path) as (_, stream):
@@ -149,12 +153,17 @@ def frame_paths(folder: Path) -> list[Path]:
     """
     paths = [path for path in folder.iterdir() if is_image(path)]
     if not paths:
-        raise UserError(f"{folder}: no frames: the folder holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(
+            f"{folder}: no frames: the folder holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})",
+            "video.no-frames",
+        )
     paths.sort(key=lambda p: natural(p.name))
     by_stem: dict[str, Path] = {}
     for path in paths:
         if (twin := by_stem.setdefault(path.stem, path)) != path:
-            raise UserError(f"{folder}: {twin.name} and {path.name} would be the same frame; remove one of them")
+            raise UserError(
+                f"{folder}: {twin.name} and {path.name} would be the same frame; remove one of them", "video.same-frame"
+            )
     return paths
 
 
@@ -193,14 +202,16 @@ def _open(path: Path) -> av.container.InputContainer:
     container = av.open(str(path))
     if not container.streams.video or container.format.name == "tty":  # FFmpeg would draw text as a terminal does
         container.close()
-        raise UserError(f"{path}: there are no pictures in this file")
+        raise UserError(f"{path}: there are no pictures in this file", "video.no-pictures")
     stream = container.streams.video[0]
     pixels = stream.codec_context.width * stream.codec_context.height
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a later frame may be larger than the header says
     for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
         if number > limit:
             container.close()
-            raise UserError(f"{path}: the video has {number} {what}, over the limit of {limit}; make it smaller")
+            raise UserError(
+                f"{path}: the video has {number} {what}, over the limit of {limit}; make it smaller", "video.too-large"
+            )
     return container
 
 
@@ -209,10 +220,10 @@ def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file", "file.missing") from None
     except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: pixel formats that PyAV cannot convert
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path}: cannot be read as a video: {reason}") from None
+        raise UserError(f"{path}: cannot be read as a video: {reason}", "video.damaged") from None
 
 
 @dataclass(frozen=True)
@@ -256,7 +267,7 @@ def read_header(path: Path) -> VideoHeader:
         count = _trusted_count(path, stream)
         first = next(container.decode(stream), None)
         if first is None:
-            raise UserError(f"{path}: the video holds no frame that can be read")
+            raise UserError(f"{path}: the video holds no frame that can be read", "video.no-frames")
         size = _upright(first).shape[:2]
     return VideoHeader(_packet_times(*_version(path)).count if count is None else count, size)
 
@@ -324,10 +335,12 @@ class _Decoder:
 
     def read(self, index: int) -> np.ndarray:
         if not 0 <= index < self.times.count:
-            raise UserError(f"{self.path}: there is no frame {index}; the video has {self.times.count}")
+            raise UserError(
+                f"{self.path}: there is no frame {index}; the video has {self.times.count}", "video.no-such-frame"
+            )
         frame = self._by_counting(index) if self.times.shown is None else self._by_time(index)
         if frame is None:
-            raise UserError(f"{self.path}: frame {index} is damaged")
+            raise UserError(f"{self.path}: frame {index} is damaged", "video.damaged")
         self.next = index + 1
         return _upright(frame)
 
@@ -452,7 +465,7 @@ class VideoWriter:
         try:
             yield
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{self.path}: cannot be written: {error.strerror or error}", "file.not-written") from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

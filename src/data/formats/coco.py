@@ -241,7 +241,9 @@ def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
     missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
     if missing:
         keys = ", ".join(repr(shown(key)) for key in list(content)[:8]) or "none"
-        raise UserError(f"{path}: not a COCO file: no list {' and '.join(map(repr, missing))} (its keys: {keys})")
+        raise UserError(
+            f"{path}: not a COCO file: no list {' and '.join(map(repr, missing))} (its keys: {keys})", "coco.not-coco"
+        )
     return content
 
 

@@ -30,21 +30,29 @@ def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
-            raise UserError(f"{path}: {size} bytes are over the limit of {MAX_JSON_BYTES} for JSON; split the data set")
+            raise UserError(
+                f"{path}: {size} bytes are over the limit of {MAX_JSON_BYTES} for JSON; split the data set",
+                "data.json-too-large",
+            )
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such annotation file", "data.missing-annotations") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}", "data.unreadable"
+        ) from None
     refuse_placeholder(path, raw[:64])
     if raw.startswith(b"\xef\xbb\xbf"):
         log.note("", "a byte order mark before the JSON", "skipped")
     try:
         content = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}", "data.not-json") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}")
+        raise UserError(
+            f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}",
+            "data.not-annotations",
+        )
     return content
 
 

@@ -57,7 +57,7 @@ def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
     """The roots of frames with the roots of their masks."""
     if masks is not None:
         if not masks.is_dir():
-            raise UserError(f"{masks}: no such folder of masks")
+            raise UserError(f"{masks}: no such folder of masks", "data.missing-annotations")
         frames = frames_within(folder) or folder
         return [_at_one_level(_name_of(frames), frames, _only(masks, MASK_FOLDERS) or masks)]
     return list(_roots_within(folder)) or _roots_around(folder)

@@ -90,7 +90,8 @@ class Bounds:
         if not any(real.is_relative_to(folder) for folder in self.folders):
             raise UserError(
                 f"{path}: a link leads to it from the data set's folder to {real}; put the file itself there, or set "
-                "dataset.follow_links=true if the link is yours"
+                "dataset.follow_links=true if the link is yours",
+                "data.link-leads-out",
             )
 
 
@@ -129,7 +130,8 @@ def choose_videos(names: Sequence[str], wanted: Sequence[str] | None, place: str
         near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.5) or list(names[:3])
         more = f", nor {len(unknown) - 1} more of the names wanted" if len(unknown) > 1 else ""
         raise UserError(
-            f"{place}: there is no video '{unknown[0]}'{more}; it holds {len(names)}, such as {', '.join(near)}"
+            f"{place}: there is no video '{unknown[0]}'{more}; it holds {len(names)}, such as {', '.join(near)}",
+            "data.no-such-video",
         )
     return [index for index, name in enumerate(names) if name in chosen]
 
