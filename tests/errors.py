@@ -11,8 +11,9 @@ from src.core.errors import UserError
 
 
 @contextmanager
-def refuses(code: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
-    """Expect a UserError of this code inside; ``value`` of what is given is the error."""
+def refuses(code: str, *facts: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Expect a UserError of this code inside, whose message holds some facts; ``value`` of what is given is the error."""
     with pytest.raises(UserError) as caught:
         yield caught
     assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
+    assert all(fact in str(caught.value) for fact in facts), f"not {facts} in: {caught.value}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from src.core.errors import UserError
 from src.data.loading import wanted_videos
+from tests.errors import refuses
 
 
 class TestListsOfVideos:
@@ -39,7 +39,7 @@ class TestListsOfVideos:
     @pytest.mark.parametrize(("content", "message"), [(b"\n\n", "is empty"), (b"\xff\xfe\x00", "not a text file")])
     def test_other_files_are_refused(self, tmp_path, content, message):
         (tmp_path / "val.txt").write_bytes(content)
-        with pytest.raises(UserError, match=rf"val\.txt: the list of videos {message}|{message}"):
+        with refuses("data.video-list", "val.txt", message):
             wanted_videos(str(tmp_path / "val.txt"))
-        with pytest.raises(UserError, match="cannot be read: No such file"):
+        with refuses("data.video-list", "none.txt"):
             wanted_videos(str(tmp_path / "none.txt"))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.core.errors import UserError
 from src.data.prompts import Prompt, check_prompts, parse_prompts
 from src.data.records import RLE
+from tests.errors import refuses
 
 
 def save_mask(path: Path, numbers: np.ndarray, palette: bool) -> Path:
@@ -76,38 +76,38 @@ class TestCommandLine:
         assert np.array_equal(prompt.mask, numbers > 0)
 
     @pytest.mark.parametrize(
-        ("options", "message"),
+        ("options", "code", "fact"),
         [
-            ({}, "nothing is pointed at"),
-            ({"boxes": ["1,2,3"]}, "--box 1,2,3: write it as"),
-            ({"boxes": ["a,b,c,d"]}, "--box a,b,c,d: write it as"),
-            ({"points": ["1"]}, "--point 1: write it as"),
-            ({"points": ["nan,2"]}, "write it as"),
-            ({"points": ["1,2,5"]}, "a label is 1"),
-            ({"points": ["0:1,2"]}, "numbered 1 to 255"),
-            ({"points": ["256:1,2"]}, "numbered 1 to 255"),
-            ({"boxes": ["1,2,3,4", "1:5,6,7,8"]}, "object 1 on frame 0: give one mask, or one box"),
-            ({"masks": ["none.png"]}, "none.png: no such file"),
-            ({"file": "none.json"}, "none.json: no such file"),
+            ({}, "prompt.none", "--box"),
+            ({"boxes": ["1,2,3"]}, "prompt.form", "--box 1,2,3"),
+            ({"boxes": ["a,b,c,d"]}, "prompt.form", "--box a,b,c,d"),
+            ({"points": ["1"]}, "prompt.form", "--point 1"),
+            ({"points": ["nan,2"]}, "prompt.form", "--point nan,2"),
+            ({"points": ["1,2,5"]}, "prompt.label", "5"),
+            ({"points": ["0:1,2"]}, "prompt.object-number", "1 to 255"),
+            ({"points": ["256:1,2"]}, "prompt.object-number", "1 to 255"),
+            ({"boxes": ["1,2,3,4", "1:5,6,7,8"]}, "prompt.combination", "object 1 on frame 0"),
+            ({"masks": ["none.png"]}, "file.missing", "none.png"),
+            ({"file": "none.json"}, "file.missing", "none.json"),
         ],
     )
-    def test_what_cannot_be_meant_is_refused(self, options, message):
-        with pytest.raises(UserError, match=message):
+    def test_what_cannot_be_meant_is_refused(self, options, code, fact):
+        with refuses(code, fact):
             parse_prompts(**options)
 
     def test_masks_that_are_none_are_refused(self, tmp_path, numbers):
         (tmp_path / "text.png").write_bytes(b"text")
-        with pytest.raises(UserError, match="not an image"):
+        with refuses("image.unknown-type", "text.png"):
             parse_prompts(masks=[str(tmp_path / "text.png")])
         whole = save_mask(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 2, (90, 90)), False).read_bytes()
         (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match=r"cut\.png: "):
+        with refuses("image.damaged", "cut.png"):
             parse_prompts(masks=[str(tmp_path / "cut.png")])
         empty = save_mask(tmp_path / "empty.png", numbers * 0, palette=True)
-        with pytest.raises(UserError, match="empty"):
+        with refuses("prompt.empty-mask", "empty.png"):
             parse_prompts(masks=[str(empty)])
         two = save_mask(tmp_path / "two.png", numbers, palette=True)
-        with pytest.raises(UserError, match="no object 3 in this mask; it holds 1,2"):
+        with refuses("prompt.no-such-object", "object 3", "1,2"):
             parse_prompts(masks=[f"3:{two}"])
 
 
@@ -138,44 +138,48 @@ class TestJson:
         assert third.object_id == 3 and np.array_equal(third.mask, numbers == 2)
 
     @pytest.mark.parametrize(
-        ("entries", "message"),
+        ("entries", "code", "fact"),
         [
-            ({}, "mistakes in the prompts"),
-            ([{"object": 0, "box": [1, 2, 3, 4]}], "entry 0.object"),
-            ([{"boks": [1, 2, 3, 4]}], "entry 0.boks"),
-            ([{"object": 1}], "entry 0: object 1: a prompt needs"),
-            ([{"points": [[1, 2]], "labels": [1, 0]}], "1 points, but 2 labels"),
-            ([{"points": [[1, 2]], "labels": [2]}], "a label is 1"),
-            ([{"mask": "m.png", "box": [1, 2, 3, 4]}], "neither points nor a box"),
-            ([{"mask": {"size": [6, 8], "counts": "x"}}], "entry 0: "),
-            ([{"mask": {"size": "6"}}], "a mask is a file name or COCO's RLE"),
+            ({}, "prompt.json", "list"),
+            ([{"object": 0, "box": [1, 2, 3, 4]}], "prompt.json", "entry 0.object"),
+            ([{"boks": [1, 2, 3, 4]}], "prompt.json", "entry 0.boks"),
+            ([{"object": 1}], "prompt.combination", "entry 0: object 1: a prompt needs"),
+            ([{"points": [[1, 2]], "labels": [1, 0]}], "prompt.combination", "1 points, but 2 labels"),
+            ([{"points": [[1, 2]], "labels": [2]}], "prompt.label", "entry 0"),
+            ([{"mask": "m.png", "box": [1, 2, 3, 4]}], "prompt.combination", "entry 0"),
+            ([{"mask": {"size": [6, 8], "counts": "x"}}], "prompt.rle", "entry 0"),
+            ([{"mask": {"size": "6"}}], "prompt.rle", "entry 0"),
         ],
     )
-    def test_mistakes_are_told_with_their_entry(self, tmp_path, entries, message):
-        with pytest.raises(UserError, match=message):
+    def test_mistakes_name_their_entry(self, tmp_path, entries, code, fact):
+        with refuses(code, fact):
             parse_prompts(file=self.write(tmp_path, entries))
 
     def test_other_files_are_refused(self, tmp_path):
         (tmp_path / "x.json").write_text("{")
-        with pytest.raises(UserError, match="cannot be read as JSON"):
+        with refuses("prompt.json", "x.json"):
             parse_prompts(file=tmp_path / "x.json")
 
 
 class TestCheck:
     @pytest.mark.parametrize(
-        ("prompt", "message"),
+        ("prompt", "code", "fact"),
         [
-            (Prompt(1, ((8.5, 2),), (1,)), "object 1 on frame 3: the point 8.5,2 is outside the frame, which is 8×6"),
-            (Prompt(1, ((2, -1),), (1,)), "outside"),
-            (Prompt(1, box=(0, 0, 3, 7)), "the box 0,0,3,7 is outside"),
-            (Prompt(1, box=(3, 3, 3, 5)), "has no area"),
-            (Prompt(1, box=(5, 3, 3, 5)), "has no area"),
-            (Prompt(1, mask=np.ones((8, 6), bool)), "the mask is 6×8 pixels, the frames are 8×6"),
-            (Prompt(1, mask=np.zeros((6, 8), bool)), "the mask is empty"),
+            (
+                Prompt(1, ((8.5, 2),), (1,)),
+                "prompt.outside",
+                "object 1 on frame 3: the point 8.5,2 is outside the frame",
+            ),
+            (Prompt(1, ((2, -1),), (1,)), "prompt.outside", "8×6"),
+            (Prompt(1, box=(0, 0, 3, 7)), "prompt.outside", "0,0,3,7"),
+            (Prompt(1, box=(3, 3, 3, 5)), "prompt.empty-box", "3,3,3,5"),
+            (Prompt(1, box=(5, 3, 3, 5)), "prompt.empty-box", "5,3,3,5"),
+            (Prompt(1, mask=np.ones((8, 6), bool)), "prompt.mask-size", "6×8"),
+            (Prompt(1, mask=np.zeros((6, 8), bool)), "prompt.empty-mask", "object 1"),
         ],
     )
-    def test_prompts_must_fit_the_frames(self, prompt, message):
-        with pytest.raises(UserError, match=message):
+    def test_prompts_must_fit_the_frames(self, prompt, code, fact):
+        with refuses(code, fact):
             check_prompts({3: [prompt]}, 6, 8)
 
     def test_the_whole_frame_may_be_pointed_at(self):

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from src.config import MotionConfig, NamedSplit
-from src.core.errors import UserError
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.decode.labels import davis_palette
@@ -18,6 +17,7 @@ from src.data.records import DataSet, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.data.writers import write_coco, write_davis, write_palette_png
 from src.evaluation.domains import Domain
+from tests.errors import refuses
 from tests.sources import open_place, recognised
 from tests.writers import write_folder, write_sav, write_tracked_coco, write_ytvis
 
@@ -48,7 +48,7 @@ class TestPalettePng:
 
     @pytest.mark.parametrize("wrong", [-1, 65_536])
     def test_other_numbers_are_refused(self, tmp_path, wrong):
-        with pytest.raises(UserError, match=rf"m\.png: object numbers .* not to {wrong}"):
+        with refuses("writers.object-number", "m.png", str(wrong)):
             write_palette_png(tmp_path / "m.png", np.array([[0, wrong]]))
         assert list(tmp_path.iterdir()) == []
 

@@ -27,6 +27,7 @@ from src.data.clips.dataset import split_by_weight
 from src.data.clips.draw import sample_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
+from tests.errors import refuses
 
 STILL = MotionConfig(degrees=0, translate=0, scale=0, shear=0, brightness=0, contrast=0, elastic=0, occlusion=0)
 NO_AUGMENTATION = AugmentationConfig(**dict.fromkeys(AugmentationConfig.model_fields, 0))
@@ -213,7 +214,7 @@ class TestVideos:
     def test_a_frame_of_another_size_is_named(self):
         video = self.moving(2)
         odd = ArrayFrame(np.zeros((20, 30, 3), np.uint8), "00001.jpg")
-        with pytest.raises(UserError, match=r"00001\.jpg: the frame is 30×20 pixels, its annotations are for 32×32"):
+        with refuses("data.frame-size", "00001.jpg", "30×20", "32×32"):
             draw(replace(video, frames=[video.frames[0], odd]), frames=2)
 
     def test_it_is_scaled_to_the_models_size(self):
@@ -300,9 +301,9 @@ class TestPath:
         assert {path[0] for path in self.paths(sparse(self.seen(20), 0, 10, 12), frames=4, reverse=1.0)} == {12}
 
     def test_nothing_to_prompt_is_an_error(self):
-        with pytest.raises(UserError, match="video: no annotated frame shows an object"):
+        with refuses("data.no-object", "video"):
             self.paths(sparse(self.seen(5), *()), frames=2)
-        with pytest.raises(UserError, match="video: no annotated frame shows an object"):
+        with refuses("data.no-object", "video"):
             self.paths(self.seen(5, at=set()), frames=2)
 
     @settings(max_examples=100, deadline=None)

@@ -14,6 +14,7 @@ from src.data.clips.preview import CAPTION, contact_sheet
 from src.data.drawing import draw_masks
 from src.data.records import DataSet, VideoRecord
 from src.data.synthetic import SOURCE, make_videos
+from tests.errors import refuses
 
 SIDE = 64
 
@@ -67,8 +68,8 @@ def test_a_frame_that_cannot_be_read_is_told(videos):
         name = "bad.png"
 
         def read(self) -> np.ndarray:
-            raise UserError("bad.png: not an image")
+            raise UserError("bad.png: not an image", "image.unknown-type")
 
     bad = replace(videos.videos[0], frames=[Unreadable()] * 5)
-    with pytest.raises(UserError, match=r"bad\.png: not an image"):
+    with refuses("image.unknown-type", "bad.png"):
         contact_sheet(dataset(DataSet("bad", [bad])), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from pathlib import Path
 
@@ -219,8 +218,9 @@ def test_what_is_no_image(tmp_path, contents, reason):
     path = tmp_path / "a.jpg"
     path.write_bytes(contents)
     assert reason in refusal(path)
-    with pytest.raises(UserError, match=re.escape(str(path))):
+    with pytest.raises(UserError) as caught:
         image_size(path)
+    assert str(path) in str(caught.value)
 
 
 def test_truncated_jpeg(tmp_path):

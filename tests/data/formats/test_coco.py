@@ -99,8 +99,8 @@ class Folder:
         }
         self.ann_file.write_text(json.dumps(content))
 
-    def refusal(self, annotations: list[Any], images: list[Any] | None = None) -> str:
-        with pytest.raises(UserError) as caught:
+    def refusal(self, annotations: list[Any], images: list[Any] | None = None, code: str = "data.damaged") -> str:
+        with refuses(code) as caught:
             self.load(annotations, images)
         return str(caught.value)
 
@@ -301,27 +301,26 @@ def test_byte_order_mark(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "code", "fact"),
     [
-        (b"", "empty"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b'{"images": [', "not valid JSON"),
-        (b"\xff\xfe{", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
-        (b"[]", "found a list"),
-        (b"{}", "no list 'images' and 'annotations' (its keys: none)"),
-        (b'{"shapes": [], "version": 1}', "(its keys: 'shapes', 'version')"),
-        (b'{"images": [], "info": 1}', "no list 'annotations' (its keys: 'images', 'info')"),
-        (b'{"images": {}, "annotations": []}', "no list 'images'"),
-        (b'{"images": [], "annotations": []}', "lists no images"),
+        (b"", "file.empty", ""),
+        (b"version https://git-lfs.github.com/spec/v1\n", "file.lfs-pointer", "git lfs pull"),
+        (b'{"images": [', "data.not-json", ""),
+        (b"\xff\xfe{", "data.not-json", ""),
+        (b"[" * 100_000, "data.not-json", ""),
+        (b"[]", "data.not-annotations", "list"),
+        (b"{}", "coco.not-coco", "'images' and 'annotations' (its keys: none)"),
+        (b'{"shapes": [], "version": 1}', "coco.not-coco", "'shapes', 'version'"),
+        (b'{"images": [], "info": 1}', "coco.not-coco", "'images', 'info'"),
+        (b'{"images": {}, "annotations": []}', "coco.not-coco", "'images'"),
+        (b'{"images": [], "annotations": []}', "data.nothing-usable", ""),
     ],
 )
-def test_files_that_are_not_coco(folder, text, reason):
+def test_files_that_are_not_coco(folder, text, code, fact):
     folder.ann_file.write_bytes(text)
-    with pytest.raises(UserError) as caught:
+    with refuses(code, fact) as caught:
         load_coco(folder.path, folder.ann_file)
     assert str(caught.value).startswith(f"{folder.ann_file}: ")
-    assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -347,7 +346,7 @@ def test_only_the_images_that_are_named(folder):
     )
     chosen = load_coco(folder.path, folder.ann_file, videos=["c", "a.png"])
     assert [video.video_id for video in chosen.videos] == ["a", "c"]
-    with pytest.raises(UserError, match=r"there is no video 'x/bb.png'.*; it holds 3, such as .*x/b.png"):
+    with refuses("data.no-such-video", "x/bb.png", "x/b.png"):
         load_coco(folder.path, folder.ann_file, videos=["x/bb.png"])
 
 
@@ -469,7 +468,7 @@ def test_images_without_annotations_are_left_out(folder):
 
 
 def test_nothing_left_says_why(folder):
-    message = folder.refusal([annotation(1, segmentation=[]), annotation(2, image=9)])
+    message = folder.refusal([annotation(1, segmentation=[]), annotation(2, image=9)], code="data.nothing-usable")
     assert "1 annotations without a segmentation, left out" in message
     assert "1 annotations of unknown images, left out" in message
     assert "1 images without usable annotations, left out" in message

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.core.errors import UserError
 from src.data.records import Issue, VideoRecord
 from src.data.writers import write_palette_png
+from tests.errors import refuses
 from tests.sources import open_davis
 
 HEIGHT, WIDTH = 6, 8
@@ -101,15 +101,15 @@ class TestLayouts:
         for name in ("bear", "boat", "bus"):
             make(tmp_path / "JPEGImages" / name, tmp_path / "Annotations" / name)
         assert [v.name for v in open_davis(tmp_path, videos=["bus", "bear"]).videos] == ["bear", "bus"]
-        with pytest.raises(UserError, match=r"no video 'baot', nor 1 more .*; it holds 3, such as boat"):
+        with refuses("data.no-such-video", "'baot', nor 1 more", "boat"):
             open_davis(tmp_path, videos=["baot", "x"])
 
     @pytest.mark.parametrize("ann_folder", [None, "nowhere"])
     def test_what_is_missing_is_told(self, tmp_path, ann_folder):
         make(tmp_path / "frames" / "a", None)
-        with pytest.raises(UserError, match="no such folder of masks" if ann_folder else "no videos with masks"):
+        with refuses("data.missing-annotations" if ann_folder else "davis.no-videos"):
             open_davis(tmp_path / "frames", ann_folder)
-        with pytest.raises(UserError, match="no such image folder"):
+        with refuses("data.missing-folder"):
             open_davis(tmp_path / "nowhere")
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.core.errors import UserError
 from src.data.writers import write_palette_png
+from tests.errors import refuses
 from tests.sources import open_folder
 
 HEIGHT, WIDTH = 6, 8
@@ -65,7 +65,7 @@ def test_wanted_images_and_images_without_a_mask(tmp_path):
     assert record is None
     assert (issue.severity, issue.problem) == ("repaired", "images without a mask")
     assert source.read(1)[0].video_id == "c"
-    with pytest.raises(UserError, match="no video 'd'"):
+    with refuses("data.no-such-video", "'d'"):
         open_folder(tmp_path, videos=["d"])
 
 
@@ -162,9 +162,9 @@ def test_a_damaged_image_is_told(tmp_path):
 
 def test_nothing_to_read_is_told(tmp_path):
     image(tmp_path / "images/a.jpg")
-    with pytest.raises(UserError, match="none of its 1 images has a mask"):
+    with refuses("folder.no-masks"):
         open_folder(tmp_path / "images")
-    with pytest.raises(UserError, match="no such image folder"):
+    with refuses("data.missing-folder"):
         open_folder(tmp_path / "none")
-    with pytest.raises(UserError, match="no such folder of masks"):
+    with refuses("data.missing-annotations"):
         open_folder(tmp_path / "images", tmp_path / "none")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.video import VideoWriter
 from src.data.formats.sav import STEP
 from src.data.records import RLE, Issue
+from tests.errors import refuses
 from tests.sources import open_sav
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 10
@@ -91,9 +91,9 @@ def test_masklets_may_lie_elsewhere(tmp_path):
     (tmp_path / "videos" / "sav_000001_manual.json").rename(tmp_path / "json" / "sav_000001_manual.json")
     for place in (tmp_path / "json", tmp_path / "json" / "sav_000001_manual.json"):
         assert open_sav(tmp_path / "videos", place).read(0)[0] is not None
-    with pytest.raises(UserError, match=r"no masklets: .*_manual\.json"):
+    with refuses("sav.no-masklets", "_manual.json"):
         open_sav(tmp_path / "videos")
-    with pytest.raises(UserError, match="no such folder of masklets"):
+    with refuses("data.missing-annotations"):
         open_sav(tmp_path / "videos", tmp_path / "none")
 
 
