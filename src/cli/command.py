@@ -7,10 +7,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
-from ..core.console import PROGRAM, show_messages
-from ..core.errors import Stopped, UserError, is_out_of_memory
+from ..core.console import PROGRAM, format_error, show_messages
+from ..core.errors import Stopped, UserError
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -102,14 +101,3 @@ def _reports(error: BaseException) -> bool:
     from ..core import distributed
 
     return distributed.should_report(error)
-
-
-def format_error(error: Exception) -> str:
-    """An error in one line, with what to do."""
-    if isinstance(error, UserError):
-        return str(error)
-    kind, text = type(error).__name__, " ".join(str(error).split())
-    if is_out_of_memory(error):
-        return f"memory ran out ({kind}); {PROGRAM} dry-run --config YAML says which settings make a run fit"
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{kind}: {text} ({Path(place.filename).name}, line {place.lineno}); --debug shows the traceback"

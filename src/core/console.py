@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from .errors import UserError, is_out_of_memory
 
 PACKAGE = __name__.split(".")[0]
 """The name of the package's logger: the import package itself."""
@@ -79,3 +83,14 @@ def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
     if not sys.stderr.isatty():
         return _Lines(iterable, **options)
     return tqdm(iterable, mininterval=1, dynamic_ncols=True, **options)
+
+
+def format_error(error: Exception) -> str:
+    """Return an error as one line, with what to do."""
+    if isinstance(error, UserError):
+        return str(error)
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if is_out_of_memory(error):
+        return f"memory ran out ({kind}); {PROGRAM} dry-run --config YAML says which settings make a run fit"
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{kind}: {text} ({Path(place.filename).name}, line {place.lineno}); --debug shows the traceback"

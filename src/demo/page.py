@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 import gradio as gr
 
-from ..cli.command import format_error
 from ..config import Config
+from ..core.console import format_error
 from ..core.errors import UserError
 from ..data.decode.video import IMAGE_SUFFIXES
 from .inputs import DemoInput, Samples, StillMotion, find_samples, open_input

@@ -26,12 +26,13 @@ SCRIPTS = sorted(
 
 
 @pytest.fixture(scope="session")
-def parsers() -> dict[str, ArgumentParser]:
+def parsers(installed: None) -> dict[str, ArgumentParser]:
     """Every command's parser, built as the command builds it."""
     found = {name: import_module(f"src.cli.{name.replace('-', '_')}").build_parser() for name in COMMANDS}
     with pytest.MonkeyPatch.context() as patch:
         for script in SCRIPTS:
-            patch.setattr(cli, "run", lambda _, parser, script=script: found.setdefault(script, parser))
+            for package in (cli, import_module("sam2_mope.cli")):
+                patch.setattr(package, "run", lambda _, parser, script=script: found.setdefault(script, parser))
             patch.setattr(sys, "argv", [script])
             runpy.run_module(script, run_name="__main__")
     return found
