@@ -1,8 +1,8 @@
-"""What a study of forgetting is: its YAML, and the rows that it is made of.
+"""The plan of a study of forgetting: its YAML, and its rows.
 
 A row is one method learning domains one after another with one seed. ``continue`` trains the same weights on, domain
-after domain; ``groups`` gives each domain an expert group of its own. What a group learns does not depend on the groups
-before it (:mod:`src.train.adapter_setup`), so there a row is a single domain, and every order is made of the same rows.
+after domain. ``groups`` gives each domain an expert group of its own. What a group learns does not depend on earlier
+groups (:mod:`src.train.adapter_setup`). So there a row is a single domain, and every order consists of the same rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..core.errors import UserError
 from ..data import synthetic
 
 BUNDLED = {d.name: d for d in (synthetic.CELLS, synthetic.TISSUE, synthetic.THERMAL, synthetic.FLAKES)}
-"""The bundled generator's new domains, which a study can name instead of giving paths."""
+"""Domains of the bundled generator that a study can name instead of giving paths."""
 
 
 class MethodConfig(Section):
@@ -59,7 +59,7 @@ class SizesConfig(Section):
 
 
 class QuickConfig(Section):
-    """What ``--quick`` studies in place of the whole."""
+    """The smaller study of ``--quick``."""
 
     methods: list[str]
     orders: list[list[str]] = Field(min_length=1)
@@ -112,21 +112,21 @@ class StudyConfig(Section):
 
     @property
     def names(self) -> list[str]:
-        """The new domains' names."""
+        """Names of the new domains."""
         return [domain if isinstance(domain, str) else domain.name for domain in self.domains]
 
     @property
     def data_folder(self) -> Path:
-        """Where the bundled domains are written."""
+        """Folder of the bundled domains."""
         return Path(self.output_dir) / "data"
 
     def domain(self, name: str) -> DomainConfig:
-        """A domain's splits; those of a bundled one are where :func:`src.studies.rows.write_data` puts them."""
+        """Return a domain's splits; :func:`src.studies.rows.write_data` writes those of a bundled one."""
         given = self.domains[self.names.index(name)]
         return bundled_set(name, self.data_folder / name) if isinstance(given, str) else given
 
     def replayed_source(self) -> DomainConfig:
-        """Labelled clips of the source domain."""
+        """Return labelled clips of the source domain."""
         return self.replay or bundled_set("replayed_source", self.data_folder / "source")
 
 
@@ -141,12 +141,12 @@ class Row:
 
     @property
     def key(self) -> str:
-        """A name for files."""
+        """Name of the row's files."""
         return f"{self.method}{'+distill' if self.distilled else ''}_{'-'.join(self.order)}_{self.seed}"
 
 
 def load_study(path: str | Path, quick: bool = False) -> StudyConfig:
-    """Read a study's YAML; ``quick`` puts its ``quick`` section in place of the whole.
+    """Read a study's YAML; with ``quick`` the smaller study of its ``quick`` section.
 
     Raises:
         UserError: the file is missing, or values are wrong, those of its runs included.
@@ -154,7 +154,7 @@ def load_study(path: str | Path, quick: bool = False) -> StudyConfig:
     study = parse_section(StudyConfig, read_yaml(path), str(path))
     if quick:
         if study.quick is None:
-            raise UserError(f"{path}: --quick needs a section 'quick'")
+            raise UserError(f"{path}: --quick needs a section 'quick'", code="study.no-quick")
         run = copy.deepcopy(study.run)
         for dotted, value in study.quick.set.items():
             set_key(run, dotted, value)
@@ -174,7 +174,7 @@ def load_study(path: str | Path, quick: bool = False) -> StudyConfig:
 
 
 def plan_rows(study: StudyConfig) -> list[Row]:
-    """Every row, seed by seed, so that an interrupted study has all methods with fewer seeds."""
+    """Return every row, seed by seed, so that an interrupted study has all methods with fewer seeds."""
     rows: list[Row] = []
     for seed in study.seeds:
         for name, method in study.methods.items():
@@ -187,13 +187,13 @@ def plan_rows(study: StudyConfig) -> list[Row]:
 
 
 def run_config(study: StudyConfig, row: Row, stage: int, start: str | Path | None) -> Config:
-    """The config of one of a row's runs.
+    """Return the config of one of a row's runs.
 
     Args:
         study: the study.
-        row: which row.
-        stage: which of its domains is learned, from 0.
-        start: the checkpoint of the stage before, None at first.
+        row: the row.
+        stage: index of the learned domain, from 0.
+        start: the checkpoint of the stage before; None in the first stage.
 
     Raises:
         UserError: the run's own YAML, or what a method sets in it, is wrong.

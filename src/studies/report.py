@@ -1,4 +1,4 @@
-"""What a study's rows say: the matrices of scores, the table of all methods, figures, and the gate's rates."""
+"""Report of a study: matrices of scores, the table of all methods, figures, and the gate's rates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ Distances = dict[str, float]
 class Sequence:
     """One method learning domains in order with one seed, with adapters turned on in one way.
 
-    ``R``: (T + 1, T + 1), J&F by stage and domain, the source first and then in the order of learning.
+    Attributes:
+        method: name of the method.
+        distilled: whether it learned with self-distillation.
+        mode: key of :data:`MODES`.
+        order: names of the domains.
+        seed: random seed.
+        R: (T + 1, T + 1), J&F by stage and domain, the source first, then the order of learning.
     """
 
     method: str
@@ -45,20 +51,20 @@ class Sequence:
 
 
 class Study:
-    """The rows that are there, put together into sequences.
+    """The finished rows of a study, combined into sequences.
 
     Args:
-        study: whose base and gate were measured; rows that are missing are left out.
+        study: the study; its base and gate are measured, and missing rows are left out.
     """
 
     def __init__(self, study: StudyConfig) -> None:
         self.study = study
-        self.base: dict[str, list] = _read(base_file(study))["scores"]
+        self.base: dict[str, list[list[list[float]]]] = _read(base_file(study))["scores"]
         self.gate: dict[str, Any] = _read(gate_file(study))
         self.rows = {row: _read(row_file(study, row)) for row in plan_rows(study) if row_file(study, row).is_file()}
 
     def sequences(self) -> list[Sequence]:
-        """All that are complete: every method, with and without distillation, order, seed and mode."""
+        """Return all complete sequences: every method, with and without distillation, order, seed and mode."""
         found = []
         for seed in self.study.seeds:
             for name, method in self.study.methods.items():
@@ -99,24 +105,24 @@ class Study:
         return np.array(R)
 
     def gate_table(self) -> tuple[list[list[str]], dict[str, float]]:
-        """The gate that knows all domains: a line for each set of images, and its rates.
+        """Return the gate's table, a line for each set of images, and its rates.
 
         Returns:
-            Lines of set, what it is, share decided rightly; and ``false_reject``, ``false_accept``,
-            ``balanced_accuracy``: means over sets, those that mix a domain with the source left out.
+            Lines of set, its domain, number of images, share of right decisions. And ``false_reject``,
+            ``false_accept``, ``balanced_accuracy``: means over sets, without those that mix a domain with the source.
         """
         lines: list[list[str]] = []
         wrong: dict[bool, list[float]] = {True: [], False: []}
         videos = {
-            name: {"of": None if name == SOURCE_DOMAIN else name, "distances": asked}
-            for name, asked in self.gate["videos"].items()
+            name: {"of": None if name == SOURCE_DOMAIN else name, "distances": distances}
+            for name, distances in self.gate["videos"].items()
         }
-        for title, asked in {**videos, **self.gate["sets"]}.items():
-            own = asked["of"]
-            right = float(np.mean([_choose("gate", None, each) == own for each in asked["distances"]]))
+        for title, images in {**videos, **self.gate["sets"]}.items():
+            own = images["of"]
+            right = float(np.mean([_choose("gate", None, each) == own for each in images["distances"]]))
             mixture = "background" in title
             kind = "mixed, base expected" if mixture else "base" if own is None else own
-            lines.append([title, kind, str(len(asked["distances"])), f"{right:.3f}"])
+            lines.append([title, kind, str(len(images["distances"])), f"{right:.3f}"])
             if not mixture:
                 wrong[own is not None].append(1 - right)
         rates = {"false_reject": float(np.mean(wrong[True])), "false_accept": float(np.mean(wrong[False]))}
@@ -125,7 +131,7 @@ class Study:
 
 
 def report(config: StudyConfig) -> str:
-    """Write ``results.md``, ``results.json`` and the figures into the study's folder; returns the text of the table."""
+    """Write ``results.md``, ``results.json`` and the figures into the study's folder; return the text of the table."""
     study, folder = Study(config), Path(config.output_dir)
     sequences = study.sequences()
     runs = grouped(sequences)
@@ -136,7 +142,7 @@ def report(config: StudyConfig) -> str:
     pictures = {"gain_and_forgetting.png": scatter(runs)}
     for number, order in enumerate(map(tuple, config.orders), 1):
         pictures[f"scores_order_{number}.png"] = matrices_figure(runs, order)
-    pictures |= {f"experts_{name}.png": figure for name, figure in use_figures(study).items()}
+    pictures |= {f"experts_{name}.png": figure for name, figure in utilization_figures(study).items()}
     for name, figure in pictures.items():
         save_figure(figure, folder / name)
     text = [
@@ -163,7 +169,7 @@ Runs = dict[tuple[str, bool, str], list[Sequence]]
 
 
 def grouped(sequences: list[Sequence]) -> Runs:
-    """Sequences by method, distillation and mode, in the order of the methods."""
+    """Group sequences by method, distillation and mode, in the order of the methods."""
     runs: Runs = {}
     for each in sorted(sequences, key=lambda s: (s.distilled, list(MODES).index(s.mode))):
         runs.setdefault((each.method, each.distilled, each.mode), []).append(each)
@@ -171,9 +177,9 @@ def grouped(sequences: list[Sequence]) -> Runs:
 
 
 def method_table(study: Study, runs: Runs) -> str:
-    """Markdown: a line for each method, distillation and mode.
+    """Return Markdown with a line for each method, distillation and mode.
 
-    Numbers are means over seeds, of each the mean over orders, ± half of their 95 % interval (Student's t).
+    Numbers are means over seeds of means over orders, ± half of their 95 % interval (Student's t).
     """
     rows = []
     for name in study.study.methods:
@@ -192,7 +198,7 @@ def method_table(study: Study, runs: Runs) -> str:
 
 
 def _cost(study: Study, method: str, distilled: bool) -> list[str]:
-    """Parameters that train, and the median seconds of learning a domain."""
+    """Return the number of trained parameters, and the median seconds to learn a domain."""
     own = [row for key, row in study.rows.items() if (key.method, key.distilled) == (method, distilled)]
     stages = [stage for row in own for stage in row["stages"]]
     return [f"{stages[0]['parameters']:,}", f"{np.median([stage['seconds'] for stage in stages]):.0f}"]
@@ -208,7 +214,7 @@ def _interval(values: list[float], signed: bool) -> str:
 
 
 def scatter(runs: Runs) -> Figure:
-    """Gain against forgetting: a colour for each method, filled with distillation, a shape for each mode."""
+    """Plot gain against forgetting: a colour for each method, filled with distillation, a shape for each mode."""
     figure = Figure(figsize=(8.5, 5), layout="constrained")
     axes = figure.subplots()
     methods = list(dict.fromkeys(method for method, _, _ in runs))
@@ -233,7 +239,7 @@ def scatter(runs: Runs) -> Figure:
 
 
 def matrices_figure(runs: Runs, order: tuple[str, ...]) -> Figure:
-    """The mean matrix of each method over the seeds of one order, as heat maps."""
+    """Draw the mean matrix of each method over the seeds of one order, as heat maps."""
     tables = {}
     rows = ["base", *(f"after {name}" for name in order)]
     for (method, distilled, mode), found in runs.items():
@@ -246,20 +252,20 @@ def matrices_figure(runs: Runs, order: tuple[str, ...]) -> Figure:
     )
 
 
-def use_figures(study: Study) -> dict[str, Figure]:
-    """For each domain's expert group, how much each expert is used on every domain: means over layers and seeds."""
+def utilization_figures(study: Study) -> dict[str, Figure]:
+    """Return a figure per expert group: each expert's utilization on every domain, means over layers and seeds."""
     figures = {}
     for name, method in study.study.methods.items():
         for domain in study.study.names if method.sequence == "groups" else ():
-            uses = [
-                row["stages"][0]["use"]
+            measured = [
+                _utilization(row["stages"][0])
                 for key, row in study.rows.items()
                 if key.method == name and key.distilled and key.order == (domain,)
             ]
-            if not uses or uses[0] is None:
+            if not measured or measured[0] is None:
                 continue
-            shown = list(uses[0])
-            shares = np.array([[np.mean(list(use[each].values()), axis=0) for each in shown] for use in uses])
+            shown = list(measured[0])
+            shares = np.array([[np.mean(list(shares[each].values()), axis=0) for each in shown] for shares in measured])
             experts = run_config(study.study, Row(name, True, (domain,), 0), 0, None).lora.experts
             labels = [str(e) if e < experts else "null" for e in range(shares.shape[-1])]
             figures[domain] = heat_map(
@@ -269,8 +275,14 @@ def use_figures(study: Study) -> dict[str, Figure]:
     return figures
 
 
+def _utilization(stage: dict[str, Any]) -> dict[str, dict[str, list[float]]] | None:
+    """Return domain → layer → shares of a stage; rows of earlier versions have another key."""
+    found: dict[str, dict[str, list[float]]] | None = stage["utilization"] if "utilization" in stage else stage["use"]
+    return found
+
+
 def _choose(mode: str, domain: str | None, distances: Distances) -> str | None:
-    """The learned domain whose adapters a video gets, None for the base."""
+    """Return the learned domain whose adapters a video gets, None for the base."""
     if mode == "oracle":
         return domain if domain in distances else None
     nearest = min(distances, key=distances.__getitem__)
@@ -278,7 +290,7 @@ def _choose(mode: str, domain: str | None, distances: Distances) -> str | None:
 
 
 def _mean(videos: list[list[list[float]]]) -> float:
-    """J&F, the mean over objects."""
+    """Return J&F, the mean over objects."""
     return float(np.mean([(J + F) / 2 for objects in videos for J, F in objects]))
 
 

@@ -1,9 +1,10 @@
-"""Runs the rows of a study, each into a JSON file of its own, and what they are compared with: base and gate."""
+"""Rows of a study, each run into a JSON file of its own, and what they are compared with: base and gate."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 
-from ..config import Config
+from ..config import Config, Prompt
 from ..core.console import progress_bar
 from ..core.device import pick_device
 from ..core.files import write_text
@@ -32,11 +33,13 @@ from ..gating.domain_gate import DomainGate
 from ..gating.switching import decide_for_frame
 from ..lora.injection import count_parameters, routed_layers
 from ..lora.recording import record_routing
-from ..models.sam2.build import build_model
+from ..models.spec import model_spec
 from ..tasks.tracking.evaluation import evaluate_domain
 from ..train.data import fit_gate_to
 from ..train.trainer import Trainer
 from .plan import BUNDLED, Row, StudyConfig, plan_rows, run_config
+
+logger = logging.getLogger(__name__)
 
 VALID_SEED = 50_000  # beyond the seeds of training videos
 LOG = "log.txt"
@@ -50,13 +53,13 @@ def run_study(study: StudyConfig, part: tuple[int, int] = (1, 1)) -> bool:
 
     Args:
         study: the study.
-        part: (k, n), to run only every n-th row, beginning with the k-th: for n processes or machines at a time.
+        part: (k, n), to run only every n-th row from the k-th on: for n processes or machines at a time.
 
     Returns:
-        Whether all rows of the study, other parts' included, are there.
+        Whether all rows of the study are finished, those of other parts included.
 
     Raises:
-        UserError: data or settings do not fit; rows that were done stay.
+        UserError: data or settings do not fit; finished rows stay.
     """
     write_data(study)
     rows, domains = plan_rows(study), tested_domains(study)
@@ -66,27 +69,27 @@ def run_study(study: StudyConfig, part: tuple[int, int] = (1, 1)) -> bool:
     for row in progress_bar(rows[part[0] - 1 :: part[1]], desc="rows"):
         started = time.perf_counter()
         if _once(row_file(study, row), partial(run_row, study, domains, row)):
-            print(f"{row.key}: {time.perf_counter() - started:.0f} s", flush=True)
+            logger.info(f"{row.key}: {time.perf_counter() - started:.0f} s")
     return all(path.is_file() for path in [base_file(study), gate_file(study), *(row_file(study, r) for r in rows)])
 
 
 def base_file(study: StudyConfig) -> Path:
-    """Where the base's scores are."""
+    """Return the file of the base's scores."""
     return Path(study.output_dir) / "base.json"
 
 
 def gate_file(study: StudyConfig) -> Path:
-    """Where the gate's decisions are."""
+    """Return the file of the gate's decisions."""
     return Path(study.output_dir) / "gate.json"
 
 
 def row_file(study: StudyConfig, row: Row) -> Path:
-    """Where a row's scores are."""
+    """Return the file of a row's scores."""
     return Path(study.output_dir) / "rows" / f"{row.key}.json"
 
 
 def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> bool:
-    """Write what is measured as JSON, unless it is there; returns whether it was not."""
+    """Write a measurement as JSON unless the file exists; return whether it was written."""
     if path.is_file():
         return False
     write_text(path, json.dumps(measure()) + "\n")
@@ -94,7 +97,7 @@ def _once(path: Path, measure: Callable[[], dict[str, Any]]) -> bool:
 
 
 def write_data(study: StudyConfig) -> None:
-    """Write the bundled domains that the study names, as DAVIS folders; those that are there already stay."""
+    """Write the bundled domains that the study names, as DAVIS folders; existing ones stay."""
     sizes = study.sizes
     counts = {"train": (sizes.train, 0), "valid": (sizes.valid, VALID_SEED), "test": (sizes.test, HELD_OUT_SEED)}
     worlds = {name: BUNDLED[name] for name in study.domains if isinstance(name, str)}
@@ -128,7 +131,7 @@ def _largest(objects: Sequence[ObjectTrack], count: int) -> list[ObjectTrack]:
 
 
 def tested_domains(study: StudyConfig) -> dict[str, Domain]:
-    """What every stage is scored on: the source and all new domains."""
+    """Return the domains that every stage is scored on: the source and all new ones."""
     options = DomainOptions.from_config(_common_config(study))
     if study.source is not None:
         source = load_data(study.source, options.loading)
@@ -139,26 +142,28 @@ def tested_domains(study: StudyConfig) -> dict[str, Domain]:
 
 
 def _common_config(study: StudyConfig) -> Config:
-    """What all runs have in common, kept in the study's own folder."""
+    """Return what all runs have in common, with the study's own output folder."""
     first = run_config(study, plan_rows(study)[0], 0, None)
     return first.model_copy(update={"output_dir": study.output_dir})
 
 
-def base_model(study: StudyConfig) -> tuple[SAM2Base, Config]:
-    """The base, in evaluation mode on the run's device."""
+def base_model(study: StudyConfig) -> tuple[nn.Module, Config]:
+    """Return the base, in evaluation mode on the run's device."""
     config = _common_config(study)
     torch.manual_seed(config.training.seed)
-    return build_model(config.model).to(pick_device(config.training.device)).eval(), config
+    model = model_spec(config.model.name).load().build_model(config.model)
+    return model.to(pick_device(config.training.device)).eval(), config
 
 
 def measure_base(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, Any]:
-    """The base's scores on every domain."""
+    """Return the base's scores on every domain."""
     model, config = base_model(study)
-    return {"scores": {name: _score(model, domain, config) for name, domain in domains.items()}}
+    prompt = config.evaluation.prompt
+    return {"scores": {name: _score(model, domain, prompt) for name, domain in domains.items()}}
 
 
 def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[str, Any]:
-    """Learn a row's domains one after another; returns settings, and for each stage its scores on every domain."""
+    """Learn a row's domains one after another; return settings, and for each stage its scores on every domain."""
     stages = []
     work = Path(study.output_dir) / "work" / row.key
     shutil.rmtree(work, ignore_errors=True)
@@ -171,11 +176,11 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
             start = trainer.fit()
             seconds = time.perf_counter() - started
         with record_routing(trainer.model) as routing:
-            use = {}
+            utilization = {}
             scores: dict[str, DomainScores] = {}
             for name, domain in domains.items():
-                scores[name] = _score(trainer.model, domain, config)
-                use[name] = {layer: share_E.tolist() for layer, share_E in routing.utilization().items()}
+                scores[name] = _score(trainer.model, domain, config.evaluation.prompt)
+                utilization[name] = {layer: share_E.tolist() for layer, share_E in routing.utilization().items()}
                 routing.clear()
         stages.append(
             {
@@ -184,7 +189,7 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
                 "seconds": seconds,
                 "parameters": count_parameters(trainer.model).trainable,
                 "scores": scores,
-                "use": use if routed_layers(trainer.model) else None,
+                "utilization": utilization if routed_layers(trainer.model) else None,
             }
         )
     shutil.rmtree(work)
@@ -192,16 +197,17 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
 
 
 def measure_gate(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, Any]:
-    """What the domain gate, once it knows all new domains, says: distances in units of each domain's threshold.
+    """Return the distances of a domain gate that knows all new domains, in units of each domain's threshold.
 
     Returns:
-        ``videos``: tested domain → for each of its videos, the distance to each domain; ``sets``: further sets of
+        ``videos``: tested domain → for each of its videos, the distance to each domain. ``sets``: further sets of
         images → ``of``, the domain they belong to (None: to none), and their distances.
     """
     model, config = base_model(study)
+    loading = LoadOptions.from_config(config)
     gate: DomainGate | None = None
     for name in study.names:
-        gate = fit_gate_to(model, [load_split(study.domain(name), "train", LoadOptions.from_config(config))], gate)
+        gate = fit_gate_to(model, [load_split(study.domain(name), "train", loading)], gate)
     assert gate is not None
     videos = {
         name: [
@@ -211,40 +217,43 @@ def measure_gate(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, An
         for name, domain in domains.items()
     }
     sets = {}
-    for title, own, data in _near_sets(study, config):
-        asked = progress_bar(data.videos, desc=f"gate: {title}", leave=False)
-        distances = [decide_for_frame(model, gate, video.frames[0].read()).distances for video in asked]
+    for title, own, data in _near_sets(study, loading):
+        videos_of_set = progress_bar(data.videos, desc=f"gate: {title}", leave=False)
+        distances = [decide_for_frame(model, gate, video.frames[0].read()).distances for video in videos_of_set]
         sets[title] = {"of": own, "distances": distances}
     return {"videos": videos, "sets": sets}
 
 
-def _near_sets(study: StudyConfig, config: Config) -> Iterator[tuple[str, str | None, DataSet]]:
-    """Titles and images near the domains: bundled ones in other lights or mixed with the source, and ``near``."""
+def _near_sets(study: StudyConfig, loading: LoadOptions) -> Iterator[tuple[str, str | None, DataSet]]:
+    """Yield sets of images near the domains: title, the domain they belong to, images.
+
+    They are bundled domains under other photometric conditions or mixed with the source, and ``near`` of the study.
+    """
     count, bundled = study.sizes.gate_images, [BUNDLED[each] for each in study.domains if isinstance(each, str)]
 
     def drawn(world: World) -> DataSet:
         return make_videos(world, count, HELD_OUT_SEED, frames=1)
 
     for world in bundled:
-        for look in SAME_DOMAIN:
-            yield f"{world.name}, {look}", world.name, drawn(shifted(world, look))
-    for look in SHIFTS if bundled else ():
-        yield f"source, {look}", None, drawn(shifted(SOURCE, look))
+        for shift in SAME_DOMAIN:
+            yield f"{world.name}, {shift}", world.name, drawn(shifted(world, shift))
+    for shift in SHIFTS if bundled else ():
+        yield f"source, {shift}", None, drawn(shifted(SOURCE, shift))
     for world in bundled:
         yield f"{world.name} before the source's background", None, drawn(mixed(world, SOURCE))
         yield f"source before {world.name}'s background", None, drawn(mixed(SOURCE, world))
     for place in study.near:
-        yield place.name, None, load_data(place, LoadOptions.from_config(config))
+        yield place.name, None, load_data(place, loading)
 
 
-def _score(model: SAM2Base, domain: Domain, config: Config) -> DomainScores:
-    result = evaluate_domain(model, domain, config.evaluation.prompt)
+def _score(model: nn.Module, domain: Domain, prompt: Prompt) -> DomainScores:
+    result = evaluate_domain(model, domain, prompt)
     return [[(scores.J, scores.F) for scores in video.scores.values()] for video in result.videos]
 
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """What is printed inside goes into a file."""
+    """Write what the block prints into a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield

@@ -13,6 +13,7 @@ from src.core.errors import UserError
 from src.studies.plan import Row, load_study, plan_rows, run_config
 from src.studies.report import Study, grouped, method_table, report
 from src.studies.rows import base_file, gate_file, row_file, run_study
+from tests.errors import refuses
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "src/configs/forgetting.yaml"
@@ -75,9 +76,9 @@ class TestPlan:
         assert ("replay", True, ("thermal", "tissue")) in rows and ("groups", False, ("tissue", "thermal")) not in rows
 
     def test_a_method_may_be_studied_in_one_way_only(self, write):
-        study = load_study(write(methods={"taught": {"distilled": [True]}, "both": {}}))
+        study = load_study(write(methods={"distilled": {"distilled": [True]}, "both": {}}))
         rows = {(row.method, row.distilled) for row in plan_rows(study)}
-        assert rows == {("taught", True), ("both", False), ("both", True)}
+        assert rows == {("distilled", True), ("both", False), ("both", True)}
 
     def test_replay_and_ewc_get_what_was_learned_before(self, write):
         study = load_study(write())
@@ -89,7 +90,7 @@ class TestPlan:
         assert ewc.training.penalty.folders == [study.domain("tissue").train.img_folder]
         assert ewc.training.distill.weight == 1.0
 
-    def test_a_method_may_be_taught_in_its_own_way(self, write):
+    def test_a_method_may_be_distilled_in_its_own_way(self, write):
         study = load_study(write())
         study.methods["replay"].set["training.distill.every"] = 2
         distill = run_config(study, Row("replay", True, ("tissue",), 0), 0, None).training.distill
@@ -118,7 +119,7 @@ class TestPlan:
             load_study(write(**changes))
 
     def test_quick_needs_its_section(self, write):
-        with pytest.raises(UserError, match="needs a section 'quick'"):
+        with refuses("study.no-quick"):
             load_study(write(), quick=True)
 
 
@@ -142,7 +143,14 @@ def invent(study, scores):
         path.write_text(json.dumps(content), encoding="utf-8")
     for row in plan_rows(study):
         stages = [
-            {"domain": d, "steps": 1, "seconds": 2.0, "parameters": 10, "use": None, "scores": made(row.method, d)}
+            {
+                "domain": d,
+                "steps": 1,
+                "seconds": 2.0,
+                "parameters": 10,
+                "utilization": None,
+                "scores": made(row.method, d),
+            }
             for d in row.order
         ]
         row_file(study, row).parent.mkdir(exist_ok=True)
