@@ -13,6 +13,7 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -54,7 +55,7 @@ class Result:
     def errors(self) -> list[Issue]:
         return [*self._untold, *self.report.errors]
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         content = self.report.to_json()
         issues = [*self._untold, *self.report.issues]
         content["issues"] = [vars(issue) for issue in issues]

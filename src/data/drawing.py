@@ -23,7 +23,8 @@ def draw_masks(image_HWC: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarra
         inner[1:-1, 1:-1] &= mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
         picture[mask] = picture[mask] * 0.55 + colour * 0.45
         picture[mask & ~inner] = colour
-    return picture.round().astype(np.uint8)
+    drawn: np.ndarray = picture.round().astype(np.uint8)
+    return drawn
 
 
 def draw_prompts(image_HWC: np.ndarray, prompts: Iterable[Prompt]) -> np.ndarray:

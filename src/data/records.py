@@ -71,7 +71,8 @@ class RLE:
     def decode(self) -> np.ndarray:
         from pycocotools import mask as coco_mask
 
-        return coco_mask.decode(self.rle).astype(bool)
+        mask_HW: np.ndarray = coco_mask.decode(self.rle).astype(bool)
+        return mask_HW
 
     def area(self) -> int:
         from pycocotools import mask as coco_mask

@@ -192,7 +192,8 @@ def _corners(closed_N2: np.ndarray) -> np.ndarray:
     """The points of a closed line (its first point again at the end) at which it turns."""
     points = closed_N2[:-1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    return points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    corners_N2: np.ndarray = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
+    return corners_N2
 
 
 def _uncompressed(mask_HW: np.ndarray) -> dict[str, Any]:

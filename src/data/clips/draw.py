@@ -94,7 +94,8 @@ def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generat
     order = rng.permutation(len(starts_S))
     for i in order[np.lexsort((~straight_S[order], ~followed_S[order]))]:  # stable: what is equally good stays drawn
         if any(o.segmentations[starts_S[i]] is not None for o in video.objects):
-            return paths_ST[i]
+            path_T: np.ndarray = paths_ST[i]
+            return path_T
     raise UserError(f"{video.video_id}: no annotated frame shows an object; leave this video out", "data.no-object")
 
 
@@ -117,7 +118,8 @@ def sample_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np
 def _reflect(places: np.ndarray, last: int) -> np.ndarray:
     """Places on an endless line → frame numbers 0…last of a video that is played to and fro."""
     there = places % max(1, 2 * last)
-    return np.minimum(there, 2 * last - there)
+    frames: np.ndarray = np.minimum(there, 2 * last - there)
+    return frames
 
 
 def _annotated(video: VideoRecord) -> np.ndarray:

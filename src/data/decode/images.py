@@ -112,7 +112,8 @@ def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
     if low == high:
         low, high = finite.min(), finite.max()
     scale = 255 / (high - low) if high > low else 0.0
-    return np.round((np.nan_to_num(np.clip(values, low, high), nan=low) - low) * scale).astype(np.uint8)
+    grey_HW: np.ndarray = np.round((np.nan_to_num(np.clip(values, low, high), nan=low) - low) * scale).astype(np.uint8)
+    return grey_HW
 
 
 def refuse_placeholder(path: str | Path, head: bytes) -> None:

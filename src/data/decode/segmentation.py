@@ -149,4 +149,5 @@ def _decompress(counts: bytes) -> list[int]:
     runs -= np.where(chars[ends] & 16, 1 << 5 * lengths, 0)
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
-    return runs.tolist()
+    lengths_of_runs: list[int] = runs.tolist()
+    return lengths_of_runs

@@ -167,7 +167,7 @@ def frame_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def is_image(path: Path | os.DirEntry) -> bool:
+def is_image(path: Path | os.DirEntry[str]) -> bool:
     """Whether a name is that of an image; files such as ._frame.jpg, which macOS leaves beside others', are none."""
     return os.path.splitext(path.name)[1].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 

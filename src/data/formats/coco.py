@@ -66,8 +66,8 @@ class _Annotation(NamedTuple):
         return f"annotations[{self.position}]" if self.key is None else f"annotation {shown(self.key)}"
 
 
-_AnnotationFields = tuple[Any, ...]
-"""An :class:`_Annotation` as it is packed, which takes less room."""
+_Fields = tuple[Any, ...]
+"""An :class:`_Image` or :class:`_Annotation` as it is packed, which takes less room."""
 
 
 @dataclass(frozen=True)
@@ -286,12 +286,10 @@ def _holds_only_crowds(annotations: list[Any]) -> bool:
     return bool(crowds) and all(crowds)
 
 
-def _group_by_image(
-    entries: list[Any], images: Iterable[int | str], log: IssueLog
-) -> dict[int | str, list[_AnnotationFields]]:
+def _group_by_image(entries: list[Any], images: Iterable[int | str], log: IssueLog) -> dict[int | str, list[_Fields]]:
     """The annotations of each image, in the file's order."""
     known = set(images)
-    grouped: dict[int | str, list[_AnnotationFields]] = defaultdict(list)
+    grouped: dict[int | str, list[_Fields]] = defaultdict(list)
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
             log.error(f"annotations[{position}]", "is not an object")
@@ -336,8 +334,8 @@ def _chosen(images: list[_Image], videos: Sequence[str] | None, path: Path) -> l
     return [images[index] for index in choose_videos(names, videos, path)]
 
 
-def _pack(images: list[_Image], grouped: dict[int | str, list[_AnnotationFields]]) -> PackedList:
-    def entries() -> Iterator[tuple]:
+def _pack(images: list[_Image], grouped: dict[int | str, list[_Fields]]) -> PackedList:
+    def entries() -> Iterator[tuple[str, _Fields, list[_Fields]]]:
         counts: dict[str, int] = {}
         for image in images:
             stem = PurePosixPath(image.file_name).stem
@@ -351,7 +349,7 @@ def _pack(images: list[_Image], grouped: dict[int | str, list[_AnnotationFields]
         return PackedList(entries())
 
 
-def _without_depth(fields: _AnnotationFields) -> _AnnotationFields:
+def _without_depth(fields: _Fields) -> _Fields:
     """The annotation; if it is nested deeper than can be copied, with a damaged segmentation that is not."""
     try:
         pickle.dumps(fields)

@@ -78,7 +78,8 @@ def texture(rng: np.random.Generator, colours: np.ndarray, kind: str | None = No
         field = (field - field.min()) / (np.ptp(field) + 1e-6)
     else:
         field = 0.5 + 0.5 * np.cos(2 * np.pi * (x * rng.integers(0, 2) + y) + rng.uniform(0, 6.3))
-    return colours[0] + field[..., None] * (colours[1] - colours[0])
+    tile: np.ndarray = colours[0] + field[..., None] * (colours[1] - colours[0])
+    return tile
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
@@ -90,7 +91,8 @@ def smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
     weight = weight * weight * (3 - 2 * weight)
     high = (low + 1) % cells
     rows = grid[low] * (1 - weight[:, None]) + grid[high] * weight[:, None]
-    return rows[:, low] * (1 - weight) + rows[:, high] * weight
+    noise: np.ndarray = rows[:, low] * (1 - weight) + rows[:, high] * weight
+    return noise
 
 
 def outline(rng: np.random.Generator, kind: str) -> np.ndarray:
@@ -126,7 +128,8 @@ def outline(rng: np.random.Generator, kind: str) -> np.ndarray:
         radius = 1 + rng.uniform(0.15, 0.4) * np.cos(points * angle)
     else:
         raise ValueError(f"unknown outline {kind!r}")
-    return radius / radius.max()
+    radius_A: np.ndarray = radius / radius.max()
+    return radius_A
 
 
 @dataclass
@@ -298,6 +301,8 @@ def _sample_background(background: np.ndarray, shift: np.ndarray, zoom: float, s
     def index(offset: float) -> np.ndarray:
         at = (((np.arange(side) + 0.5) / side - 0.5) / zoom + 0.5 - offset) * n
         folded = at.astype(int) % period
-        return np.where(folded < n, folded, period - folded)
+        mirrored: np.ndarray = np.where(folded < n, folded, period - folded)
+        return mirrored
 
-    return background[index(shift[1])[:, None], index(shift[0])].astype(np.float32)
+    view: np.ndarray = background[index(shift[1])[:, None], index(shift[0])].astype(np.float32)
+    return view

@@ -97,7 +97,8 @@ def _odd_texture(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
         over = (np.floor(x * 2 * n) + np.floor(y * 2 * n)) % 2
         field = np.where(over, np.abs(np.sin(2 * np.pi * n * x)), np.abs(np.sin(2 * np.pi * n * y)))
     low, high = np.percentile(like.reshape(-1, 3), (5, 95), axis=0)
-    return low + field[..., None] * (high - low)
+    tile: np.ndarray = low + field[..., None] * (high - low)
+    return tile
 
 
 def _retextured_fill(domain: Domain) -> Callable[[np.random.Generator], Fill]:

@@ -30,7 +30,8 @@ def _source_background(rng: np.random.Generator) -> np.ndarray:
     repeats = rng.uniform(0.4, 2.0)
     at = (np.arange(side) * repeats * TEXTURE / side).astype(int) % TEXTURE
     field = smooth_noise(rng, int(rng.integers(2, 9)), side)[..., None]
-    return tile[at[:, None], at] * 0.7 + 0.3 * (field * rng.random(3) + (1 - field) * rng.random(3))
+    image: np.ndarray = tile[at[:, None], at] * 0.7 + 0.3 * (field * rng.random(3) + (1 - field) * rng.random(3))
+    return image
 
 
 def _cell_fill(rng: np.random.Generator) -> Fill:
@@ -65,7 +66,8 @@ def _tissue_background(rng: np.random.Generator) -> np.ndarray:
     vessels = np.abs(smooth_noise(rng, 7, side) - 0.5) < 0.018
     image[vessels] *= (0.8, 0.6, 0.65)
     corners = 1 - rng.uniform(0.8, 1.6) * (x * x + y * y)
-    return np.maximum(image * corners[..., None], _highlights(rng, side, count=14, size=(0.006, 0.025)))
+    lit: np.ndarray = np.maximum(image * corners[..., None], _highlights(rng, side, count=14, size=(0.006, 0.025)))
+    return lit
 
 
 def _highlights(rng: np.random.Generator, side: int, count: int, size: tuple[float, float]) -> np.ndarray:
@@ -108,7 +110,8 @@ def _flake_background(rng: np.random.Generator) -> np.ndarray:
     chip = np.array([rng.uniform(0.5, 0.62), rng.uniform(0.38, 0.46), rng.uniform(0.52, 0.64)])
     dust = (rng.random((side, side)) < 0.0015).astype(float)
     specks = np.clip(gaussian_filter(dust, 0.8) * 3, 0, 0.5)
-    return chip * (0.96 + 0.08 * smooth_noise(rng, 2, side) - specks)[..., None]
+    image: np.ndarray = chip * (0.96 + 0.08 * smooth_noise(rng, 2, side) - specks)[..., None]
+    return image
 
 
 SOURCE = Domain(
