@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from .lora.injection import inject_adapters
     from .lora.lora_layer import LoRALinear
     from .lora.moe_layer import MoELoRALinear
-    from .models.sam2.build import build_model
+    from .models.build import build_model
     from .models.sam2.gate_hooks import gate_features
+    from .models.sam2.memory_bank import MemoryBank
     from .models.sam2.predictors import build_sam2_moe, build_sam2_video_predictor_moe
-    from .models.sam2.streaming import MemoryBank, StreamingTracker
+    from .models.sam2.streaming import StreamingTracker
     from .train.trainer import Trainer
 
 __version__ = "0.2.0"
@@ -49,11 +50,11 @@ __all__ = [
 _MODULES = {
     "DomainGate": ".gating.domain_gate",
     "LoRALinear": ".lora.lora_layer",
-    "MemoryBank": ".models.sam2.streaming",
+    "MemoryBank": ".models.sam2.memory_bank",
     "MoELoRALinear": ".lora.moe_layer",
     "StreamingTracker": ".models.sam2.streaming",
     "Trainer": ".train.trainer",
-    "build_model": ".models.sam2.build",
+    "build_model": ".models.build",
     "build_sam2_moe": ".models.sam2.predictors",
     "build_sam2_video_predictor_moe": ".models.sam2.predictors",
     "evaluate": ".evaluation.run",

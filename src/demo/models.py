@@ -15,7 +15,7 @@ from ..gating.switching import decide_for_frame, install_gate, installed_switch
 from ..lora.adapter import iter_adapter_layers, list_groups
 from ..lora.expert_groups import active_adapter
 from ..lora.moe_layer import MoELoRALinear
-from ..models.sam2.streaming import StreamingTracker
+from ..models.protocols import Tracker
 from ..models.spec import model_spec
 from ..tasks.tracking.track_video import load_tracker
 from .expert_maps import TokenGrid
@@ -60,10 +60,11 @@ class Models:
         self.layers = list(dict.fromkeys(name.partition(".groups.")[0] for name in experts))
         self.choices = max((choice_names(layer.gate) for layer in experts.values()), key=len, default=[])
         spec = model_spec(config.model.name)
+        self._room = spec.load()
         self.in_memory_only = bool(adapters) and all(name.startswith(spec.memory) for name in adapters)
         self.grid = TokenGrid(image_size_of(config.model), spec.memory_stride, spec.encoder_strides)
 
-    def tracker(self, used: str | None) -> StreamingTracker:
+    def tracker(self, used: str | None) -> Tracker:
         """Return the adapted model with a domain's adapters on; the base for None.
 
         Without a gate the adapted model has its adapters on, whatever ``used`` names.
@@ -72,7 +73,7 @@ class Models:
             return self.base
         if self.gate is None:
             return self.adapted
-        tracker = StreamingTracker(self.adapted.predictor, keep_corrections=True)
+        tracker = self._room.tracker(self.adapted.predictor, keep_corrections=True)
         install_gate(tracker.predictor, self.gate, used)
         return tracker
 

@@ -35,7 +35,7 @@ from ..data.prompts import PromptsByFrame
 from ..data.records import RLE
 from ..evaluation.metrics import region_similarity
 from ..gating.domain_gate import Decision
-from ..models.sam2.streaming import Prediction
+from ..models.protocols import Prediction
 from ..tasks.tracking.track_video import PredictionWriter, track_video
 from .expert_maps import Choices, draw_expert_map, mean_share, record_expert_maps
 from .inputs import DemoInput

@@ -21,8 +21,8 @@ from ..gating.domain_gate import DomainGate
 from ..gating.switching import decide_for_frame, gated
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import active_adapter
+from ..models.build import build_model
 from ..models.checkpoint import load_trained, saved_gate
-from ..models.sam2.build import build_model
 from ..tasks.tracking.evaluation import describe, evaluate_domain
 from ..tasks.tracking.images import evaluate_images
 from .card import card_folder, write_card

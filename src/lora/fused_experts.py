@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..core.torch_compat import without_view
 from .adapter import match_dtype
 
 # From logits (E*, N) to routing weights and which experts are selected, (E*, N) both.
@@ -244,9 +245,7 @@ def _base_output(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The base layer's output, contiguous and no view."""
     out = F.linear(x, weight, bias).contiguous()
     # Older versions of torch return a view here, which forbids what SAM 2 does: it changes keys in place.
-    if not torch.compiler.is_compiling() and out._is_view():
-        out = torch.ops.aten._unsafe_view(out, out.shape)
-    return out
+    return without_view(out)
 
 
 def _router_logits(weight: Tensor, bias: Tensor | None, x_ND: Tensor) -> Tensor:

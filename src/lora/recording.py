@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..core.torch_compat import is_recomputing
 from .router import TopKGatingNetwork
 
 
@@ -104,7 +105,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
 
 def _record_call(calls: list[RouterCall], router: TopKGatingNetwork, logits_EN: Tensor, selected_EN: Tensor) -> None:
     # Activation checkpointing runs the forward a second time inside the backward pass: the same call, not another.
-    if torch._C._current_graph_task_id() == -1:
+    if not is_recomputing():
         calls.append(RouterCall(logits_EN.T, selected_EN.T, router.num_experts, router.top_k))
 
 

@@ -62,7 +62,13 @@ class ImagePredictor(Protocol):
 
 
 class Tracker(Protocol):
-    """Tracks objects through a stream of frames; banks are what it remembers, and are only handed back to it."""
+    """Tracks objects through a stream of frames; banks are what it remembers, and are only handed back to it.
+
+    Attributes:
+        predictor: the model that it runs.
+    """
+
+    predictor: nn.Module
 
     def start(self, num_frames: int | None = None) -> Any:
         """Return an empty bank, for a video of so many frames where that is known."""

@@ -34,9 +34,10 @@ from ...data.records import RLE
 from ...data.writers import write_palette_png
 from ...gating.domain_gate import Decision
 from ...gating.switching import install_saved_gate
+from ...models.build import build_model
 from ...models.checkpoint import load_trained
-from ...models.sam2.build import build_model
-from ...models.sam2.streaming import Prediction, StreamingTracker
+from ...models.protocols import Prediction, Tracker
+from ...models.spec import spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ Overlay = Literal["video", "images", "none"]
 
 
 def track_video(
-    tracker: StreamingTracker, footage: FrameStream, prompts: PromptsByFrame
+    tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame
 ) -> Iterator[tuple[np.ndarray, Prediction]]:
     """Every frame, RGB uint8 (H, W, 3), with the objects found on it.
 
@@ -74,7 +75,7 @@ def track_video(
 
 
 def write_prediction(
-    tracker: StreamingTracker, footage: FrameStream, prompts: PromptsByFrame, output: Path, overlay: Overlay
+    tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame, output: Path, overlay: Overlay
 ) -> tuple[int, dict[int, int]]:
     """Follow, and write everything as it comes.
 
@@ -223,11 +224,11 @@ def _beyond_the_end(frame: int, count: int) -> UserError:
     return UserError(f"a prompt is for frame {frame}, but {frames}")
 
 
-def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> StreamingTracker:
+def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:
     """The run's base model, with the adapters (and domain gate) of a checkpoint or adapter folder if there is one."""
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     if checkpoint is not None:
         load_trained(model, checkpoint)
     install_saved_gate(model, checkpoint, gate)
-    return StreamingTracker(model.to(pick_device(config.training.device)), keep_corrections=True)
+    return spec_of(model).load().tracker(model.to(pick_device(config.training.device)), keep_corrections=True)
