@@ -21,18 +21,18 @@ from ..data.writers import frame_names, write_palette_png
 MOST_IN_A_PALETTE = 255
 
 _SAFE_NAME = re.compile(r"[\w#-]([\w# .-]{0,98}[\w#-])?")
-"""What is a file's name on every system: no separators, and no dot or space at its ends."""
+"""Names that every system takes for a file: no separators, and no dot or space at the ends."""
 
 
 def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequence[RLE]], exclusive: bool) -> None:
     """Write one video's masks.
 
     Args:
-        folder: of the data set; the video gets a folder in it.
-        video: whose frames give the files their names: their numbers if these repeat.
+        folder: folder of the data set; the video gets a folder in it.
+        video: the video. Files have the names of its frames, or their numbers where names repeat.
         predicted: object id → masks, one a frame.
         exclusive: whether no two masks of a frame overlap. If so, a frame is one PNG of object numbers,
-            ``VIDEO/FRAME.png``, as in DAVIS; otherwise, or with numbers above 255, an object has a folder of its own,
+            ``VIDEO/FRAME.png``, as in DAVIS. Otherwise, or with numbers above 255, an object has a folder of its own,
             ``VIDEO/OBJECT/FRAME.png``, as in SA-V; see :func:`object_folders`.
 
     Raises:
@@ -40,23 +40,23 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     """
     place = inside(folder, video.video_id)
     folders = object_folders(video)
-    together = exclusive and max(predicted) <= MOST_IN_A_PALETTE
+    one_image = exclusive and max(predicted) <= MOST_IN_A_PALETTE
     for t, name in enumerate(frame_names(video)):
         ids_HW = np.zeros((video.height, video.width), np.int64)
         for object_id, masks in predicted.items():
             mask_HW = masks[t].decode()
-            if together:
+            if one_image:
                 ids_HW[mask_HW] = object_id
             else:
                 write_palette_png(place / folders[object_id] / f"{name}.png", mask_HW.astype(np.int64))
-        if together:
+        if one_image:
             write_palette_png(place / f"{name}.png", ids_HW)
 
 
 def object_folders(video: VideoRecord) -> dict[int, str]:
-    """Object id → the name of its folder of masks: the data's own id of it, by which official tools pair folders.
+    """Return the names of the objects' folders: the ids in the data set's files, by which official tools pair folders.
 
-    Objects have their numbers instead if an id would not do as a name, or two were the same where case does not count.
+    They are the objects' numbers where an id cannot be a name, or two ids differ in case only.
     """
     own = {o.object_id: str(o.object_id if o.original_id is None else o.original_id) for o in video.objects}
     distinct = len({name.casefold() for name in own.values()}) == len(own)
@@ -73,5 +73,6 @@ def refuse_overlap(video: VideoRecord) -> None:
         if coco_mask.area(coco_mask.merge([mask.rle for mask in masks])) < sum(mask.area() for mask in masks):
             raise UserError(
                 f"{video.video_id}: true masks overlap on frame {t}, and evaluation.protocol davis gives a pixel to "
-                "one object; take sav or after_prompt"
+                "one object; take sav or after_prompt",
+                code="evaluation.overlapping-masks",
             )

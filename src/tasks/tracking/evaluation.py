@@ -34,17 +34,17 @@ def evaluate_domain(
     """Prompt every object of a domain where it first appears, track it, and score it as the domain's protocol says.
 
     Args:
-        model: with or without adapters in it.
-        domain: what to score it on.
+        model: the model, with or without adapters.
+        domain: the data to score it on.
         prompt: how objects are prompted.
-        label: of the progress bar; the domain's name if empty.
+        label: text of the progress bar; the domain's name if empty.
         masks: the folder to save the predicted masks in; None: they are not saved.
         after_frame: as of :func:`~src.tasks.tracking.predict.track`.
-        clips: stop when so many of its videos could be scored; None: all of them.
-        shard: which videos this process takes, of several that score the same domain.
+        clips: number of scored videos to stop after; None: all of them.
+        shard: the videos that this process takes, where several processes score the same domain.
 
     Returns:
-        The scores of all videos; and their results, of which only the first process has all.
+        The scores of all videos, and their results. Only the first process has the results of all videos.
 
     Raises:
         UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
@@ -74,7 +74,8 @@ def evaluate_domain(
     if not counted and shard.rank == 0:
         raise UserError(
             f"{domain.name}: no object can be scored: none is on a frame that counts by evaluation.protocol "
-            f"{domain.protocol}"
+            f"{domain.protocol}",
+            code="evaluation.nothing-to-score",
         )
     return DomainResult(shard.broadcast(aggregate(counted)), results)
 
