@@ -35,6 +35,7 @@ from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace
 from ...lora.router import watch_memory
 from .gate_hooks import gate_features
 from .inference_state import DECISION
+from .patches import rebind
 from .pixels import FAMILY
 from .transformers_format import FINGERPRINT, load_transformers, sam2_state_dict, transformers_name
 
@@ -184,7 +185,7 @@ def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
         return gate_features(model, pixels_B3SS, functools.partial(_feature_maps, model))
 
     install_switch(model, AdapterSwitch(model, gate, mode, spec, features))
-    model.forward = functools.partial(_run_gated, model)
+    rebind(model, ("forward",), _run_gated)
 
 
 def _feature_maps(model: Sam2VideoModel, images_B3SS: Tensor) -> list[Tensor]:
@@ -196,6 +197,7 @@ def _feature_maps(model: Sam2VideoModel, images_B3SS: Tensor) -> list[Tensor]:
 
 def _run_gated(
     model: Sam2VideoModel,
+    name: str,
     inference_session: Any,
     frame_idx: int | None = None,
     frame: Tensor | None = None,
@@ -210,4 +212,4 @@ def _run_gated(
         setattr(inference_session, DECISION, switch.decide(model, image_13SS)[0])
     decided = getattr(inference_session, DECISION, None)  # a session without objects has none
     with switch.active(None if decided is None else decided.domain):
-        return type(model).forward(model, inference_session, frame_idx, frame, **options)
+        return getattr(type(model), name)(model, inference_session, frame_idx, frame, **options)
