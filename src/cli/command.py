@@ -1,4 +1,4 @@
-"""What every command line of the project shares: the error manners and the ``--set`` option."""
+"""What every command shares: how errors are reported, and the options ``--config`` and ``--set``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.errors import Stopped, UserError
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
-    """An argument parser whose help ends with an example."""
+    """Return an argument parser whose help ends with an example."""
     arguments = argparse.ArgumentParser(
         description=description,
         epilog=f"example:\n  {example.replace('sam2-mope', PROGRAM)}",
@@ -31,14 +31,14 @@ def add_config_arguments(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_config_argument(arguments: argparse._ActionsContainer, required: bool = False) -> None:
-    """Add ``--config``, on its own for a command that can do without, or a group of options of which it takes one."""
+    """Add ``--config`` alone, for a command that can do without it, or to options that exclude each other."""
     arguments.add_argument(
         "--config", required=required, metavar="YAML", help="the run's YAML, such as src/configs/mope.yaml"
     )
 
 
 def add_override_argument(arguments: argparse.ArgumentParser) -> None:
-    """Add ``--set``, on its own for commands that choose the YAML themselves."""
+    """Add ``--set`` alone, for commands that choose the YAML themselves."""
     arguments.add_argument(
         "--set",
         dest="overrides",
@@ -65,10 +65,16 @@ def run(
     arguments: argparse.ArgumentParser,
     argv: list[str] | None = None,
 ) -> None:
-    """Parse the command line (``argv``; None: the process's own), call ``main`` and exit.
+    """Parse the command line, call ``main`` and exit.
 
-    Exit status: what ``main`` returns, 0 for None; 2 for a :class:`UserError`, 1 for any other error, and for a signal
-    128 + its number: 130 for Ctrl-C, 143 for SIGTERM. Errors are told in one line, after a traceback with ``--debug``.
+    The exit status is what ``main`` returns, 0 for None. It is 2 for a :class:`UserError` and 1 for any other error. For
+    a signal it is 128 + its number: 130 for Ctrl-C, 143 for SIGTERM. An error is one line, with ``--debug`` after its
+    traceback and with its code.
+
+    Args:
+        main: the command.
+        arguments: its parser.
+        argv: the words of the command line; None: those of the process.
     """
     namespace = arguments.parse_args(argv)
     show_messages(namespace.quiet)
@@ -82,14 +88,15 @@ def run(
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output wants no more of it, such as head
+    except BrokenPipeError:  # the reader of the output has ended, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         if namespace.debug:
             traceback.print_exc()
         if _reports(error):
-            print(f"error: {format_error(error)}", file=sys.stderr)
+            code = f" [{error.code}]" if namespace.debug and isinstance(error, UserError) else ""
+            print(f"error: {format_error(error)}{code}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(status or 0)
 

@@ -1,5 +1,7 @@
-"""A page to try an adapter on: base and adapted masks of a picture or video side by side, what the domain gate decides,
-and which experts act where. It is served to this machine alone, and needs gradio: pip install gradio
+"""Serve a page to try an adapter on, for this machine alone.
+
+It shows base and adapted masks of a picture or video side by side, what the domain gate decides, and which experts act
+where. It needs gradio: pip install gradio
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ import os
 import threading
 from pathlib import Path
 
-from ..config import load_config
 from ..core.errors import UserError
-from ..models.checkpoint import ADAPTER_FOLDER
 from . import command
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Serve the page until it is stopped."""
+    from ..config import load_config
+    from ..models.checkpoint import ADAPTER_FOLDER
+
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         from ..demo.page import build_page
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise UserError("the page needs gradio: pip install gradio") from None
+        raise UserError("the page needs gradio: pip install gradio", "demo.no-gradio") from None
     if arguments.frames < 1:
-        raise UserError(f"--frames {arguments.frames}: at least 1 frame must be looked at")
+        raise UserError(f"--frames {arguments.frames}: at least 1 frame must be looked at", "demo.frames")
     config = load_config(arguments.config, arguments.overrides)
     adapter = arguments.checkpoint or str(Path(config.output_dir) / ADAPTER_FOLDER)
     page, missing = build_page(config, adapter, arguments.frames, arguments.debug)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ..config import load_config
 from . import command
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: argparse.Namespace) -> int:
+    """Print what the run takes; the status is 2 where it does not fit."""
+    from ..config import load_config
+
     config = load_config(arguments.config, arguments.overrides)
     logger.info(f"{arguments.config}: read; loading SAM 2")  # takes seconds
     from ..train.dry_run import dry_run

@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import load_config
-from ..core import distributed
 from ..core.errors import UserError
-from ..evaluation.run import evaluate
 from . import command
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Print the tables of base and adapted model."""
+    from ..config import load_config
+
     clicks = [] if arguments.clicks is None else [f"evaluation.clicks={arguments.clicks}"]
     config = load_config(arguments.config, arguments.overrides + clicks)
     checkpoint = arguments.checkpoint
     if checkpoint is None and config.lora.method != "none":
         checkpoint = Path(config.output_dir) / "checkpoints" / "best.pt"
         if not checkpoint.exists():
-            raise UserError(f"{checkpoint} does not exist: train first, or name a checkpoint with --checkpoint")
+            raise UserError(
+                f"{checkpoint} does not exist: train first, or name a checkpoint with --checkpoint",
+                "evaluate.no-checkpoint",
+            )
+    from ..core import distributed  # after the config, whose mistakes are reported at once
+    from ..evaluation.run import evaluate
+
     with distributed.process_group(config.training.device):
         evaluation = evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
         if distributed.is_main_process():

@@ -3,43 +3,81 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..config import LoraConfig
-from ..core.console import PROGRAM
-from ..core.errors import UserError
-from ..gating.domain_gate import DomainGate, KnownDomain
-from ..lora.adapter_io import (
-    AdapterConfig,
-    AdapterFile,
-    join_adapters,
-    pack_groups,
-    read_adapter,
-    read_adapter_config,
-    split_groups,
-    write_adapter,
-)
-from ..lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, check_name
-from ..lora.merging import merge_groups
-from ..lora.pruning import pruned
 from . import command
+
+if TYPE_CHECKING:
+    from ..gating.adapter_groups import AdapterGroups
+    from ..lora.expert_groups import ExpertGroup
 
 
 def list_folders(arguments: argparse.Namespace) -> None:
+    """Print the groups in each folder."""
+    from ..gating.adapter_groups import AdapterGroups
+
     for folder in arguments.folders:
-        file = read_adapter(folder)
-        print(f"{folder}: base {file.config.base_fingerprint[:12]}")
-        for name, group in split_groups(file, unnamed(folder)).items():
+        found = AdapterGroups.read(folder)
+        print(f"{folder}: base {found.file.config.base_fingerprint[:12]}")
+        for name, group in found.groups.items():
             print(f"  {name}: {describe(group)}")
 
 
+def join(arguments: argparse.Namespace) -> None:
+    """Write the groups of several folders into one."""
+    from ..gating.adapter_groups import AdapterGroups, join_folders
+
+    parts = []
+    for text in arguments.parts:
+        name, equals, folder = text.partition("=")
+        named = bool(equals) and not Path(text).is_dir()
+        parts.append(AdapterGroups.read(folder, name) if named else AdapterGroups.read(text))
+    write(join_folders(parts), arguments.output)
+
+
+def extract(arguments: argparse.Namespace) -> None:
+    """Write one group as adapters that are in no group."""
+    write(read(arguments.folder).extracted(arguments.name), arguments.output)
+
+
+def remove(arguments: argparse.Namespace) -> None:
+    """Write all groups but one."""
+    write(read(arguments.folder).without(arguments.name), arguments.output)
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    """Write all groups, one of them with fewer experts."""
+    from ..gating.adapter_groups import read_utilization
+
+    scores = None if arguments.use is None else read_utilization(Path(arguments.use), arguments.name)
+    write(read(arguments.folder).with_pruned(arguments.name, arguments.keep, scores), arguments.output)
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """Write all groups, some of them merged into one."""
+    write(read(arguments.folder).with_merged(arguments.names, arguments.into), arguments.output)
+
+
+def read(folder: str) -> AdapterGroups:
+    """Return the groups of a folder."""
+    from ..gating.adapter_groups import AdapterGroups
+
+    return AdapterGroups.read(folder)
+
+
+def write(content: AdapterGroups, output: str) -> None:
+    """Write a folder and print what is in it."""
+    content.save(output)
+    print(f"written: {output}")
+    for name, group in content.groups.items():
+        unknown = content.known and name not in content.known
+        note = "; the domain gate does not know it, and never chooses it" if unknown else ""
+        print(f"  {name}: {describe(group)}{note}")
+
+
 def describe(group: ExpertGroup) -> str:
-    """One line about a group: method, size, layers, parameters."""
+    """Return one line about a group: method, size, layers, parameters."""
     config = group.config
     size = f"rank {config.rank}"
     if config.method == "mope":
@@ -49,124 +87,8 @@ def describe(group: ExpertGroup) -> str:
     return f"{config.method}, {size}; {len(group.layers())} layers, {parameters:,} parameters"
 
 
-def join(arguments: argparse.Namespace) -> None:
-    parts: list[tuple[str, AdapterFile]] = []
-    known: dict[str, KnownDomain] = {}
-    for text in arguments.parts:
-        name, equals, folder = text.partition("=")
-        if not equals or Path(text).is_dir():
-            folder, name = text, unnamed(text)
-        parts.append((name, read_adapter(folder)))
-        known |= known_domains(folder, parts[-1][1], name)
-    write(arguments.output, join_adapters(parts), known)
-
-
-def extract(arguments: argparse.Namespace) -> None:
-    file, groups = read_groups(arguments.folder, [arguments.name])
-    group = groups[arguments.name]
-    config = AdapterConfig(group.config, file.config.base_fingerprint, file.config.extra)
-    known = known_domains(arguments.folder, file, arguments.name)
-    write(arguments.output, AdapterFile(config, group.weights), known, arguments.name)
-
-
-def remove(arguments: argparse.Namespace) -> None:
-    file, groups = read_groups(arguments.folder, [arguments.name])
-    del groups[arguments.name]
-    if not groups:
-        raise UserError(f"{arguments.folder}: '{arguments.name}' is its only group; without it nothing is left")
-    write_groups(arguments, file, groups)
-
-
-def prune(arguments: argparse.Namespace) -> None:
-    file, groups = read_groups(arguments.folder, [arguments.name])
-    scores = None if arguments.use is None else read_use(Path(arguments.use), arguments.name)
-    groups[arguments.name] = pruned(groups[arguments.name], arguments.keep, scores)
-    write_groups(arguments, file, groups)
-
-
-def read_use(path: Path, name: str) -> dict[str, Tensor]:
-    """Per layer each expert's use in a group, from the use.json of sam2-mope analyze-experts.
-
-    Raises:
-        UserError: it cannot be read, or does not hold the group.
-    """
-    try:
-        measured = json.loads(path.read_text(encoding="utf-8"))["groups"]
-        if name not in measured:
-            raise UserError(f"{path}: the use of '{name}' was not measured; it holds {', '.join(measured)}")
-        return {layer: torch.tensor(use_E) for layer, use_E in _mean_utilization(measured[name]).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a use.json of {PROGRAM} analyze-experts: {error}") from None
-
-
-def _mean_utilization(group: dict[str, Any]) -> dict[str, Any]:
-    """Return each layer's numbers, under the key of today or of earlier versions."""
-    return group["mean_utilization"] if "mean_utilization" in group else group["mean_use"]
-
-
-def merge(arguments: argparse.Namespace) -> None:
-    file, groups = read_groups(arguments.folder, arguments.names)
-    union = merge_groups([groups.pop(name) for name in arguments.names])
-    check_name(arguments.into)
-    if arguments.into in groups:
-        raise UserError(f"{arguments.folder}: there is a group '{arguments.into}' already")
-    groups[arguments.into] = union
-    write_groups(arguments, file, groups)
-
-
-def read_groups(folder: str, needed: list[str]) -> tuple[AdapterFile, dict[str, ExpertGroup]]:
-    """A folder's content, and its groups by name. Raises UserError where a needed group is missing or named twice."""
-    file = read_adapter(folder)
-    groups = split_groups(file, unnamed(folder))
-    for name in needed:
-        if name not in groups:
-            raise UserError(f"{folder}: no expert group '{name}'; it holds {', '.join(groups)}")
-        if needed.count(name) > 1:
-            raise UserError(f"the group '{name}' is named twice")
-    return file, groups
-
-
-def unnamed(folder: str) -> str:
-    """What adapters in no group are called as one: as the only domain that their gate knows."""
-    gate = DomainGate.beside(folder, read_adapter_config(folder).base_fingerprint)
-    return DEFAULT_ADAPTER if gate is None or len(gate.domains) != 1 else next(iter(gate.domains))
-
-
-def known_domains(folder: str, file: AdapterFile, name: str) -> dict[str, KnownDomain]:
-    """What a folder's domain gate knows of its groups; adapters in no group are called ``name``."""
-    gate = DomainGate.beside(folder, file.config.base_fingerprint)
-    if gate is None:
-        return {}
-    if isinstance(file.config.lora, LoraConfig):
-        domains = list(gate.domains.values())
-        return {name: domains[0]} if len(domains) == 1 else {}
-    return dict(gate.domains)
-
-
-def write_groups(arguments: argparse.Namespace, file: AdapterFile, groups: dict[str, ExpertGroup]) -> None:
-    known = known_domains(arguments.folder, file, unnamed(arguments.folder))
-    write(arguments.output, pack_groups(groups, file.config.base_fingerprint, file.config.extra), known)
-
-
-def write(output: str, file: AdapterFile, known: dict[str, KnownDomain], name: str = DEFAULT_ADAPTER) -> None:
-    """Write a folder, and with it a domain gate of those of its groups that are known."""
-    if Path(output).exists():
-        raise UserError(f"{output} exists already; name another --output, or delete it first")
-    write_adapter(output, file)
-    print(f"written: {output}")
-    gate = DomainGate(file.config.base_fingerprint)
-    for group, content in split_groups(file, name).items():
-        note = ""
-        if group in known:
-            gate.domains[group] = known[group]
-        elif known:
-            note = "; the domain gate does not know it, and never chooses it"
-        print(f"  {group}: {describe(content)}{note}")
-    if gate.domains:
-        gate.save(output)
-
-
 def main(arguments: argparse.Namespace) -> None:
+    """Run the action that was asked for."""
     arguments.action(arguments)
 
 

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Write the YAML and print its name."""
     write_config(arguments.folder, arguments.output)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import runpy
+import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
 from importlib import import_module
@@ -77,6 +78,25 @@ class TestEveryCommand:
         assert "--debug" in line
         assert ending(raising(ValueError("odd")), parsers[command], monkeypatch, debug=True) == 1
         assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_comes_at_once(command):
+    """What takes seconds to import is imported by what needs it."""
+    code = (
+        "import sys; sys.argv[1:] = [sys.argv[1], '--help']\n"
+        "from src.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: print([name for name in ('torch', 'sam2', 'scipy', 'pydantic') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_debug_shows_an_errors_code(parsers, monkeypatch, capsys):
+    error = UserError("x.json: broken", "data.broken")
+    assert ending(raising(error), parsers["train"], monkeypatch, debug=True) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: x.json: broken [data.broken]"
 
 
 def test_memory_that_ran_out_leads_to_the_dry_run(parsers, monkeypatch, capsys):
