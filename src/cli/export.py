@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..config import load_config, parse_config
 from ..core.errors import UserError
 from . import command
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Write the export and print where it is."""
+    from ..config import load_config, parse_config
     from ..lora.adapter_io import read_adapter_config
     from ..models.checkpoint import read_checkpoint
     from ..models.export import export

@@ -21,17 +21,13 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from ..config import load_config
-from ..data.decode.video import VideoFile, open_stream
-from ..data.prompts import parse_prompts
-from ..tasks.tracking.track_video import Overlay, load_tracker, write_prediction
 from . import command
 
 logger = logging.getLogger(__name__)
 
 
 def frame_rate(text: str) -> Fraction:
-    """Frames per second as written on the command line: ``25``, ``29.97``, ``30000/1001``."""
+    """Return frames per second as the command line has them: ``25``, ``29.97``, ``30000/1001``."""
     try:
         rate = Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -42,13 +38,20 @@ def frame_rate(text: str) -> Fraction:
 
 
 def main(arguments: argparse.Namespace) -> None:
+    """Write what is found and print how often each object was."""
+    from ..config import load_config
+    from ..data.decode.video import VideoFile, open_stream
+    from ..data.prompts import parse_prompts
+
     config = load_config(arguments.config, arguments.overrides)
     prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
     footage = open_stream(arguments.input)
     output = Path(arguments.output)
-    overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
+    overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
     if arguments.fps is not None:
         footage = replace(footage, rate=arguments.fps)
+    from ..tasks.tracking.track_video import load_tracker, write_prediction  # which takes seconds
+
     tracker = load_tracker(config, arguments.checkpoint, arguments.gate)
     count, found = write_prediction(tracker, footage, prompts, output, overlay)
     for object_id, frames in sorted(found.items()):

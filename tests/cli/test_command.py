@@ -87,7 +87,7 @@ def test_help_comes_at_once(command):
         "import sys; sys.argv[1:] = [sys.argv[1], '--help']\n"
         "from src.cli.main import main\n"
         "try: main()\n"
-        "except SystemExit: print([name for name in ('torch', 'sam2', 'scipy', 'pydantic') if name in sys.modules])"
+        "except SystemExit: print([name for name in ('torch', 'sam2', 'scipy', 'transformers') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1] == "[]"
