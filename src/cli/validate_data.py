@@ -39,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """A data set of the config and what was found; ``refusal``: why it cannot be used at all, whatever is left out."""
+    """A data set of the config, and what was found.
+
+    ``refusal`` says why it cannot be used at all, whatever is left out.
+    """
 
     label: str
     place: NamedSplit
@@ -63,7 +66,10 @@ class Result:
 
 
 def places(config: Config, split: str) -> list[tuple[str, NamedSplit]]:
-    """The data sets to check, with a label each; domains that are only evaluated have no splits: with ``all``."""
+    """Return the data sets to check, each with a label.
+
+    Domains that are only evaluated have no splits: ``all`` includes them.
+    """
     found = [
         (f"{data.name}, {one}", place)
         for data in config.dataset.domains
@@ -86,7 +92,10 @@ def check_place(label: str, place: NamedSplit, options: LoadOptions, decode: boo
 
 
 def _refusal(place: NamedSplit, message: str) -> Issue:
-    """Why a data set cannot be used, with the file that the message names, or else the one in the config."""
+    """Return why a data set cannot be used.
+
+    The issue's file is the one that the message names, or else the one in the config.
+    """
     file, named = place.ann_file or place.img_folder, message.partition(": ")[0]
     if not message.startswith(f"{file}: ") and os.path.exists(named):
         file = named

@@ -15,7 +15,10 @@ COLOURS = np.array(
 
 
 def draw_masks(image_HWC: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarray:
-    """A picture with masks (object id → bool (H, W)) tinted and outlined, each object in its colour."""
+    """Draw masks into a picture, tinted and outlined, each object in its colour.
+
+    ``masks`` maps an object id to bool (H, W).
+    """
     picture = image_HWC.astype(np.float32)
     for object_id, mask in masks.items():
         colour = COLOURS[object_id % len(COLOURS)]
@@ -28,7 +31,10 @@ def draw_masks(image_HWC: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarra
 
 
 def draw_prompts(image_HWC: np.ndarray, prompts: Iterable[Prompt]) -> np.ndarray:
-    """A picture with boxes and clicks, each object in its colour: a full circle on the object, a crossed one beside."""
+    """Draw boxes and clicks into a picture, each object in its colour.
+
+    A full circle is a click on the object, a crossed one beside it.
+    """
     picture = Image.fromarray(image_HWC)
     pen = ImageDraw.Draw(picture)
     line = max(1, max(image_HWC.shape) // 400)

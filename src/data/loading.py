@@ -1,4 +1,4 @@
-"""The data sets that a config names: opened, checked, and parsed when they are asked for."""
+"""The data sets of a config: opened, checked, and parsed on demand."""
 
 from __future__ import annotations
 
@@ -87,6 +87,6 @@ def wanted_videos(videos: str | list[str] | None) -> list[str] | None:
 
 
 def _video_of_frame(line: str) -> str:
-    """The video of a line of DAVIS-2016's lists; another line as it is."""
+    """Return the video of a line of DAVIS-2016's lists; another line as it is."""
     frame = re.fullmatch(rf"/{FRAMES}/(?:(?:{'|'.join(LEVELS)})/)?(\S+)/[^/\s]+\.\w+(?:\s+/{MASKS}/\S+)?", line)
     return line if frame is None else frame[1]

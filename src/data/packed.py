@@ -1,4 +1,4 @@
-"""A long list of small objects in one block of memory, which processes can share.
+"""A long list of small objects in one block of shared memory.
 
 A list of Python objects is copied into every loader process little by little, forked or not: reading an object writes
 its reference count, and with that its memory page. Bytes in a tensor have no such counts.
@@ -15,10 +15,12 @@ import torch
 
 
 class PackedList(Sequence[Any]):
-    """A read-only list whose items lie serialised in one tensor, and are made anew whenever they are asked for.
+    """A read-only list whose items are serialised in one tensor.
 
-    Processes forked from this one read the same memory. Processes that are spawned get it through shared memory
-    (``/dev/shm`` on Linux must hold it), into which torch moves the tensors once, however many processes follow.
+    Every access makes the item again.
+
+    Processes forked from this one read the same memory. Spawned ones get it through shared memory, into which torch
+    moves the tensors once, however many processes follow (``/dev/shm`` on Linux must hold it).
 
     Args:
         items: anything that pickles.
@@ -42,8 +44,8 @@ class PackedList(Sequence[Any]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        start, end = self._ends.numpy()[place : place + 2]
+        position = range(len(self))[index]
+        start, end = self._ends.numpy()[position : position + 2]
         return pickle.loads(self._bytes.numpy()[start:end].data)  # written by this class
 
     @property

@@ -1,7 +1,7 @@
-"""Prompts: what a user points at, from the command line or a JSON file, checked against the frames they are for.
+"""Prompts from the command line or a JSON file.
 
-On the command line a prompt may say which object it means, and on which frame: ``2@30:120,80`` is a click for object 2
-on frame 30, ``2:…`` is on frame 0, and without a prefix it is object 1 on frame 0. In JSON, a list of entries::
+On the command line a prompt may name its object and frame: ``2@30:120,80`` is a click for object 2 on frame 30.
+``2:…`` is on frame 0, and a prompt without prefix is for object 1 on frame 0. JSON holds a list of entries::
 
     [{"object": 1, "frame": 0, "box": [10, 20, 110, 220]},
      {"object": 2, "frame": 30, "points": [[120, 80], [140, 90]], "labels": [1, 0]},
@@ -34,7 +34,9 @@ MAX_OBJECT_ID = 255  # masks are written as palette images, in which 0 is the ba
 
 @dataclass(frozen=True)
 class Prompt:
-    """One object pointed at on one frame: by a mask, or by a box and clicks.
+    """A prompt for one object on one frame.
+
+    It is a mask, or a box and clicks.
 
     Attributes:
         object_id: which object; one not seen before is added.
@@ -83,7 +85,7 @@ class _Entry(BaseModel):
 def parse_prompts(
     boxes: Iterable[str] = (), points: Iterable[str] = (), masks: Iterable[str] = (), file: str | Path | None = None
 ) -> PromptsByFrame:
-    """The prompts of a command line and of a JSON file, gathered by frame and object.
+    """Return the prompts of a command line and a JSON file, by frame and object.
 
     Args:
         boxes: ``[object[@frame]:]x0,y0,x1,y1``.
@@ -125,7 +127,10 @@ def parse_prompts(
 
 
 def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
-    """Refuse, with UserError, what lies outside the frames, boxes without area, and masks of another size or empty."""
+    """Refuse prompts that do not fit the frames.
+
+    These are points outside them, boxes without area, and masks of another size or empty.
+    """
     for frame, on_frame in prompts.items():
         for prompt in on_frame:
             place = f"object {prompt.object_id} on frame {frame}"
@@ -150,7 +155,9 @@ def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """Object numbers, uint8, (H, W), from an image file: palette indices, grey labels, or 1 for what is not black.
+    """Read object numbers, uint8, (H, W), from an image file.
+
+    They are palette indices, grey labels, or 1 for what is not black.
 
     A grey PNG of several values holds labels, as it does in training, 255 being void; one with soft edges does not.
 
@@ -196,7 +203,7 @@ def _label(value: float, place: str) -> int:
 
 
 def _mask_file(path: Path, object_id: int | None) -> list[Prompt]:
-    """The objects of a mask image; of one with a palette, only ``object_id`` where that is given."""
+    """Return the objects of a mask image, or only ``object_id`` of one with a palette."""
     numbers_HW = read_mask(path)
     present = [int(number) for number in np.unique(numbers_HW) if number]
     if not present:
@@ -253,7 +260,7 @@ def _from_entry(entry: _Entry, place: str, path: Path) -> list[Prompt]:
 
 
 def _decoded(segmentation: dict[str, Any], place: str) -> np.ndarray:
-    """A mask from COCO's RLE, whose size is taken from itself."""
+    """Return a mask from COCO's RLE, whose size is taken from itself."""
     size = segmentation.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise UserError(
@@ -265,7 +272,7 @@ def _decoded(segmentation: dict[str, Any], place: str) -> np.ndarray:
 
 
 def _together(prompts: list[Prompt], place: str) -> Prompt:
-    """Clicks and a box for one object on one frame as one prompt."""
+    """Return clicks and a box for one object on one frame as one prompt."""
     masks = [p for p in prompts if p.mask is not None]
     boxes = [p for p in prompts if p.box is not None]
     if len(masks) > 1 or len(boxes) > 1 or (masks and len(prompts) > 1):

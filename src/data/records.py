@@ -1,6 +1,8 @@
-"""The plain records every format parser produces: videos with frame sources, objects with a segmentation per frame.
+"""The plain records that every reader makes of its files.
 
-A still image is a video of one frame. Nothing outside the parsers knows a file format.
+A video has frame sources, and objects with a segmentation per frame.
+
+A still image is a video of one frame. Nothing outside ``formats`` knows a file format.
 """
 
 from __future__ import annotations
@@ -24,14 +26,20 @@ class FrameSource(Protocol):
 
     @property
     def name(self) -> str:
-        """A name for messages: a path, or a path with a frame number."""
+        """A name for messages: a path, or a path with frame number."""
 
     @property
     def stem(self) -> str:
-        """What files made for this frame are called, without extension: the frame's own file stem, or its number."""
+        """The name, without extension, of files made for this frame.
+
+        It is the frame's own file stem, or its number.
+        """
 
     def read(self) -> np.ndarray:
-        """The frame as RGB, uint8, shape (H, W, 3). Raises UserError naming the file if it cannot be read."""
+        """Return the frame as RGB, uint8, (H, W, 3).
+
+        Raises UserError naming the file if it cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,16 @@ class ObjectTrack:
 class VideoRecord:
     """One video (or still image) with its objects.
 
-    ``height`` and ``width`` are in pixels, as the frames come out of ``FrameSource.read``. ``annotated`` holds the
-    numbers of the frames that somebody labelled, None where that is all of them: on any other frame an object without
-    a segmentation may be there all the same, so such frames are tracked through, but neither trained on nor scored.
-    ``void`` maps a frame to the area that is no object's and not background either (DAVIS' 255): it is left out of
-    scores.
+    An object without a segmentation is absent from an annotated frame. Nothing is known about the other frames, so they
+    are tracked through, but neither trained on nor scored.
+
+    Attributes:
+        video_id: name, unique in its data set.
+        height, width: size of the frames that ``FrameSource.read`` returns, in pixels.
+        frames: sources of the frames.
+        objects: objects of the video.
+        annotated: numbers of the frames that somebody labelled; None: all of them.
+        void: frame → area that is neither an object nor background (DAVIS' 255), which scores leave out.
     """
 
     video_id: str
@@ -115,14 +128,14 @@ class VideoRecord:
     void: dict[int, Segmentation] = field(default_factory=dict)
 
     def is_annotated(self, frame: int) -> bool:
-        """Whether it is known of a frame which objects are on it."""
+        """Return whether it is known which objects are on a frame."""
         return self.annotated is None or frame in self.annotated
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def masks(self, frame: int) -> dict[int, np.ndarray]:
-        """Masks of the objects seen on a frame: object id → bool (H, W)."""
+        """Return masks of the objects seen on a frame: object id → bool (H, W)."""
         found = ((o.object_id, o.segmentations[frame]) for o in self.objects)
         return {object_id: s.decode() for object_id, s in found if s is not None}
 
@@ -156,7 +169,10 @@ class Issue:
 
 
 class Source(Protocol):
-    """A data set as its parser has indexed it: cheap to hold and to hand to other processes; parsed video by video."""
+    """A data set, indexed by its reader, parsed video by video.
+
+    It is cheap to hold and to hand to other processes.
+    """
 
     @property
     def name(self) -> str:
@@ -164,11 +180,11 @@ class Source(Protocol):
 
     @property
     def files(self) -> list[Path]:
-        """The annotation files and folders it was indexed from, whose content decides what ``read`` returns."""
+        """The annotation files and folders that decide what ``read`` returns."""
 
     @property
     def issues(self) -> list[Issue]:
-        """What indexing met, about the files as a whole and about entries that belong to no video."""
+        """Issues of whole files, and of entries without a video."""
 
     def __len__(self) -> int:
         """The number of videos or images listed, with or without usable objects."""
@@ -194,7 +210,10 @@ _BYTES_PER_ITEM = 512
 
 
 class LRUCache:
-    """The videos used last, up to the above limits. What is pickled is empty: each process has its own."""
+    """The videos used last, up to the above limits.
+
+    Pickling empties it: each process has its own.
+    """
 
     def __init__(self) -> None:
         self._videos: OrderedDict[int, tuple[VideoRecord, int]] = OrderedDict()
@@ -228,10 +247,12 @@ def _parsed_bytes(video: VideoRecord) -> int:
 class SourceVideos(Sequence[VideoRecord]):
     """Some videos of a source, each parsed when it is asked for.
 
-    Every process, so each loader process too, keeps those it used last at hand, as long as they take no more than
-    ``LRU_MAX_BYTES`` (256 MB) together, and never fewer than ``LRU_MIN_ITEMS``.
+    Every process, also a loader process, caches those it used last: at least ``LRU_MIN_ITEMS``, and more as long as
+    they take no more than ``LRU_MAX_BYTES`` (256 MB) together.
 
-    ``kept``: their indices there, int64.
+    Attributes:
+        source: the data set.
+        kept: indices of the videos in it, int64.
     """
 
     source: Source
@@ -246,7 +267,10 @@ class SourceVideos(Sequence[VideoRecord]):
     @overload
     def __getitem__(self, index: slice) -> SourceVideos: ...
     def __getitem__(self, index: int | slice) -> VideoRecord | SourceVideos:
-        """A video, or a part of the list, unparsed. Raises UserError where files changed since they were checked."""
+        """Return a video, or a part of the list, unparsed.
+
+        Raises UserError where files changed since they were checked.
+        """
         if isinstance(index, slice):
             return SourceVideos(self.source, self.kept[index])
         number = int(self.kept[index])
@@ -264,10 +288,10 @@ class SourceVideos(Sequence[VideoRecord]):
 
 @dataclass(frozen=True)
 class DatasetFingerprint:
-    """What is in a data set, to tell whether another one is the same: ``fingerprint`` tells more than the numbers do.
+    """What is in a data set, to compare it with another one.
 
-    It is of the names and sizes of videos and files and of the number and area of every object, whatever folder they
-    lie in.
+    ``fingerprint`` is a hash of the names and sizes of videos and files and of every object's number and area. It does
+    not depend on the folder, and shows more differences than the numbers do.
     """
 
     videos: int
@@ -278,7 +302,7 @@ class DatasetFingerprint:
 
 @dataclass
 class DataSet:
-    """The videos of one split, with what was left out or repaired on the way in.
+    """The videos of one split, with what was left out or repaired.
 
     ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
     left out") to how often it happened. ``median_side``, where a check has found it out: the median over objects and
@@ -296,7 +320,9 @@ class DataSet:
         return len(self.videos)
 
     def median_object_side(self, size: int) -> float:
-        """The median over objects and frames of the area's square root, in pixels on frames of ``size`` × ``size``.
+        """Return the median over objects and frames of the area's square root.
+
+        It is in pixels on frames of ``size`` × ``size``.
 
         Where no check has found it out, videos are parsed for it: of more than 500, 500 evenly spread over the list.
         """
@@ -308,6 +334,9 @@ class DataSet:
 
 
 def object_sides(video: VideoRecord) -> np.ndarray:
-    """The square root of each object's area on each frame that shows it, as a share of the frame's: float64, (N,)."""
+    """Return the square root of each object's area on each frame that shows it.
+
+    It is a share of the frame's: float64, (N,).
+    """
     areas = [s.area() for obj in video.objects for s in obj.segmentations if s is not None]
     return np.sqrt(np.array(areas, dtype=np.float64) / (video.height * video.width))

@@ -1,7 +1,7 @@
-"""Which splits a folder holds, and what they are like: for whoever has data and no config yet.
+"""The splits in a folder, summarised before there is a config.
 
-``find_splits(folder)`` knows folders called after splits (``train``, ``valid``, ``train2017``, ``sav_val``, below the
-folder itself or its folder of images), DAVIS' ``ImageSets``, and a folder that is one data set as a whole.
+``find_splits(folder)`` knows folders called after splits (``train``, ``valid``, ``train2017``, ``sav_val``), below the
+folder itself or its folder of images. It also knows DAVIS' ``ImageSets``, and a folder that is a single data set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SAMPLED = 300
 """Videos or images of a split that are parsed to see what it is like, evenly spread over it."""
 
 _NO_LIMIT = 10**9
-"""Objects a video may have while it is looked at."""
+"""Objects a video may have while it is summarised."""
 
 _SPLIT_FOLDER = re.compile(
     r"(?:.*[_-])?(?:(?P<train>train|training)|(?P<valid>valid|val|validation|dev)|(?P<test>test|testing))(?:\d{4})?",
@@ -37,17 +37,17 @@ _SPLIT_FOLDER = re.compile(
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a look at a data set shows.
+    """What some of a data set's videos or images say about it.
 
     Attributes:
-        place: where it lies.
-        kind: its format.
-        count: usable videos and images in it, reckoned from those that were parsed.
+        place: where it is stored.
+        kind: format name.
+        count: usable videos and images in it, estimated from those that were parsed.
         names: what ``videos`` in a config calls those that were parsed and can be used.
         frames_N, annotated_N, objects_N: how many frames, annotated frames and objects each of these has.
         sides_M: the area's square root of their objects on their frames, as a share of the frame's.
-        longest_sides_N: the longer side of each one's frames, in pixels.
-        errors: what was damaged.
+        longest_sides_N: longer side of each one's frames, in pixels.
+        errors: damage that was met.
     """
 
     place: NamedSplit
@@ -68,7 +68,7 @@ class DatasetSummary:
 
 
 def find_splits(folder: Path) -> dict[Split, NamedSplit]:
-    """Where the splits in a folder lie; ``train`` alone where it is one data set as a whole.
+    """Return where the splits in a folder are; ``train`` alone for a single data set.
 
     Raises:
         UserError: there is no such folder, or nothing in it is a data set.
@@ -97,7 +97,7 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     parsed = len(source) if sampled is None else min(len(source), sampled)
     met = list(source.issues)
     records: list[VideoRecord] = []
-    for i in progress_bar(range(parsed), desc=f"looking at {place.img_folder}", leave=False):
+    for i in progress_bar(range(parsed), desc=f"summarising {place.img_folder}", leave=False):
         record, issues = source.read(i * len(source) // parsed)
         met += issues
         if record is not None:
@@ -124,7 +124,10 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
 
 
 def _name_of(record: VideoRecord, kind: str, place: NamedSplit) -> str:
-    """What a config's ``videos`` calls it: in COCO an image's file name, since stems may repeat."""
+    """Return a video's name in a config's ``videos``.
+
+    In COCO it is an image's file name, since stems may repeat.
+    """
     path = getattr(record.frames[0], "path", None)
     if kind == "coco" and path is not None:
         return Path(path).relative_to(place.img_folder).as_posix()
@@ -132,7 +135,10 @@ def _name_of(record: VideoRecord, kind: str, place: NamedSplit) -> str:
 
 
 def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
-    """The folders in one that are called after splits; with ``strict`` none if it has others too, such as videos."""
+    """Return the subfolders that are called after splits.
+
+    With ``strict``, none if there are others too, such as videos.
+    """
     found: dict[Split, Path] = {}
     folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
     matches = {path: _SPLIT_FOLDER.fullmatch(path.name) for path in folders}
@@ -146,7 +152,7 @@ def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
 
 
 def _place_of_split(folder: Path, root: Path) -> NamedSplit:
-    """The images and annotations of a split: the first of the usual places whose images are there.
+    """Return the first usual place of a split's annotations whose images are there.
 
     Raises:
         UserError: of the first place, where none will do.
@@ -168,7 +174,7 @@ def _place_of_split(folder: Path, root: Path) -> NamedSplit:
 
 
 def _candidates(folder: Path, root: Path) -> Iterator[NamedSplit]:
-    """Where a split's images and annotations may lie, the likeliest first."""
+    """Yield possible places of a split's images and annotations, the likeliest first."""
     images = [folder, *_inside(folder, FRAME_FOLDERS)]
     files = [path for place in (folder, root, root / "annotations") for path in sorted(place.glob("*.json"))]
     anywhere = [path for path in files if path.parent == folder or folder.name.lower() in path.stem.lower()]
@@ -183,7 +189,7 @@ def _inside(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _davis_lists(folder: Path) -> dict[Split, Path]:
-    """DAVIS' lists of videos, of the latest year that there is."""
+    """Return DAVIS' lists of videos, of the latest year."""
     root = folder.parent if folder.name.startswith(FRAMES) else folder
     for year in sorted(
         filter(Path.is_dir, root.glob("ImageSets/*")), key=lambda path: natural(path.name), reverse=True

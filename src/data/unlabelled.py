@@ -1,4 +1,7 @@
-"""General images and videos without labels, from a folder: something to keep a model as it was on."""
+"""General images and videos without labels.
+
+On these a model should stay as it was.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 
 
 def open_unlabelled(folder: str | Path, follow_links: bool = False) -> DataSet:
-    """Every image in a folder and the folders in it as a still, every video file as a video; read when asked for.
+    """Open a folder's images as stills and its video files as videos.
+
+    Subfolders are included. Pixels are read on demand.
 
     Args:
         folder: the images and videos.

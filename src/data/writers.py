@@ -1,8 +1,7 @@
-"""Records → files, in the formats that the parsers read.
+"""Writes records in formats that the readers read.
 
 Masks are written at the frames' own size, under the frames' own file stems (their numbers, if stems repeat) and with
-the objects' own numbers. Frames become PNG files, but for COCO, where they are JPEG unless told otherwise, and SA-V's
-videos.
+the objects' own numbers. Frames become PNG files; for COCO they become JPEG files by default.
 """
 
 from __future__ import annotations
@@ -62,7 +61,10 @@ def write_frame_labels(folder: Path, video: VideoRecord, per_object: bool = Fals
 
 
 def label_frame(video: VideoRecord, frame: int) -> np.ndarray:
-    """The numbers of the objects on a frame, (H, W); the later one where they overlap, ``VOID`` where there is void."""
+    """Return the numbers of the objects on a frame, (H, W), the later where they overlap.
+
+    Void is ``VOID``.
+    """
     ids_HW = np.zeros((video.height, video.width), dtype=np.int64)
     if frame in video.void:
         ids_HW[video.void[frame].decode()] = VOID
@@ -72,7 +74,7 @@ def label_frame(video: VideoRecord, frame: int) -> np.ndarray:
 
 
 def frame_names(video: VideoRecord) -> list[str]:
-    """What a video's frames are called in files: their stems, or their numbers if stems repeat."""
+    """Return the stems of a video's frames, or their numbers if stems repeat."""
     stems = [frame.stem for frame in video.frames]
     return stems if len(set(stems)) == len(stems) else [f"{t:05d}" for t in range(len(stems))]
 
@@ -155,7 +157,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _category_ids(data: DataSet) -> dict[str | None, int]:
-    """Category → its id, counted from 1 in the order of the data; what has none is an ``object``."""
+    """Return each category's id, counted from 1 in the order of the data."""
     names = dict.fromkeys(obj.category for video in data.videos for obj in video.objects)
     return {name: number for number, name in enumerate(names, start=1)}
 
@@ -174,22 +176,25 @@ def _mask(obj: ObjectTrack, frame: int, video: VideoRecord) -> np.ndarray:
 
 
 def _box(mask_HW: np.ndarray) -> list[int]:
-    """COCO's box of a mask that is not empty: left, top, width, height."""
+    """Return COCO's box of a mask that is not empty: left, top, width, height."""
     ys, xs = np.nonzero(mask_HW)
     return [int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1]
 
 
 def _outlines(mask_HW: np.ndarray) -> list[list[float]] | None:
-    """The mask's outlines as COCO polygons, or None where it has a hole."""
+    """Return the mask's outlines as COCO polygons; None where it has a hole."""
     if label(np.pad(~mask_HW, 1, constant_values=True))[1] > 1:
         return None
     lines: Any = contour_generator(z=np.pad(mask_HW, 1).astype(float)).lines(0.5)
-    # pixel (x, y) covers x…x+1, so its centre, where contours are drawn through, lies at +0.5; the padding is taken out
+    # pixel (x, y) covers x…x+1, so its centre, through which contours are drawn, is at +0.5; the padding is taken out
     return [(_corners(np.round(line, 1)) - 0.5).flatten().tolist() for line in lines if len(line) > 3]
 
 
 def _corners(closed_N2: np.ndarray) -> np.ndarray:
-    """The points of a closed line (its first point again at the end) at which it turns."""
+    """Return the points of a closed line at which it turns.
+
+    Its first point is repeated at the end.
+    """
     points = closed_N2[:-1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     corners_N2: np.ndarray = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
@@ -197,7 +202,7 @@ def _corners(closed_N2: np.ndarray) -> np.ndarray:
 
 
 def _uncompressed(mask_HW: np.ndarray) -> dict[str, Any]:
-    """Uncompressed COCO RLE: lengths of runs of 0 and 1 in turn, column by column."""
+    """Return uncompressed COCO RLE: run lengths of 0 and 1, column by column."""
     flat = mask_HW.flatten(order="F").astype(np.int8)
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

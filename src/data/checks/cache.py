@@ -1,4 +1,4 @@
-"""A check's report in a file, which stands until a file that the check read changes."""
+"""Reports of checks in files, valid until a checked file changes."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def make_entry(content: str, paths: Iterable[str], report: dict[str, Any]) -> di
 def content_hash(source: Source) -> str:
     """Return a hash of all that decides what a check reports, but for single images and videos.
 
-    It covers the annotation files' bytes, the stamps of all files in the source's folders, which reader it is, the
-    versions of the libraries that decode, and ``CHECK_VERSION``.
+    It covers the annotation files' bytes, the stamps of all files in the source's folders, and the reader. It also
+    covers the versions of the libraries that decode, and ``CHECK_VERSION``.
     """
     reader = f"{type(source).__module__.rpartition('.')[2]}.{type(source).__qualname__}"
     digest = hashlib.sha256(f"{CHECK_VERSION} {reader} Pillow {PIL.__version__} av {av.__version__}".encode())
@@ -93,7 +93,7 @@ def content_hash(source: Source) -> str:
 
 
 def _stamp(path: str | Path) -> list[int] | None:
-    """A file's size in bytes and time of change in nanoseconds; None where there is no file."""
+    """Return a file's size in bytes and modification time in nanoseconds; None without a file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

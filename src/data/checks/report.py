@@ -55,11 +55,11 @@ class Report:
 
     @property
     def skipped(self) -> list[Issue]:
-        """What is left out where damage may be: every error, and videos for some of their frames."""
+        """Return every error, and every video left out for some frames."""
         return [*(replace(issue, action="left out") for issue in self.errors), *self.dropped]
 
     def examples(self, severity: str) -> list[tuple[int, Issue]]:
-        """Every kind of repair or note: how often it was met, and the first of them."""
+        """Return how often each kind of repair or note was met, and the first of it."""
         first: dict[str, Issue] = {}
         for issue in self.issues:
             if issue.severity == severity:
@@ -82,7 +82,7 @@ class Report:
 
 
 def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
-    """What of a data set is sound, parsed when it is asked for.
+    """Return the data set of what is sound, parsed on demand.
 
     Raises:
         UserError: there are errors, unless ``skip_bad`` leaves them out; or nothing usable is there.

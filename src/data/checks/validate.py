@@ -1,8 +1,8 @@
-"""Checks every video of a data set before anything is trained on it: parses it, decodes every frame, reports all.
+"""Checks every video of a data set before training on it.
 
-:func:`check` gives a :class:`Report`, read in several processes and kept in a file until something changes;
-:func:`load_checked` gives the :class:`~src.data.records.DataSet` of what is sound, or refuses with the first errors.
-What cannot be read is told, whatever it does to the libraries that read it: their processes may die.
+It parses every video and decodes every frame, in several processes, and reports all issues. Damage may kill the
+libraries that read it, and with them their processes: that is an issue, too. Reports are kept in files until something
+changes.
 """
 
 from __future__ import annotations

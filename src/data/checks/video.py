@@ -17,7 +17,9 @@ from ..records import FrameSource, Issue, Source, VideoRecord, object_sides
 
 @dataclass
 class CheckedVideo:
-    """What was found of one video. ``sides`` is None where it is not usable; ``paths``: the files looked at.
+    """What was found of one video.
+
+    ``sides`` is None where it is not usable. ``paths`` are the files looked at.
 
     ``dropped`` says that it is left out whole for some of its frames.
     """
@@ -56,7 +58,7 @@ def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
 
 
 def _fingerprint(record: VideoRecord, sides: np.ndarray) -> bytes:
-    """Of a video's name, the names and sizes of its frames' files, and its objects' numbers and areas."""
+    """Return a hash of a video's name, its files' names and sizes, its objects' numbers and areas."""
     files = sorted({path for frame in record.frames for path in _paths_of(frame)})
     named = [(Path(path).name, os.path.getsize(path) if os.path.exists(path) else None) for path in files]
     objects = [obj.object_id for obj in record.objects]

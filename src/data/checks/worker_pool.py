@@ -1,4 +1,4 @@
-"""Checks the videos of a data set in several processes, any of which may die of a damaged file."""
+"""Checks videos in several processes, which damaged files may kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _CHUNK = 16
 
 
 def check_in_order(source: Source, decode: bool, workers: int) -> Iterator[CheckedVideo]:
-    """Every video in turn. Where a process dies, what it may have died of is read again one by one, to name it."""
+    """Yield every video in turn, checked.
+
+    Where a process dies, the videos it may have died of are read again one by one, to name the cause.
+    """
     if workers == 0:
         yield from (check_video(source, index, decode) for index in range(len(source)))
         return
@@ -62,7 +65,7 @@ def _check_until_a_crash(
 
 
 def _crash_of(source: Source, index: int, decode: bool) -> CheckedVideo:
-    """What is told of a video that ends the process which reads it."""
+    """Return the report on a video whose reading kills the process."""
     parsed = list(_check_until_a_crash(source, False, 1, deque([range(index, index + 1)]), ahead=1)) if decode else []
     paths = sorted(parsed[0].paths) if parsed else []
     file = paths[0] if paths else str(source.files[0])
@@ -82,7 +85,10 @@ def _start_worker(source: Source, decode: bool) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when its parent is gone, killed perhaps, who would have told it to: the pool does not look."""
+    """End this process when its parent is gone.
+
+    A parent that is killed cannot end it, and the pool does not watch for that.
+    """
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Clips, the unit of training: drawn from videos, made from stills, and put into batches.
+"""Clips, the unit of training, and how they are drawn and batched.
 
 Every draw comes from (seed, epoch, clip): data are the same with any number of loader workers, of threads in each, and
 after a resume.

@@ -11,25 +11,25 @@ from torchvision.transforms.v2 import functional as colour
 from ...config import AugmentationConfig
 from .transforms import affine, stable_mean
 
-MEAN_COLOUR = (123.0, 116.0, 103.0)  # what SAM 2's recipe puts where a turned picture leaves nothing
+MEAN_COLOUR = (123.0, 116.0, 103.0)  # beyond the edges of a turned picture
 
-VIEWS_TRIED = 4  # draws of an affine view that loses an object, before there is none
+VIEWS_TRIED = 4  # draws of an affine view, each of which loses an object, before there is only the flip
 
 
 def sample_view(
     masks_OHW: Tensor, aspect: float, augmentation: AugmentationConfig, rng: np.random.Generator
 ) -> Tensor:  # fmt: skip
-    """Draw how a clip is looked at: mirrored or not, turned, sheared, scaled and shifted, the same for all its frames.
+    """Draw how a clip is seen: mirrored, turned, sheared, scaled, shifted; the same for all frames.
 
     Args:
         masks_OHW: of the first frame, on which every object must still be seen. A view that loses one is drawn again,
             a few times; after that there is the flip alone.
-        aspect: width / height of the picture before it was made square, as whose angles the angles are meant.
+        aspect: width / height of the picture before it was made square; angles are meant in that picture.
         augmentation: magnitudes.
-        rng: where all draws come from.
+        rng: random numbers for all draws.
 
     Returns:
-        (2, 3): takes a place in the clip to the place in the picture that is seen there; the picture spans −1…1.
+        (2, 3): maps a position in the clip to the position in the picture that is seen there; the picture spans −1…1.
     """
     mirror = torch.tensor([[-1.0], [1.0]]) if rng.random() < augmentation.flip else torch.ones(2, 1)
 
@@ -46,9 +46,9 @@ def sample_view(
 
 
 def apply_view(frames_T3HW: Tensor, masks_TOHW: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-    """A clip, with its soft masks, as it is seen through a view of :func:`sample_view`.
+    """Return a clip and its soft masks, seen through a view of :func:`sample_view`.
 
-    Beyond the picture's edges there is one plain colour: mirrored, an object there would go on without its mask.
+    Beyond the picture's edges there is one plain colour. A mirrored picture would show objects there without masks.
     Frames may have no channels, as those of :func:`simulate_motion`.
     """
     mean = torch.tensor(MEAN_COLOUR)[: frames_T3HW.shape[1], None, None]
@@ -61,7 +61,7 @@ def _seen_through(view: Tensor, images_NCHW: Tensor) -> Tensor:
 
 
 def augment_colours(frames_T3HW: Tensor, augmentation: AugmentationConfig, rng: np.random.Generator) -> Tensor:
-    """SAM 2's colour augmentation: a change of the whole clip, sometimes to grey, then a smaller one of each frame."""
+    """Change the colours of a whole clip, sometimes to grey, then each frame's a little."""
     frames = frames_T3HW.clamp(0, 255) / 255  # the range that torchvision's functions take
     frames = _jitter(frames, augmentation.brightness, augmentation.contrast, augmentation.saturation, rng)
     if rng.random() < augmentation.grey:
@@ -86,7 +86,7 @@ def _jitter(
 
 
 def _adjust_contrast(frames: Tensor, factor: float) -> Tensor:
-    """As torchvision's, but by a mean of each frame (…, 3, H, W) that does not depend on the number of threads."""
+    """Change contrast as torchvision does, with a mean that no number of threads changes."""
     grey_N1HW = colour.rgb_to_grayscale(frames).reshape(-1, 1, *frames.shape[-2:])
     mean = torch.tensor([stable_mean(grey) for grey in grey_N1HW]).reshape(*frames.shape[:-3], 1, 1, 1)
     return (frames * factor + mean * (1 - factor)).clamp(0, 1)

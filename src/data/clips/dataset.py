@@ -16,7 +16,9 @@ from .types import Clip, ClipBatch, SampleKey
 
 
 class ClipDataset(Dataset[Clip | UserError]):
-    """Training clips of one or several data sets: ``dataset[epoch, index]`` draws a clip, the same one every time.
+    """The training clips of one or several data sets.
+
+    ``dataset[epoch, index]`` draws a clip, the same one every time.
 
     ``dataset[epoch, index, False]`` is that clip without its pixels: no frame is read.
 

@@ -23,17 +23,17 @@ def sample_clip(
     """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
 
     Objects are drawn among those seen on the clip's first frame; they may vanish and come back after it. Void areas
-    are background: SAM 2's loss knows nothing else.
+    count as background, since losses know no void.
 
     Args:
-        video: a video or still with objects. Only the frames drawn are read, each once.
+        video: a video or still with objects. Only the sampled frames are read, each once.
         config: how many frames and objects, which frames, and how stills move.
         size: side of the square frames in pixels.
         min_object_side: objects whose area is below this side squared, in pixels at ``size``, are not drawn, unless
             the first frame has no other.
-        rng: where all draws come from.
-        augmentation: of the clip; None for none.
-        pixels: False: the same clip without pixels, of which no frame is read.
+        rng: random numbers for all draws.
+        augmentation: magnitudes; None: no augmentation.
+        pixels: whether frames are read; False gives the same clip without pixels.
 
     Raises:
         UserError: a frame cannot be read or is not of its video's size, or no annotated frame shows an object.
@@ -68,9 +68,9 @@ def sample_clip(
 def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:
     """Draw which frames of a video are a clip, in steps of 1 to ``max_stride`` frames, forwards or backwards.
 
-    The first frame is annotated and shows an object. Another annotated one follows if there is any, for a prompted
-    frame alone teaches memory nothing: where the drawn step meets none, steps grow, and then shrink, until one is
-    reached. At the ends of the video the clip turns back, but only if it must.
+    The first frame is annotated and shows an object. Another annotated one follows if there is any, since a prompted
+    frame alone teaches memory nothing. Where the drawn step meets none, steps grow, and then shrink, until one does.
+    At the ends of the video the clip is reflected (ping-pong), but only if it must be.
 
     Returns:
         Frame numbers (T,).
@@ -100,9 +100,9 @@ def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generat
 
 
 def sample_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a clip of a video or still whose objects nobody looks at: its frames alone, uint8 (T, H, W, 3).
+    """Draw a clip without labels: its frames alone, uint8 (T, H, W, 3).
 
-    Consecutive frames of a video, which turns back at its ends; of a still, simulated motion. Arguments and errors are
+    A video gives consecutive frames, reflected at its ends; a still gives simulated motion. Arguments and errors are
     those of :func:`sample_clip`.
     """
     last = len(video) - 1
@@ -115,15 +115,15 @@ def sample_unlabelled(video: VideoRecord, config: ClipConfig, size: int, rng: np
     return to_pixels(frames_T3HW)
 
 
-def _reflect(places: np.ndarray, last: int) -> np.ndarray:
-    """Places on an endless line → frame numbers 0…last of a video that is played to and fro."""
-    there = places % max(1, 2 * last)
+def _reflect(positions: np.ndarray, last: int) -> np.ndarray:
+    """Fold positions on an endless line into frame numbers 0…last (ping-pong)."""
+    there = positions % max(1, 2 * last)
     frames: np.ndarray = np.minimum(there, 2 * last - there)
     return frames
 
 
 def _annotated(video: VideoRecord) -> np.ndarray:
-    """Of every frame, whether it is known which objects are on it: bool (N,)."""
+    """Return which frames are annotated: bool (N,)."""
     if video.annotated is None:
         return np.ones(len(video), bool)
     return np.isin(np.arange(len(video)), list(video.annotated))
@@ -132,7 +132,10 @@ def _annotated(video: VideoRecord) -> np.ndarray:
 def _sample_objects(
     video: VideoRecord, frame: int, count: int, least: float, rng: np.random.Generator
 ) -> list[ObjectTrack]:
-    """Up to ``count`` objects seen on a frame, of at least ``least`` pixels unless all are smaller."""
+    """Draw up to ``count`` objects seen on a frame.
+
+    They have at least ``least`` pixels, unless all are smaller.
+    """
     seen = [o for o in video.objects if o.segmentations[frame] is not None]
     drawn: list[ObjectTrack] = []
     small: list[ObjectTrack] = []
@@ -146,6 +149,9 @@ def _sample_objects(
 
 
 def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:
-    """Soft masks with those of objects too thin to fill half a pixel made stronger, so that they show somewhere."""
+    """Strengthen soft masks too thin to fill half a pixel.
+
+    Each of them then shows on a pixel at least.
+    """
     most_O11 = masks_OHW.amax((1, 2), keepdim=True)
     return torch.where(most_O11 > 0.5, masks_OHW, masks_OHW / most_O11.clamp(min=1e-6))

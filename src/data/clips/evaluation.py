@@ -1,4 +1,4 @@
-"""What a still image is evaluated or shown as: a clip of simulated motion."""
+"""Clips of simulated motion, as which still images are evaluated or shown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from .transforms import resize_mask, resize_picture, to_pixels
 def animate_picture(
     picture_HW3: np.ndarray, frames: int, max_side: int, motion: MotionConfig, rng: np.random.Generator
 ) -> np.ndarray:
-    """A clip of simulated motion from a picture nobody labelled, RGB uint8 (T, H, W, 3); arguments as below."""
+    """Make a clip of simulated motion from a picture without labels.
+
+    RGB uint8 (T, H, W, 3). Arguments as for :func:`evaluation_video`.
+    """
     height, width = picture_HW3.shape[:2]
     picture_3HW = resize_picture(for_torch(picture_HW3), *_at_most(max_side, height, width))
     nothing_1HW = torch.zeros_like(picture_3HW[:1])
@@ -27,11 +30,13 @@ def animate_picture(
 def evaluation_video(
     video: VideoRecord, index: int, frames: int, max_objects: int, max_side: int, motion: MotionConfig
 ) -> VideoRecord:
-    """What a video is evaluated as: itself if it moves, else a clip of simulated motion, the same one every time.
+    """Return a video as it is evaluated; a still becomes a clip of simulated motion.
+
+    The clip is the same one every time.
 
     Args:
         video: a video or still image with objects.
-        index: its place in the data set, from which the motion is drawn.
+        index: its index in the data set, which seeds the motion.
         frames: length of the clip that a still becomes.
         max_objects: objects kept, largest first.
         max_side: stills larger than this many pixels are scaled down to it.
@@ -43,7 +48,7 @@ def evaluation_video(
     largest = sorted(masks, key=lambda object_id: (-int(masks[object_id].sum()), object_id))[:max_objects]
     height, width = _at_most(max_side, video.height, video.width)
     rng = np.random.default_rng((len(video.objects), index))
-    rng.random()  # the motions of earlier versions, whose first draw was a flip: scores stay comparable
+    rng.random()  # an earlier version drew a flip first: so motions, and with them scores, stay comparable
     picture_3HW = resize_picture(for_torch(video.frames[0].read()), height, width)
     soft_OHW = torch.stack([resize_mask(masks[object_id], height, width) for object_id in largest])
     frames_T3HW, masks_TOHW = simulate_motion(picture_3HW, soft_OHW, frames, video.width / video.height, motion, rng)
@@ -60,6 +65,6 @@ def evaluation_video(
 
 
 def _at_most(max_side: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width scaled down, if need be, to sides of at most ``max_side``."""
+    """Scale height and width down to sides of at most ``max_side``."""
     scale = min(1.0, max_side / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -12,7 +12,7 @@ from .transforms import resize_mask, resize_picture
 
 
 def read_masks(video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarray, size: int) -> Tensor:
-    """Soft masks of objects (T, O, size, size); none is decoded twice."""
+    """Read soft masks of objects (T, O, size, size); none is decoded twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
     empty = torch.zeros(size, size)
     masks = []
@@ -23,7 +23,7 @@ def read_masks(video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarra
 
 
 def read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
-    """Frames (T, 3, size, size); none is read twice."""
+    """Read frames (T, 3, size, size); none is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)
     pictures = [resize_picture(_read_frame(video, t), size, size) for t in frames_S.tolist()]
     return torch.stack(pictures)[place_T]
@@ -43,5 +43,5 @@ def _read_frame(video: VideoRecord, frame: int) -> np.ndarray:
 
 
 def for_torch(pixels: np.ndarray) -> np.ndarray:
-    """The same array if torch can share its memory, else a copy."""
+    """Return the same array if torch can share its memory, else a copy."""
     return np.require(pixels, requirements=["C", "W"])

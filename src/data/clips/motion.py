@@ -20,9 +20,9 @@ def simulate_motion(
         image_3HW: RGB, or (0, H, W) where only masks are wanted: they are the same, and so are the draws.
         masks_OHW: one for each object.
         frames: frames to make; the motion is spread over them, and the first frame is the image itself, unmoved.
-        aspect: width / height of the image before it was resized, as whose angles the angles are meant.
+        aspect: width / height of the image before it was resized; angles are meant in that image.
         motion: magnitudes over the whole clip.
-        rng: where all draws come from.
+        rng: random numbers for all draws.
 
     Returns:
         Frames (T, 3, H, W) and masks as bool (T, O, H, W).

@@ -1,4 +1,4 @@
-"""What the trainer sees: clips drawn into a picture, to look at before a run."""
+"""Training clips drawn into a picture, to look at before a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ CAPTION = 16  # pixels above each clip
 
 
 def contact_sheet(dataset: ClipDataset, count: int, epoch: int = 0, largest: int = 512) -> np.ndarray:
-    """The first clips of an epoch, one a row, in the order of training: as resized, moved and augmented, with masks.
+    """Draw the first clips of an epoch into a picture, one a row.
+
+    They come in the order of training, resized, moved and augmented, with their masks.
 
     An object has one colour on all frames of its clip; it may be prompted on the first one. Frames without annotation
     say so: they are tracked through, and nothing is learned from them.
@@ -48,13 +50,13 @@ def contact_sheet(dataset: ClipDataset, count: int, epoch: int = 0, largest: int
 
 
 def sheet_of_clips(titled: Sequence[tuple[str, Clip]], largest: int = 512) -> np.ndarray:
-    """Clips of one length and size with their titles, as in :func:`contact_sheet`."""
+    """Draw clips of one length and size with their titles, as :func:`contact_sheet` does."""
     side = min(largest, titled[0][1].frames_THWC.shape[1])
     return np.concatenate([part for title, clip in titled for part in (_caption(title, clip, side), _row(clip, side))])
 
 
 def _row(clip: Clip, side: int) -> np.ndarray:
-    """The frames of a clip beside each other: (side, T × side, 3)."""
+    """Draw the frames of a clip beside each other: (side, T × side, 3)."""
     cells = []
     for frame, masks_OHW, annotated in zip(clip.frames_THWC, clip.masks_TOHW, clip.annotated_T, strict=True):
         picture = Image.fromarray(draw_masks(frame, dict(enumerate(masks_OHW)))).resize((side, side))
@@ -65,7 +67,7 @@ def _row(clip: Clip, side: int) -> np.ndarray:
 
 
 def _caption(title: str, clip: Clip, side: int) -> np.ndarray:
-    """A strip with the clip's name and how many objects it has: (CAPTION, T × side, 3)."""
+    """Draw a clip's name and its number of objects: (CAPTION, T × side, 3)."""
     frames, objects = clip.masks_TOHW.shape[:2]
     strip = Image.new("RGB", (frames * side, CAPTION))
     _write(strip, f"{title}, {objects} object{'s' if objects > 1 else ''}")

@@ -12,7 +12,10 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index) in the epoch's own random order, beginning after ``skip`` clips (after a resume)."""
+    """The keys (epoch, index) of an epoch in its own random order.
+
+    It begins after ``skip`` clips, which a resumed run has done.
+    """
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -27,17 +30,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class BatchSampler(Sampler[list[tuple[Any, ...]]]):
-    """Cuts what a sampler yields into batches, of which each of several processes takes its part.
+    """Batches of a sampler's keys, split among processes.
 
-    The parts of a batch are as equal as they can be, so all processes have the same number of batches, every clip is in
-    one part, and the part of a short last batch may be empty.
+    The parts of a batch are as equal as they can be, and every clip is in one of them. So all processes have the same
+    number of batches, and the part of a short last batch may be empty.
 
     Args:
-        sampler: of all clips, yields (epoch, index).
-        batch_size: clips a batch, in all parts together; the last one may have fewer.
-        rank, size: which of how many processes this is.
-        is_known: whether the features of (epoch, index) are. A part of which all are is asked for without pixels, as
-            (epoch, index, False). What is known is asked when a batch is about to be loaded. None: pixels are wanted.
+        sampler: yields (epoch, index) of all clips.
+        batch_size: clips in all parts of a batch together; the last one may have fewer.
+        rank, size: number of this process, and of all.
+        is_cached: whether the features of (epoch, index) are cached. A part whose features all are is requested without
+            pixels, as (epoch, index, False). It is called when a batch is about to be loaded. None: with pixels.
     """
 
     def __init__(
@@ -53,5 +56,5 @@ class BatchSampler(Sampler[list[tuple[Any, ...]]]):
         keys = iter(self.sampler)
         while batch := list(islice(keys, self.batch_size)):
             part = batch[len(batch) * self.rank // self.size : len(batch) * (self.rank + 1) // self.size]
-            known = self.is_cached is not None and all(self.is_cached(*key) for key in part)
-            yield [(*key, False) for key in part] if known else [*part]
+            cached = self.is_cached is not None and all(self.is_cached(*key) for key in part)
+            yield [(*key, False) for key in part] if cached else [*part]

@@ -12,17 +12,22 @@ from torch import Tensor
 from ...core.errors import UserError
 
 SampleKey: TypeAlias = tuple[int, int]
-"""(epoch, index) of a draw: with the run's seed, all that a clip of a :class:`ClipDataset` is drawn from."""
+"""(epoch, index): with the random seed, all that a clip of a :class:`~src.data.clips.ClipDataset` depends on."""
 
 
 @dataclass(frozen=True)
 class Clip:
     """T frames and the masks of O objects, at the model's resolution.
 
-    ``frames_THWC``: uint8 RGB, or without channels, (T, H, W, 0), where pixels were not asked for; ``masks_TOHW``:
-    bool; ``annotated_T``: bool, False where nothing is known of a frame's objects, so that its empty masks say nothing.
-    The first frame is annotated, and every object is visible on it. ``seed``: what is drawn for its objects when it is
-    trained on, such as prompts, comes from it. ``address``: the draw, of a data set's clip.
+    The first frame is annotated, and every object is visible on it.
+
+    Attributes:
+        name: video name.
+        frames_THWC: uint8 RGB, or without channels, (T, H, W, 0), where no pixels were read.
+        masks_TOHW: bool.
+        annotated_T: bool, False where nothing is known of a frame's objects, whose masks are then empty.
+        seed: random seed for what training draws for its objects, such as prompts.
+        key: key of a data set's clip.
     """
 
     name: str
@@ -35,11 +40,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Clips of one length as tensors; the objects of all clips stand in a row and know their clip.
+    """Clips of one length as tensors; ``video_of_object`` maps objects to clips.
 
-    ``frames_BTHWC``: uint8, without channels if the clips have none; ``masks_TOHW``: bool; ``annotated_TO``: bool, what
-    :class:`Clip` says of each object's clip; ``video_of_object``: int64 (O,); ``seeds``: of each clip; ``keys``:
-    of the draws, where all clips are a data set's, else none.
+    Attributes:
+        names: clip names.
+        frames_BTHWC: uint8, without channels if the clips have none.
+        masks_TOHW: bool, the objects of all clips one after the other.
+        annotated_TO: bool, ``annotated_T`` of each object's clip.
+        video_of_object: int64 (O,), each object's clip.
+        seeds: random seed of each clip.
+        keys: keys of the clips, none unless all clips come from a data set.
     """
 
     names: tuple[str, ...]
@@ -71,7 +81,7 @@ class ClipBatch:
         return self.frames_BTHWC.shape[-1] > 0
 
     def clips(self) -> list[Clip]:
-        """The clips that were put together."""
+        """Return the clips that the batch was made of."""
         own = [self.video_of_object == number for number in range(len(self.names))]
         keys = self.keys or [None] * len(self.names)
         return [
@@ -89,7 +99,7 @@ class ClipBatch:
         ]
 
     def pin_memory(self) -> ClipBatch:
-        """The same, with all that goes to the device in pinned memory."""
+        """Return the batch with all that goes to the device in pinned memory."""
         return replace(
             self,
             frames_BTHWC=self.frames_BTHWC.pin_memory(),
@@ -99,7 +109,10 @@ class ClipBatch:
 
 
 def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:
-    """A batch of the clips, or the first error among them, for the trainer to raise; None of no clips."""
+    """Return a batch of clips, or the first error among them; None of no clips.
+
+    The trainer raises the error.
+    """
     good = [clip for clip in clips if isinstance(clip, Clip)]
     errors = [clip for clip in clips if isinstance(clip, UserError)]
     if errors:

@@ -1,7 +1,9 @@
-"""Image files → RGB, uint8, (H, W, 3), whatever they hold; what cannot be read is refused in one line naming the file.
+"""Image files of any kind, read as RGB, uint8, (H, W, 3).
 
-Of files with several frames (GIF, multi-page TIFF, APNG, MPO) the first is read. Transparency is dropped: an object is
-labelled by its colours, whether or not they are shown.
+What cannot be read is refused in one line that names the file.
+
+Files with several frames (GIF, multi-page TIFF, APNG, MPO) give the first one. Transparency is dropped, since an object
+is labelled by its colours, whether or not they are shown.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class ImageFile:
 
 
 def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
-    """Any image file as RGB, uint8, (H, W, 3).
+    """Read any image file as RGB, uint8, (H, W, 3).
 
     Args:
         path: of any raster format Pillow reads; the contents count, not the extension.
@@ -73,7 +75,7 @@ def read_image(path: str | Path, orient: bool = True) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The (height, width) as stored and the (height, width) once oriented, from the header alone.
+    """Return (height, width) as stored and once oriented, from the header alone.
 
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
@@ -85,7 +87,7 @@ def image_size(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def misnamed(path: str | Path) -> bool:
-    """Whether an image is of another type than its extension says, such as a PNG called ``.jpg``.
+    """Return whether an image has another type than its extension, such as a PNG called ``.jpg``.
 
     Raises:
         UserError: as :func:`read_image`, as far as the header shows it.
@@ -98,9 +100,11 @@ def misnamed(path: str | Path) -> bool:
 
 
 def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
-    """Grey values of any range → uint8, linearly: the image's 0.1 % darkest become 0, its 0.1 % brightest 255.
+    """Convert grey values of any range to uint8, linearly.
 
-    Cameras fill 12 of a file's 16 bits, or fewer, so the file's type does not tell the range; percentiles do, and hot
+    The image's 0.1 % darkest become 0, its 0.1 % brightest 255.
+
+    Cameras fill 12 of a file's 16 bits, or fewer, so the file's type does not show the range. Percentiles do, and hot
     pixels do not move them. Where the two percentiles coincide the extremes take their place, and a constant image
     becomes 0. NaN reads as the darkest value.
     """
@@ -128,7 +132,10 @@ def refuse_placeholder(path: str | Path, head: bytes) -> None:
 
 @contextmanager
 def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """The image as Pillow has it, with its header read. Whatever Pillow raises until the block ends: a UserError."""
+    """Open an image with Pillow, its header read.
+
+    Whatever Pillow raises until the block ends becomes a UserError.
+    """
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -154,7 +161,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """Decode: RGB, uint8, (H, W, 3), or grey of a deeper type, (H, W)."""
+    """Decode to RGB, uint8, (H, W, 3), or deeper grey, (H, W)."""
     if image.mode == "F" or image.mode.startswith("I"):
         return np.array(image)
     image.load()  # only now are mode and size those of the pixels
@@ -166,7 +173,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    """CIE L*a*b* → sRGB by colour profiles, as Pillow's ``convert`` does not know LAB."""
+    """Convert CIE L*a*b* to sRGB by colour profiles, as Pillow's ``convert`` cannot."""
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
     assert converted is not None, "profileToProfile returns an image unless asked to work in place"
@@ -174,7 +181,10 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) before any turning; of a TIFF from its tags, as Pillow's size is that of the turned image."""
+    """Return (height, width) before any turning.
+
+    A TIFF's comes from its tags, as Pillow's size is that of the turned image.
+    """
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         return int(tags[_TIFF_HEIGHT]), int(tags[_TIFF_WIDTH])
@@ -182,7 +192,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or the EXIF block is damaged.
+    """Return the EXIF orientation, 1 to 8; 1 without one, or if it is damaged.
 
     Must be asked before the pixels are decoded: Pillow deletes the tag from a TIFF once it has turned it.
     """
@@ -195,7 +205,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels (H, W, …) turned upright from an EXIF orientation: a transposition, then mirrored columns and rows."""
+    """Return pixels (H, W, …) turned upright from an EXIF orientation.
+
+    It is a transposition, then mirrored columns and rows.
+    """
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -1,7 +1,7 @@
-"""Mask images → objects: palette PNGs, grey label images of 8 or 16 bits, and colours.
+"""Mask images: palette PNGs, grey label images, and colours.
 
-A file is read by itself (:func:`read_label_image`); what its values mean is decided for a video as a whole
-(:func:`label_tracks`), since one frame alone does not tell whether 255 is DAVIS' void or the white of a binary mask.
+:func:`read_label_image` reads a file by itself. :func:`label_tracks` decides for a video as a whole what values mean:
+one frame alone does not show whether 255 is DAVIS' void or the white of a binary mask.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_COLOURS = 255
 
 @lru_cache(maxsize=1)
 def davis_palette() -> np.ndarray:
-    """The colours of numbers 0 to 255 in DAVIS and Pascal VOC: uint8 RGB, (256, 3).
+    """Return the colours of numbers 0 to 255 in DAVIS and Pascal VOC: uint8 RGB, (256, 3).
 
     The bits of a number are dealt to red, green and blue in turn, and become their highest bits.
     """
@@ -44,7 +44,7 @@ def davis_palette() -> np.ndarray:
 
 @dataclass(frozen=True)
 class LabelImage:
-    """The areas of a mask file by their value, without those of value 0.
+    """The areas of a mask file by their non-zero value.
 
     ``kind`` says what values are: ``bytes``, palette indices or 8-bit grey; ``numbers``, deeper grey; ``colours``,
     24-bit RGB.
@@ -55,7 +55,7 @@ class LabelImage:
     areas: dict[int, RLE]
 
     def foreground(self) -> RLE:
-        """All areas as one."""
+        """Return all areas as one."""
         if not self.areas:
             return RLE.encode(np.zeros(self.size, dtype=bool))
         return RLE(coco_mask.merge([area.rle for area in self.areas.values()]))
@@ -98,7 +98,9 @@ def read_label_image(path: Path) -> LabelImage:
 
 
 def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, list[RLE | None]], dict[int, RLE]]:
-    """The objects of a video from the mask files of its frames (None: a frame has none).
+    """Return the objects of a video from the mask files of its frames.
+
+    A frame without a file has None.
 
     Numbers are objects, also across files of several kinds. Of bytes, 255 is void, unless the video's masks know no
     other number: then they are binary, and white is object 1. Colours that are all shades of grey are read as bytes;
@@ -129,7 +131,10 @@ def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, l
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:
-    """Whole numbers, (H, W): uint8 of palette and grey images, else wider; colours as 0xRRGGBB."""
+    """Return whole numbers, (H, W): uint8 of palette and grey images, else wider.
+
+    Colours are 0xRRGGBB.
+    """
     if image.mode in ("1", "L", "P"):
         return np.array(image).astype(np.uint8)
     if image.mode == "LA":
@@ -150,7 +155,10 @@ def _values(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def is_blurred(values_HW: np.ndarray) -> bool:
-    """Whether 8-bit grey is a black and white mask with soft edges, whose greys would pass for hundreds of objects."""
+    """Return whether 8-bit grey is a black and white mask with soft edges.
+
+    Its greys would pass for hundreds of objects.
+    """
     counts = np.bincount(values_HW.ravel(), minlength=256)
     between = np.flatnonzero(counts[1:255]) + 1
     # numbers of objects are small and go on without gaps; soft edges take all of the range, and little room
@@ -158,7 +166,7 @@ def is_blurred(values_HW: np.ndarray) -> bool:
 
 
 def _meaning_of_colours(colours: set[int]) -> dict[int, int | str]:
-    """What each colour, 0xRRGGBB, of a video's masks stands for, as :func:`label_tracks` says."""
+    """Return what each colour, 0xRRGGBB, of a video's masks stands for."""
     if all(colour >> 16 == colour >> 8 & 255 == colour & 255 for colour in colours):
         return {colour: colour & 255 for colour in colours}
     numbers = {red << 16 | green << 8 | blue: n for n, (red, green, blue) in enumerate(davis_palette().tolist())}

@@ -1,4 +1,4 @@
-"""Where a user would point at a mask: its box, and the click at its heart."""
+"""Boxes and clicks that stand for a mask."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from scipy.ndimage import distance_transform_edt
 
 
 class Deepest(NamedTuple):
-    """A pixel (x, y), and its distance to the nearest one outside the mask; 0 if the mask is empty."""
+    """A pixel (x, y), and its distance to the mask's outside.
+
+    The distance is 0 if the mask is empty.
+    """
 
     xy: tuple[float, float]
     depth: float
 
 
 def deepest_pixel(mask_HW: np.ndarray) -> Deepest:
-    """The pixel deepest inside a mask, to which the border of the picture is a border."""
+    """Return the pixel deepest inside a mask; the picture's border counts as a border."""
     depth = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(depth), depth.shape)
     return Deepest((float(x), float(y)), float(depth[y, x]))
 
 
 def centre_point(mask_HW: np.ndarray) -> tuple[float, float]:
-    """The (x, y) of the pixel deepest inside a mask: the largest distance to its border, as SAM's evaluation clicks."""
+    """Return the (x, y) of the pixel deepest inside a mask.
+
+    It has the largest distance to the mask's border, as in SAM's evaluation clicks.
+    """
     return deepest_pixel(mask_HW).xy
 
 
 def bounding_box(mask_HW: np.ndarray) -> tuple[float, float, float, float]:
-    """The tight box (x0, y0, x1, y1) of a mask, in pixels."""
+    """Return the tight box (x0, y0, x1, y1) of a mask, in pixels."""
     ys, xs = np.nonzero(mask_HW)
     return float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max())

@@ -1,4 +1,4 @@
-"""Segmentations of annotations: what is damaged in one, and how a sound one becomes a mask.
+"""Segmentations of annotations: checked, and turned into masks.
 
 Polygons, and run-length encodings in COCO's three forms. Everything is checked before pycocotools sees it.
 """
@@ -21,10 +21,10 @@ _FAR_TOO_MANY = 10**12
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> str | None:
-    """What is damaged in an annotation's ``segmentation`` for an image of this size, or None if it can be parsed.
+    """Return what is damaged in a ``segmentation`` for an image size, None if it can be parsed.
 
-    Everything is checked before pycocotools sees it, because there a NaN, a coordinate far off or counts of the wrong
-    length end the process or yield uninitialised memory.
+    Everything is checked before pycocotools sees it. There a NaN, a coordinate far off or counts of the wrong length
+    end the process or yield uninitialised memory.
     """
     if is_empty(segmentation):
         return "the segmentation is empty"
@@ -36,10 +36,10 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str | None
 
 
 def parse_segmentation(segmentation: Any, height: int, width: int) -> RLE:
-    """A segmentation that :func:`check_segmentation` has passed, as a mask; polygons are clipped to the image.
+    """Return a checked segmentation as a mask; polygons are clipped to the image.
 
-    Polygons are rasterised here rather than on every decode: that takes microseconds, the runs take less memory than
-    lists of floats, and only the raster tells the area.
+    Polygons are rasterised here rather than on every decode. That takes microseconds, the runs take less memory than
+    lists of floats, and only the raster shows the area.
     """
     if isinstance(segmentation, list):
         return RLE(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
@@ -51,7 +51,7 @@ def parse_segmentation(segmentation: Any, height: int, width: int) -> RLE:
 
 
 def is_empty(segmentation: Any) -> bool:
-    """Whether an annotation's ``segmentation`` holds nothing: null, ``[]``, ``[[]]`` or ``{}``."""
+    """Return whether a ``segmentation`` holds nothing: null, ``[]``, ``[[]]`` or ``{}``."""
     return not segmentation or (isinstance(segmentation, list) and all(part == [] for part in segmentation))
 
 
@@ -75,12 +75,15 @@ def _check_polygons(parts: list[Any], height: int, width: int) -> str | None:
     if side > 4 and all(0 <= value <= 1 for part in parts for value in part):
         return "the polygon looks normalised to 0–1; COCO wants pixels"
     if 2 * side * sum(map(len, parts)) > _MAX_OUTLINE and sum(map(_outline, parts)) > _MAX_OUTLINE:
-        return f"the polygons go to and fro over more than {_MAX_OUTLINE} pixels"
+        return f"the polygons' outlines are over {_MAX_OUTLINE} pixels long"
     return None
 
 
 def reaches_outside(parts: list[list[float]], height: int, width: int) -> bool:
-    """Whether polygons leave the image by more than the pixel that tools' conventions differ by."""
+    """Return whether polygons leave the image by more than a pixel.
+
+    Conventions of tools differ by that much.
+    """
     return any(min(part) < -1 or max(part[0::2]) > width + 1 or max(part[1::2]) > height + 1 for part in parts)
 
 
@@ -103,18 +106,18 @@ def _check_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
 
 
 def _outline(part: list[float]) -> float:
-    """The length of a closed polygon, in steps of the rasteriser: along the longer axis of each side."""
+    """Return a closed polygon's length in the rasteriser's steps, along each side's longer axis."""
     points_N2 = np.array(part, dtype=np.float64).reshape(-1, 2)
     return float(np.abs(points_N2 - np.roll(points_N2, 1, axis=0)).max(axis=1).sum())
 
 
 def _quoted(value: Any) -> str:
-    """A value from a file, in few characters, however long or deeply nested it is."""
+    """Return a value from a file in few characters, however long or deeply nested."""
     return reprlib.repr(value)[:40]
 
 
 def _run_lengths(counts: Any) -> list[int]:
-    """The lengths of the runs, of zeros and ones in turn, from either form of COCO's RLE.
+    """Return the lengths of runs, of zeros and ones in turn, of COCO's RLE.
 
     Raises:
         ValueError: ``counts`` is neither a list of whole numbers nor a string of pycocotools' encoding.

@@ -1,6 +1,7 @@
-"""Videos read one frame at a time, in constant memory, from an image, a folder of frames or a video file; and written.
+"""Videos, read one frame at a time in constant memory, and written.
 
-``open_stream(path)`` says which of them a path is. Frames come as RGB, uint8, (H, W, 3), upright, all of one size.
+``open_stream(path)`` opens an image, a folder of frames or a video file. Frames are RGB, uint8, (H, W, 3), upright, and
+all of one size.
 ``VideoFrame(path, index)`` is any one frame of a video file, the same to the bit as reading from the start gives.
 Video files are decoded and encoded by FFmpeg (through PyAV): https://pyav.basswood-io.com
 """
@@ -31,13 +32,13 @@ from .images import MAX_PIXELS, read_image, refuse_placeholder
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 DEFAULT_RATE = Fraction(24)
-"""Frames per second where nothing tells."""
+"""Frames per second where the video does not say."""
 
 MAX_OPEN_VIDEOS = 4
+"""Video files that a process keeps open for reading single frames; the least recently used is closed first."""
 
 MAX_FRAMES = 1_000_000
-"""Videos of more frames, nine hours at 30 a second, are refused: most likely the number is a lie."""
-"""Video files that a process keeps open for reading single frames; the one used longest ago is closed first."""
+"""Videos of more frames, nine hours at 30 a second, are refused: most likely the number is wrong."""
 
 _BT709 = 1  # in FFmpeg's numbering of matrices, primaries and transfer curves; its limited range is 1 as well
 
@@ -47,26 +48,29 @@ class FrameStream(Protocol):
 
     @property
     def name(self) -> str:
-        """What outputs are called after: the file's or folder's name without its extension."""
+        """The file's or folder's name without its extension, for naming outputs."""
 
     @property
     def count(self) -> int | None:
-        """The number of frames, None where only reading to the end would tell."""
+        """The number of frames, None where only reading all would show it."""
 
     @property
     def rate(self) -> Fraction:
         """Frames per second."""
 
     def frame_file(self, index: int) -> str:
-        """The file name of frame ``index``: its own, or the one it would have in a folder of frames."""
+        """Return the file name of frame ``index``, its own or the one it would have."""
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The frames in order. Raises UserError where one is damaged or of another size than the first."""
+        """Yield the frames in order.
+
+        Raises UserError where one is damaged or of another size than the first.
+        """
 
 
 @dataclass(frozen=True)
 class FrameFiles:
-    """Image files as the frames of a video; one file is a video of one frame."""
+    """Image files as the frames of a video, or a single one."""
 
     name: str
     paths: list[Path]
@@ -94,7 +98,10 @@ class FrameFiles:
 
 @dataclass(frozen=True)
 class VideoFile:
-    """A video file; ``count`` and ``rate`` are as its header says. Frames are turned as its metadata ask."""
+    """A video file, its frames turned as its metadata ask.
+
+    ``count`` and ``rate`` are as its header says.
+    """
 
     path: Path
     count: int | None
@@ -124,9 +131,11 @@ class VideoFile:
 
 
 def open_stream(path: str | Path) -> FrameFiles | VideoFile:
-    """An image file, a folder of image files (in natural order: 2 before 10), or a video file.
+    """Open an image file, a folder of image files, or a video file.
 
-    A folder called JPEGImages takes the name of the one it lies in.
+    Files of a folder are in natural order: 2 before 10.
+
+    A folder called JPEGImages takes the name of its parent.
 
     Raises:
         UserError: there is no such file, the folder holds no images, two of them differ in their extension only, or
@@ -146,7 +155,9 @@ def open_stream(path: str | Path) -> FrameFiles | VideoFile:
 
 
 def frame_paths(folder: Path) -> list[Path]:
-    """The image files of a folder in natural order, none of which differ in their extension only.
+    """Return the image files of a folder in natural order.
+
+    No two of them may differ in their extension only.
 
     Raises:
         UserError: there are no images, or two that would be the same frame.
@@ -168,12 +179,15 @@ def frame_paths(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path | os.DirEntry[str]) -> bool:
-    """Whether a name is that of an image; files such as ._frame.jpg, which macOS leaves beside others', are none."""
+    """Return whether a name is that of an image.
+
+    Files such as ._frame.jpg, which macOS leaves beside others, are none.
+    """
     return os.path.splitext(path.name)[1].lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key that orders the numbers in names by value: ``frame2`` before ``frame10``."""
+    """Return a key that orders numbers in names by value: ``frame2`` before ``frame10``."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -189,8 +203,11 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
-    """The container and its first video stream. What FFmpeg raises until the block ends becomes a UserError."""
-    with _damage_told(path), _open(path) as container:
+    """Open a container and its first video stream.
+
+    What FFmpeg raises until the block ends becomes a UserError.
+    """
+    with _refusing_damage(path), _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         yield container, stream
@@ -216,7 +233,7 @@ def _open(path: Path) -> av.container.InputContainer:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _refusing_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -228,7 +245,9 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One frame of a video file as a frame source: upright, and the same pixels whatever was read before it.
+    """One frame of a video file as a frame source.
+
+    It is upright, and its pixels do not depend on what was read before.
 
     Reading goes on from the frame read last where that is nearer than the keyframe before this one.
     """
@@ -245,20 +264,22 @@ class VideoFrame:
         return f"{self.index:05d}"
 
     def read(self) -> np.ndarray:
-        with _damage_told(self.path):
+        with _refusing_damage(self.path):
             return _decoders().read(self.path, self.index)
 
 
 @dataclass(frozen=True)
 class VideoHeader:
-    """The number of frames of a video file, and their (height, width) once upright."""
+    """A video file's number of frames, and their upright (height, width)."""
 
     count: int
     size: tuple[int, int]
 
 
 def read_header(path: Path) -> VideoHeader:
-    """What a video file holds. Decodes its first frame, which alone tells how the video is turned.
+    """Read what a video file holds.
+
+    Decodes its first frame, which alone shows how the video is turned.
 
     Raises:
         UserError: it cannot be read, holds no frame, or more than are allowed.
@@ -273,7 +294,7 @@ def read_header(path: Path) -> VideoHeader:
 
 
 def _trusted_count(path: Path, stream: av.video.stream.VideoStream) -> int | None:
-    """The header's number of frames, None where the container's index or the file's length belies it.
+    """Return the header's number of frames, None where the file contradicts it.
 
     Not every container has an index, one with an edit list hides frames, and of a broken-off file the index is whole.
     """
@@ -297,7 +318,7 @@ class _PacketTimes:
 
 
 def _version(path: Path) -> tuple[Path, int, int]:
-    """A file as it is now: its path, time of change and length."""
+    """Return a file's path, modification time and length."""
     status = path.stat()
     return path, status.st_mtime_ns, status.st_size
 
@@ -314,7 +335,9 @@ def _packet_times(path: Path, _changed: int, _length: int) -> _PacketTimes:
 
 
 class _Decoder:
-    """An open video file that gives any frame: from the nearest keyframe, or from where it stands.
+    """An open video file that gives any frame.
+
+    It decodes from the nearest keyframe, or goes on from its current frame.
 
     Without time stamps it can only count, from the first frame on.
     """
@@ -402,14 +425,19 @@ _of_processes = [_Decoders()]
 
 
 def _decoders() -> _Decoders:
-    """This process' own decoders. Those of the process it was forked from are kept, but never touched."""
+    """Return this process' own decoders.
+
+    Those of the process it was forked from are kept, but never touched.
+    """
     if _of_processes[-1].process != os.getpid():
         _of_processes.append(_Decoders())
     return _of_processes[-1]
 
 
 class VideoWriter:
-    """Writes an H.264 mp4 frame by frame; the file appears when the ``with`` block ends well.
+    """Writes an H.264 mp4 frame by frame.
+
+    The file appears when the ``with`` block ends without an error.
 
     Args:
         path: of the file; an earlier one is replaced.
@@ -428,7 +456,7 @@ class VideoWriter:
         self._stream: av.video.stream.VideoStream | None = None
 
     def __enter__(self) -> VideoWriter:
-        with self._failures_told():
+        with self._refusing_failures():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self._temporary), "w", format="mp4")
         return self
@@ -457,11 +485,11 @@ class VideoWriter:
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or with None what is still held back."""
         assert self._stream is not None
-        with self._failures_told():
+        with self._refusing_failures():
             self._container.mux(self._stream.encode(picture))
 
     @contextmanager
-    def _failures_told(self) -> Iterator[None]:
+    def _refusing_failures(self) -> Iterator[None]:
         try:
             yield
         except (av.FFmpegError, OSError) as error:
@@ -476,7 +504,7 @@ class VideoWriter:
                     self._container.close()
                 return
             self._mux(None)
-            with self._failures_told():
+            with self._refusing_failures():
                 self._container.close()
                 os.replace(self._temporary, self.path)
         finally:

@@ -1,7 +1,7 @@
-"""The formats that data sets come in, a module each: its name is what ``format`` in a config calls it.
+"""The formats of data sets, a module each.
 
-A module of this package that is not in ``SHARED`` defines ``READER``, a :class:`~src.data.formats.reader.FormatReader`.
-Nothing else has to know of it: it is found by its file.
+A module's name is the value of ``format`` in a config. Every module that is not in ``SHARED`` defines ``READER``, a
+:class:`~src.data.formats.reader.FormatReader`. Nothing else has to know of it: it is found by its file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""COCO annotations → records: every image with its annotations becomes a video of one frame.
+"""COCO annotations, read as videos of one frame.
 
 Reads COCO as it ships (images elsewhere) and as labelling tools export it (Roboflow's ``_annotations.coco.json`` beside
 the images, CVAT, Label Studio). :class:`CocoReader` indexes a file in one pass over its JSON; an image's header and its
@@ -43,7 +43,10 @@ from .reader import Location, OpenOptions
 
 
 class _Image(NamedTuple):
-    """An entry of ``images``; ``size`` is its (height, width), None where the file does not say."""
+    """An entry of ``images``.
+
+    ``size`` is its (height, width), None where the file does not give it.
+    """
 
     key: int | str
     file_name: str
@@ -52,7 +55,10 @@ class _Image(NamedTuple):
 
 
 class _Annotation(NamedTuple):
-    """What is kept of an entry of ``annotations``; ``segmentation`` is None where it holds nothing."""
+    """What is kept of an entry of ``annotations``.
+
+    ``segmentation`` is None where it holds nothing.
+    """
 
     key: int | str | None
     position: int
@@ -72,7 +78,9 @@ _Fields = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class CocoSource:
-    """A COCO file, indexed; see :class:`src.data.records.Source`. The entries lie packed in one block of memory.
+    """A COCO file, indexed; see :class:`src.data.records.Source`.
+
+    The entries are packed in one block of memory.
 
     Attributes:
         folder: what the images' file names are relative to.
@@ -80,7 +88,7 @@ class CocoSource:
         categories: id → name.
         crowds_only: nothing but crowds is annotated, which then stand for objects.
         max_objects: objects kept per image, the largest by mask area.
-        bounds: where the images may lie.
+        bounds: folders in which the images must be.
     """
 
     name: str
@@ -122,7 +130,7 @@ class CocoSource:
         return None
 
     def _counts(self, annotation: _Annotation, image: _Image, log: IssueLog) -> bool:
-        """Whether an annotation stands for an object."""
+        """Return whether an annotation stands for an object."""
         place = f"{annotation.place} ({shown(image.file_name, 160)})"
         if annotation.segmentation is None:
             log.repaired(place, "annotations without a segmentation")
@@ -139,7 +147,7 @@ class CocoSource:
     def _objects(
         self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
     ) -> list[ObjectTrack]:
-        """The objects of one image, at most ``max_objects``, numbered from 1 in the file's order."""
+        """Return an image's objects, at most ``max_objects``, numbered from 1 in the file's order."""
         found: list[tuple[int, RLE, _Annotation]] = []
         for annotation in annotations:
             place = f"{annotation.place} ({shown(image.file_name, 160)})"
@@ -176,7 +184,10 @@ class CocoSource:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Without Python's cycle collector, which would walk the millions of lists again and again as they come."""
+    """Pause Python's cycle collector.
+
+    It would walk the millions of new lists again and again.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -236,7 +247,7 @@ READER = CocoReader()
 
 
 def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
-    """The COCO object of a file: a dict whose ``images`` and ``annotations`` are lists."""
+    """Read a COCO file: a dict whose ``images`` and ``annotations`` are lists."""
     content = read_json(path, log)
     missing = [key for key in ("images", "annotations") if not isinstance(content.get(key), list)]
     if missing:
@@ -248,7 +259,10 @@ def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
 
 
 def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
-    """``images`` by id, in the file's order; an id that two files share is left out."""
+    """Return ``images`` by id, in the file's order.
+
+    An id that two files share is left out.
+    """
     images: dict[int | str, _Image] = {}
     shared: set[int | str] = set()
     for position, entry in enumerate(entries):
@@ -280,14 +294,17 @@ def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
 
 
 def _holds_only_crowds(annotations: list[Any]) -> bool:
-    """CVAT flags every mask that was painted as a crowd. A file of nothing but crowds means objects."""
+    """Return whether a file annotates nothing but crowds, which then stand for objects.
+
+    CVAT flags every painted mask as a crowd.
+    """
     drawn = (entry for entry in annotations if isinstance(entry, dict) and not is_empty(entry.get("segmentation")))
     crowds = [_is_crowd(entry) for entry in drawn]
     return bool(crowds) and all(crowds)
 
 
 def _group_by_image(entries: list[Any], images: Iterable[int | str], log: IssueLog) -> dict[int | str, list[_Fields]]:
-    """The annotations of each image, in the file's order."""
+    """Return the annotations of each image, in the file's order."""
     known = set(images)
     grouped: dict[int | str, list[_Fields]] = defaultdict(list)
     for position, entry in enumerate(entries):
@@ -312,7 +329,10 @@ def _group_by_image(entries: list[Any], images: Iterable[int | str], log: IssueL
 
 
 def _note_odd_ids(images: list[Any], annotations: list[Any], log: IssueLog) -> None:
-    """Ids that are text, and annotations that share one: harmless here, not in every program."""
+    """Note ids that are text, and annotations that share one.
+
+    They are harmless here, not in every program.
+    """
     entries = [entry for entry in annotations if isinstance(entry, dict)]
     ids = [entry.get("id") for entry in images if isinstance(entry, dict)]
     ids += [entry.get(key) for key in ("id", "image_id") for entry in entries]
@@ -321,11 +341,11 @@ def _note_odd_ids(images: list[Any], annotations: list[Any], log: IssueLog) -> N
         log.note("", "ids that are text", "compared as numbers where they are some")
     own = [key for entry in entries if (key := as_id(entry.get("id"))) is not None]
     if len(set(own)) < len(own):
-        log.note("", "annotations that share an id", "objects are numbered anew in every image")
+        log.note("", "annotations that share an id", "objects are numbered from 1 in every image")
 
 
 def _chosen(images: list[_Image], videos: Sequence[str] | None, path: Path) -> list[_Image]:
-    """The images of the wanted names, each the ``file_name`` or its stem."""
+    """Return the images of the wanted names, each the ``file_name`` or its stem."""
     if videos is None:
         return images
     wanted = set(videos)
@@ -350,7 +370,10 @@ def _pack(images: list[_Image], grouped: dict[int | str, list[_Fields]]) -> Pack
 
 
 def _without_depth(fields: _Fields) -> _Fields:
-    """The annotation; if it is nested deeper than can be copied, with a damaged segmentation that is not."""
+    """Return an annotation that can be copied.
+
+    A segmentation that is nested too deeply becomes a damaged one that is not.
+    """
     try:
         pickle.dumps(fields)
     except RecursionError:
@@ -360,10 +383,12 @@ def _without_depth(fields: _Fields) -> _Fields:
 
 
 def _open_frame(folder: Path, image: _Image, log: IssueLog, bounds: Bounds) -> tuple[ImageFile, int, int] | None:
-    """The image's file, turned as the annotator saw it, with height and width; None, and an issue, if it is damaged.
+    """Return the image's file, turned as annotators saw it, with height and width.
 
-    Tools differ in whether they heed EXIF orientation. The size in the JSON tells which pixels the annotations were
-    drawn on; where it cannot (a square image, a half turn, no size) they are taken to be upright.
+    None, and an issue, if it is damaged.
+
+    Tools differ in whether they heed EXIF orientation: the size in the JSON decides. Where it cannot (a square image, a
+    half turn, no size), annotations are taken to be drawn on the upright image.
     """
     path = folder / image.file_name
     try:
@@ -388,7 +413,10 @@ def _is_crowd(annotation: dict[str, Any]) -> bool:
 
 
 def _unique(stem: str, counts: dict[str, int]) -> str:
-    """``stem``, or ``stem_2``, ``stem_3``, … if that is taken; ``counts`` holds the names taken so far."""
+    """Return ``stem``, or ``stem_2``, ``stem_3``, … if that is taken.
+
+    ``counts`` holds the names taken so far.
+    """
     name = stem
     while name in counts:
         counts[stem] += 1

@@ -1,8 +1,9 @@
-"""Folders of frames with folders of masks → records: DAVIS, MOSE, YouTube-VOS, SA-V's validation set, and kin.
+"""Folders of frames with folders of masks.
 
-A video is a folder of frames; its masks have the frames' names and lie in a folder of the same place under another
-root. Masks may be missing: only frames that have one are annotated. Instead of one mask for all objects there may be a
-folder of masks for each object. ``data/README.md`` shows the layouts.
+DAVIS, MOSE, YouTube-VOS and SA-V's validation set are stored so. A video is a folder of frames. Its masks have the
+frames' names and are in a folder of the same relative path below another root. Masks may be missing: only frames that
+have one are annotated. Instead of one mask for all objects there may be a folder of masks for each object.
+``data/README.md`` shows the layouts.
 
 Formats: https://davischallenge.org, https://github.com/facebookresearch/sam2/tree/main/sav_dataset#sa-v-val-and-test
 """
@@ -85,7 +86,7 @@ class DavisSource:
 
 
 def _masks_fit(paths: list[Path], files: MaskFiles, log: IssueLog) -> bool:
-    """Whether there are masks with the names of frames."""
+    """Return whether there are masks with the names of frames."""
     stems = {path.stem for path in paths}
     strays = [stem for stem in files if stem not in stems]
     if not files:
@@ -138,7 +139,7 @@ class DavisReader:
         if not found:
             raise UserError(
                 f"{folder}: no videos with masks: neither {FRAMES} and {MASKS} in it, in its folders or around it, nor "
-                f"a folder of masks beside it ({', '.join(MASK_FOLDERS[1:])}); name the folder of masks as the ann_file",
+                f"a folder of masks beside it ({', '.join(MASK_FOLDERS[1:])}); name that folder as the ann_file",
                 "davis.no-videos",
             )
         chosen = choose_videos([video.name for video in found], options.videos, folder)
@@ -156,7 +157,10 @@ READER = DavisReader()
 
 
 def _mask_files(folder: Path) -> MaskFiles:
-    """The mask files of a video: those in its folder or, where there are none, those in the folders of its objects."""
+    """Return the mask files of a video.
+
+    They are in its folder or, where there are none, in the folders of its objects.
+    """
     files: MaskFiles = {}
     if folder.is_dir():
         folders = {"": folder} if holds_images(folder) else {child.name: child for child in subfolders(folder)}
@@ -168,7 +172,10 @@ def _mask_files(folder: Path) -> MaskFiles:
 
 
 def _read_masks(files: dict[str, Path], log: IssueLog, bounds: Bounds) -> dict[str, LabelImage]:
-    """A frame's masks by object's folder; none at all if one of them is damaged, since then its objects are unknown."""
+    """Read a frame's masks by object's folder.
+
+    If one is damaged there are none, since the frame's objects are then unknown.
+    """
     images: dict[str, LabelImage] = {}
     for key, path in files.items():
         try:
@@ -182,7 +189,7 @@ def _read_masks(files: dict[str, Path], log: IssueLog, bounds: Bounds) -> dict[s
 def _of_size(
     images: dict[str, LabelImage], files: dict[str, Path], size: tuple[int, int], log: IssueLog
 ) -> dict[str, LabelImage]:
-    """A frame's masks, none at all if one of them has another size."""
+    """Return a frame's masks, none if one has another size."""
     others = [key for key, image in images.items() if image.size != size]
     for key in others:
         found = f"the mask is {sides(images[key].size)} pixels, the frames are {sides(size)}"
@@ -191,7 +198,10 @@ def _of_size(
 
 
 def _tracks(masks: list[dict[str, LabelImage]]) -> tuple[dict[int | str, list[RLE | None]], dict[int, RLE]]:
-    """The objects of a video and its void areas, from the masks of each frame by object's folder."""
+    """Return the objects of a video and its void areas.
+
+    ``masks`` are those of each frame by object's folder.
+    """
     folders = sorted({folder for images in masks for folder in images}, key=natural)
     if folders == [""]:
         return label_tracks([images.get("") for images in masks])

@@ -1,8 +1,7 @@
-"""A folder of images with mask files → records: every image with its mask becomes a video of one frame.
+"""Folders of images with mask files, read as videos of one frame.
 
-Masks lie in a folder of their own, under the images' names, or beside the images. What their values mean is told in
-:mod:`src.data.decode.labels`: a palette or grey image of numbers is an object for each number, a black and white one is one
-object.
+Masks are in a folder of their own, under the images' names, or beside the images. In a palette or grey image each
+number is an object; a black and white one is one object (:mod:`src.data.decode.labels`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt"
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image and its mask, None where it has none; ``spare``: further masks of it, which are not read."""
+    """An image and its mask, None where it has none.
+
+    ``spare`` are further masks of it, which are not read.
+    """
 
     name: str
     image: Path
@@ -82,7 +84,7 @@ class FolderSource:
 
 
 class FolderReader:
-    """Stills with mask files, in a folder of their own or among the images."""
+    """Stills with mask files, in their own folder or among the images."""
 
     name = "folder"
     order = 30
@@ -138,12 +140,15 @@ READER = FolderReader()
 
 
 def _are_stills(images: Path, masks: Path) -> bool:
-    """Whether single images with masks are in two folders, rather than the frames of one video."""
+    """Return whether two folders hold stills with masks, not one video's frames."""
     return holds_images(images) and holds_images(masks) and not masks.name.startswith(MASKS)
 
 
 def _folders_of_stills(folder: Path) -> tuple[Path, Path]:
-    """The folders of images and of masks, given the former or the one that both are in; twice the same if mixed."""
+    """Return the folders of images and of masks, the same one twice if mixed.
+
+    ``folder`` is the folder of images, or holds both.
+    """
     inner = frames_within(folder)
     if inner is not None and (masks := masks_beside(inner)) is not None:
         return inner, masks
@@ -151,7 +156,10 @@ def _folders_of_stills(folder: Path) -> tuple[Path, Path]:
 
 
 def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
-    """The images of one folder with the masks of another; an issue for each mask that is of none of them."""
+    """Pair the images of one folder with the masks of another.
+
+    Masks without an image are issues.
+    """
     files, masks_by_name = _files(images), _by_image(_files(masks))
     for name, paths in files.items():
         found = masks_by_name.pop(name, [])
@@ -163,7 +171,7 @@ def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
 
 
 def _beside(folder: Path) -> Iterator[MaskedImage]:
-    """Pairs within one folder: ``a.jpg`` with ``a_mask.png``, or ``a.jpg`` with ``a.png``."""
+    """Pair files within one folder: ``a.jpg`` with ``a_mask.png``, or with ``a.png``."""
     files = _files(folder)
     marked = {name: paths for name, paths in files.items() if _unmarked(name) in files.keys() - {name}}
     masks_by_name = _by_image(marked)
@@ -178,7 +186,10 @@ def _with_masks(name: str, image: Path, masks: list[Path]) -> MaskedImage:
 
 
 def _by_image(masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """Masks by their images' names; of an image's, in the order of ``MARKS``, one that is called as it is last."""
+    """Return masks by their images' names, in the order of ``MARKS``.
+
+    A mask that has its image's name comes last.
+    """
 
     def rank(name: str) -> int:
         return next((place for place, mark in enumerate(MARKS) if name.endswith(mark)), len(MARKS))
@@ -190,7 +201,7 @@ def _by_image(masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
 
 
 def _files(folder: Path) -> dict[str, list[Path]]:
-    """The image files in a folder and in those in it: path below it, without extension → files called so."""
+    """Return the image files below a folder by relative path without extension."""
     found: dict[str, list[Path]] = {}
     for at, folders, files in os.walk(folder):
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)

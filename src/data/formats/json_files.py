@@ -1,4 +1,4 @@
-"""JSON files of annotations: which one belongs to a folder of images, what keys it has, and reading it."""
+"""JSON files of annotations: found, recognised by their keys, and read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_JSON_BYTES = 8 * 2**30
 
 
 def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
-    """The object of a JSON file; a byte order mark is a note.
+    """Read the object of a JSON file; a byte order mark is noted.
 
     Raises:
         UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
@@ -90,7 +90,7 @@ def holds_keys(path: Path, *keys: str) -> bool:
 
 
 def _json_around(folder: Path) -> tuple[Path | None, str]:
-    """The file that belongs to a folder of images whose annotations are not named, as :func:`find_json` returns it."""
+    """Return the annotation file in and around a folder of images, as :func:`find_json`."""
     ambiguous = ""
     parents = _two_above(folder)
     for place in (folder, *(above / "annotations" for above in (folder, *parents))):
@@ -104,7 +104,10 @@ def _json_around(folder: Path) -> tuple[Path | None, str]:
 
 
 def _json_within(folder: Path, images: Path) -> tuple[Path | None, str]:
-    """Roboflow's file in a folder, the one made for a folder of images, or the only one there is."""
+    """Return a folder's annotation file, as :func:`find_json`.
+
+    It is Roboflow's, the one made for the image folder, or the only one.
+    """
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     for name in (ROBOFLOW, _made_for(images)):
         if folder / name in files:

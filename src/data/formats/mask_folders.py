@@ -1,4 +1,4 @@
-"""Folders of frames and the folders of masks that belong to them, found by their names."""
+"""Folders of frames and their folders of masks, found by their names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MASK_FOLDERS = (MASKS, "annot", "annotations", "mask", "masks", "gt", "labels", 
 
 @dataclass(frozen=True)
 class VideoFolders:
-    """Where frames and masks lie: one video's, or the roots of those of several."""
+    """Folders of frames and masks, of one video or of several."""
 
     name: str
     frames: Path
@@ -33,18 +33,21 @@ class VideoFolders:
 
 
 def masks_beside(frames: Path) -> Path | None:
-    """The folder of masks beside a folder of frames, by their names; None if there is none, or it is not clear."""
+    """Return the folder of masks beside a folder of frames; None if there is no clear one."""
     frames = frames.absolute()
     return _only(frames.parent, MASK_FOLDERS) if _is_called(frames, FRAME_FOLDERS) else None
 
 
 def frames_within(folder: Path) -> Path | None:
-    """The folder of frames in a folder, by its name; None if there is none, or it is not clear."""
+    """Return the folder of frames in a folder; None if there is no clear one."""
     return _only(folder, FRAME_FOLDERS)
 
 
 def _only(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The subfolder of one of these names: the first name's own, else the only one."""
+    """Return the subfolder of one of these names.
+
+    The first name's own comes first, else it must be the only one.
+    """
     found = [path for path in subfolders(folder) if _is_called(path, names)]
     return next((path for path in found if path.name == names[0]), found[0] if len(found) == 1 else None)
 
@@ -54,7 +57,7 @@ def _is_called(folder: Path, names: tuple[str, ...]) -> bool:
 
 
 def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
-    """The roots of frames with the roots of their masks."""
+    """Return the roots of frames with the roots of their masks."""
     if masks is not None:
         if not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks", "data.missing-annotations")
@@ -64,7 +67,10 @@ def find_roots(folder: Path, masks: Path | None) -> list[VideoFolders]:
 
 
 def _roots_within(folder: Path, seen: set[Path] | None = None) -> Iterator[VideoFolders]:
-    """The root in a folder or, where it has none, those in the folders in it, each once however links lead to it."""
+    """Yield the root in a folder or, without one, those in its subfolders.
+
+    Each comes once, however links lead to it.
+    """
     if _was_seen(folder, seen := set() if seen is None else seen):
         return
     frames = frames_within(folder)
@@ -77,7 +83,10 @@ def _roots_within(folder: Path, seen: set[Path] | None = None) -> Iterator[Video
 
 
 def _roots_around(folder: Path) -> list[VideoFolders]:
-    """The root that a folder is, or lies below, with the folder of the same place below the root of masks."""
+    """Return the root that a folder is or is below.
+
+    Its masks are in the folder of the same relative path below the root of masks.
+    """
     folder = folder.absolute()
     for root in (folder, *folder.parents):
         masks = masks_beside(root)
@@ -97,27 +106,36 @@ def _roots_around(folder: Path) -> list[VideoFolders]:
 
 
 def _at_one_level(name: str, frames: Path, masks: Path) -> VideoFolders:
-    """Both roots or, if they have folders of resolutions, the folders of one that both have."""
+    """Return both roots or, where they have folders of resolutions, those that both have."""
     levels = [level for level in LEVELS if (frames / level).is_dir()]
     level = next((level for level in levels if (masks / level).is_dir()), levels[0] if levels else "")
     return VideoFolders(name, frames / level, masks / level if (masks / level).is_dir() else masks)
 
 
 def _name_of(folder: Path) -> str:
-    """What a video is called whose frames lie in this folder: as the folder above if this is a JPEGImages or so."""
+    """Return the name of a video whose frames are in a folder.
+
+    A folder such as JPEGImages takes the name of its parent.
+    """
     folder = folder.absolute()
     return folder.parent.name if _is_called(folder, FRAME_FOLDERS) else folder.name
 
 
 def videos_below(root: VideoFolders) -> Iterator[VideoFolders]:
-    """The folders of images below a root; a root that holds images itself is one video."""
+    """Yield the folders of images below a root.
+
+    A root that holds images itself is one video.
+    """
     for folder in folders_of_images(root.frames):
         below = folder.relative_to(root.frames)
         yield VideoFolders(below.as_posix() if below.parts else root.name, folder, root.masks / below)
 
 
 def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
-    """The folders that hold images, from this one on; none within another, each once however links lead to it."""
+    """Yield the folders that hold images, from this one on, none within another.
+
+    Each comes once, however links lead to it.
+    """
     if _was_seen(folder, seen := set() if seen is None else seen):
         return
     if holds_images(folder):
@@ -128,7 +146,10 @@ def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[P
 
 
 def _was_seen(folder: Path, seen: set[Path]) -> bool:
-    """Whether a folder is among those seen, to which it is added: with two links that lead back a walk has no end."""
+    """Return whether a folder was seen before, and remember it.
+
+    Two links that lead back would make a walk endless.
+    """
     real = folder.resolve()
     found = real in seen
     seen.add(real)
@@ -136,7 +157,7 @@ def _was_seen(folder: Path, seen: set[Path]) -> bool:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
+    """Return whether a folder itself holds images."""
     with os.scandir(folder) as entries:
         return any(is_image(entry) for entry in entries)
 

@@ -1,4 +1,4 @@
-"""What the parsers of all formats share: reading JSON and ids, opening frames, choosing videos, making objects."""
+"""What readers share: ids, frames, choice of videos, objects, links."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class IssueLog:
 
 
 def as_id(value: Any) -> int | str | None:
-    """An id as it is compared: 7, 7.0 and "7" are one; other text stays as it is; None for what cannot be an id."""
+    """Return an id as it is compared: 7, 7.0 and "7" are one.
+
+    Other text stays as it is. What cannot be an id is None.
+    """
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
@@ -50,7 +53,7 @@ def as_id(value: Any) -> int | str | None:
 
 
 def declared_size(entry: Mapping[str, Any], prefix: str = "") -> tuple[int, int] | None:
-    """The (height, width) that an entry gives; None where it gives none that could be."""
+    """Return the (height, width) that an entry gives; None without a possible one."""
     height, width = as_id(entry.get(f"{prefix}height")), as_id(entry.get(f"{prefix}width"))
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
         return height, width
@@ -58,25 +61,28 @@ def declared_size(entry: Mapping[str, Any], prefix: str = "") -> tuple[int, int]
 
 
 def leaves_folder(file_name: str) -> bool:
-    """Whether a relative path, with slashes, would lead out of the folder it is relative to."""
+    """Return whether a relative path leads out of its folder.
+
+    Its separators are slashes.
+    """
     absolute = file_name.startswith("/") or re.match(r"[A-Za-z]:", file_name) is not None
     return absolute or posixpath.normpath(file_name).split("/")[0] == ".."
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the images, masks and videos of a data set must lie in, once links are followed; ``()``: wherever they like.
+    """Folders that a data set's files must be in, links followed.
 
-    A folder that the config names may be a link itself. Below it, a link that leads out may be the user's own, or have
-    come with data from others and point at what is none of theirs: only the user can tell, with
-    ``dataset.follow_links``.
+    Without folders they may be anywhere. A folder that the config names may be a link itself. Below it, a link that
+    leads out may be the user's own, or part of somebody's data, made to read files that are not theirs.
+    ``dataset.follow_links`` says that it is the user's.
     """
 
     folders: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, follow_links: bool, *folders: Path) -> Bounds:
-        """The folders of a data set, or none where links may lead anywhere."""
+        """Return the folders of a data set, or none where links may lead anywhere."""
         return cls() if follow_links else cls(tuple(folder.resolve() for folder in folders))
 
     def check(self, path: Path) -> None:
@@ -106,7 +112,7 @@ def folder_of_both(images: Path, masks: Path) -> Path:
 
 
 def category_names(entries: Any) -> dict[int | str, str]:
-    """COCO's ``categories``: id → name."""
+    """Return COCO's ``categories``: id → name."""
     names: dict[int | str, str] = {}
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("name"), (str, int, float)):
@@ -117,10 +123,10 @@ def category_names(entries: Any) -> dict[int | str, str]:
 
 
 def choose_videos(names: Sequence[str], wanted: Sequence[str] | None, place: str | Path) -> list[int]:
-    """Which videos of a data set, in its order, are among the wanted ones (None: all).
+    """Return the indices of the wanted videos, in the data set's order; None wants all.
 
     Raises:
-        UserError: there is none of a wanted name; names that are near are told.
+        UserError: there is none of a wanted name; the message lists near names.
     """
     if wanted is None:
         return list(range(len(names)))
@@ -137,12 +143,12 @@ def choose_videos(names: Sequence[str], wanted: Sequence[str] | None, place: str
 
 
 def sides(size: tuple[int, int]) -> str:
-    """(height, width) as people write it: ``640×480``."""
+    """Return (height, width) as people write it: ``640×480``."""
     return f"{size[1]}×{size[0]}"
 
 
 def shown(value: object, length: int = 60) -> str:
-    """A value from a file as a message quotes it: cut to ``length`` characters."""
+    """Return a value from a file as messages quote it, cut to ``length`` characters."""
     text = str(value)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -150,11 +156,12 @@ def shown(value: object, length: int = 60) -> str:
 def open_frames(
     paths: Sequence[Path], labelled: tuple[int, int] | None, log: IssueLog, bounds: Bounds
 ) -> tuple[list[ImageFile | None], tuple[int, int] | None]:
-    """The frames of a video by their headers: a source for each, None where it is damaged; and their (height, width).
+    """Open the frames of a video by their headers.
 
-    Tools differ in whether they heed EXIF orientation. ``labelled``, the size that the labels were drawn at, tells;
-    where it cannot (a square frame, a half turn, None) they are taken to be upright. Frames must have the size of the
-    first.
+    Returns a source for each, None where it is damaged, and their (height, width).
+
+    Tools differ in whether they heed EXIF orientation: ``labelled``, the size that labels were drawn at, decides. Where
+    it cannot (a square frame, a half turn, None), they are taken to be upright. Frames must have the size of the first.
     """
     frames: list[ImageFile | None] = []
     size: tuple[int, int] | None = None
@@ -193,7 +200,7 @@ def make_objects(
     categories: Mapping[int | str, str | None] | None = None,
     keep_ids: bool = True,
 ) -> list[ObjectTrack]:
-    """The objects of a video from their ids in the file: those that are seen at all, at most ``limit``, numbered.
+    """Number the objects of a video that are seen, at most ``limit``.
 
     The ids are the objects' numbers if all of them are positive integers and ``keep_ids``; else objects are numbered in
     their order, from 1. More than ``limit`` objects are cut to those with the largest area on any frame.

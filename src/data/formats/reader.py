@@ -1,4 +1,4 @@
-"""What a format is to the rest of the program: a reader that recognises its data sets and opens them.
+"""The interface of a format: recognising and opening its data sets.
 
 A new format is one file beside this one, called after it, such as ``toy.py``::
 
@@ -59,8 +59,8 @@ class FormatReader(Protocol):
 
     Attributes:
         name: what a config calls it; its module has the same name.
-        order: readers with a lower one are asked first. 0: a sure sign tells the format; more: it would also take data
-            that another reader knows better.
+        order: readers with a lower one are asked first. 0 is for formats with a sure sign; higher ones would also
+            accept data that another reader knows better.
         looks_for: files by which the format is recognised, as a message lists them.
     """
 

@@ -1,8 +1,10 @@
-"""SA-V's training files → records: a video with a JSON of masklets, one for objects drawn by people, one by machine.
+"""SA-V's training files: videos, each with JSON files of masklets.
 
-Every fourth frame is annotated: the masks of annotated frame k lie on frame 4 k of the video. Objects may overlap; an
-empty mask means that the object is away. Where there are both files, people's (``_manual.json``) is read alone, the
-other (``_auto.json``) where there is none.
+People draw those of one kind, a model those of the other.
+
+Every fourth frame is annotated: annotated frame k is frame 4 k of the video. Objects may overlap; an empty mask means
+that the object is away. People's file (``_manual.json``) is read alone where there is one, else the model's
+(``_auto.json``).
 
 Format: https://github.com/facebookresearch/sam2/tree/main/sav_dataset#sa-v-train
 """
@@ -104,7 +106,7 @@ class SavSource:
 
 
 class SavReader:
-    """SA-V's training files, told by their names or by the key ``masklet``."""
+    """SA-V's training files, recognised by their names or by the key ``masklet``."""
 
     name = "sav"
     order = 0
@@ -168,7 +170,7 @@ def _videos_without_masklets(folder: Path, found: list[VideoFiles]) -> list[Issu
 
 
 def _holds_masklets(folder: Path) -> bool:
-    """Whether a folder, or one of those in it, holds files of masklets."""
+    """Return whether a folder, or one of its subfolders, holds files of masklets."""
     return any(next(folder.glob(f"{depth}*{kind}"), None) for kind in KINDS for depth in ("", "*/"))
 
 
@@ -179,7 +181,7 @@ def _masklet_files(folder: Path) -> Iterator[Path]:
 
 
 def _preferred(masklets: list[Path], root: Path) -> dict[Path, Path]:
-    """Video's path below the root, without extension → its file of masklets."""
+    """Return each video's path below the root, without extension → its file of masklets."""
     found: dict[Path, Path] = {}
     for path in masklets:
         kind = next((kind for kind in KINDS if path.name.endswith(kind)), path.suffix)
@@ -190,19 +192,25 @@ def _preferred(masklets: list[Path], root: Path) -> dict[Path, Path]:
 
 
 def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
-    """What each video is called, by its path where others have its name; with its path and its file of masklets."""
+    """Yield each video's name, its path and its file of masklets.
+
+    A video whose name is not unique is called by its path.
+    """
     counts = Counter(video.name for video in found)
     for video, path in found.items():
         yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
 
 
 def _misfit(files: VideoFiles, problem: str) -> Issue:
-    """A video that is not the one its JSON is of: an issue in the video's file, since that is what has to change."""
+    """Return an issue about a video that does not fit its JSON.
+
+    It is in the video's file, since that is what has to change.
+    """
     return Issue("error", str(files.video), "", problem, "put the video it is of there, or delete the JSON")
 
 
 def _annotated_frames(content: dict[str, Any], log: IssueLog) -> list[Any] | None:
-    """The lists of masks, one an annotated frame; None, and an issue, if there are none."""
+    """Return the lists of masks, one an annotated frame; None without any."""
     labelled = content.get("masklet")
     if not isinstance(labelled, list) or not labelled:
         log.error("", "no masklets: 'masklet' must be a list of lists of masks, one an annotated frame")
@@ -213,7 +221,7 @@ def _annotated_frames(content: dict[str, Any], log: IssueLog) -> list[Any] | Non
 def _tracks(
     content: dict[str, Any], labelled: list[Any], count: int, size: tuple[int, int], log: IssueLog
 ) -> tuple[dict[int | str, list[RLE | None]], set[int]]:
-    """Masklet's id → its area on every frame; and the frames that are annotated, all of whose masks are sound."""
+    """Return each masklet's areas by frame, and the frames whose annotations are sound."""
     width = max((len(masks) for masks in labelled if isinstance(masks, list)), default=0)
     keys = _masklet_ids(content, width)
     tracks: dict[int | str, list[RLE | None]] = {key: [None] * count for key in keys}
@@ -236,7 +244,7 @@ def _tracks(
 
 
 def _masklet_ids(content: dict[str, Any], count: int) -> list[int | str]:
-    """The ids of the masklets; their places where the file gives none that tell them apart."""
+    """Return the ids of the masklets, or their positions where ids are missing or repeated."""
     ids = content.get("masklet_id")
     keys = [as_id(value) for value in ids] if isinstance(ids, list) else []
     found = [key for key in keys if key is not None]

@@ -1,10 +1,12 @@
-"""YouTube-VIS JSON → records, and the COCO-like JSON of tracked objects that labelling tools and predictors write.
+"""YouTube-VIS JSON, and the COCO-like JSON of tracked objects.
 
-Two flavours, told apart by the file. In YouTube-VIS' own, ``videos`` list their ``file_names`` and an annotation is an
-object with a segmentation per frame, null where it is absent. In the other, ``images`` have a ``video_id`` and a
-``frame_id``, and an annotation is an object on one image, the same object having the same ``track_id``
-(``instance_id``). A file's frames count as annotated: one without annotations is one without objects. Only a frame on
-which an annotation is damaged does not.
+Labelling tools and predictors write the latter. In YouTube-VIS' own flavour, ``videos`` list their ``file_names`` and
+an annotation is an object with a segmentation per frame, null where it is absent. In the other, ``images`` have a
+``video_id`` and a ``frame_id``. There an annotation is an object on one image, and its ``track_id`` (``instance_id``)
+identifies it.
+
+A file's frames count as annotated: one without annotations is one without objects. Only a frame with a damaged
+annotation does not.
 
 Format: https://youtube-vos.org/dataset/vis/#data-format
 """
@@ -46,7 +48,10 @@ TRACK_KEYS = ("track_id", "instance_id")
 
 @dataclass(frozen=True)
 class Piece:
-    """One object's segmentation on one frame, as the file has it; ``place`` names it in messages."""
+    """One object's segmentation on one frame, as in the file.
+
+    ``place`` names it in messages.
+    """
 
     frame: int
     segmentation: Any
@@ -55,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Image:
-    """An entry of ``images``; frames of a video are in the order of ``order``."""
+    """An entry of ``images``; ``order`` sorts the frames of a video."""
 
     video: int | str
     order: tuple[int, list[tuple[int, str]]]
@@ -65,7 +70,7 @@ class Image:
 
 @dataclass
 class Video:
-    """One video as the file lists it: its frames, and its objects' pieces by their ids.
+    """A video of the file: frames, and objects' pieces by id.
 
     Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
     ``damaged``: frames with annotations that are of no object by the file.
@@ -123,7 +128,7 @@ class YtvisSource:
 
 
 class YtvisReader:
-    """YouTube-VIS and COCO-like JSON of tracked objects, told by its keys."""
+    """YouTube-VIS and COCO-like JSON of tracked objects, recognised by its keys."""
 
     name = "ytvis"
     order = 10
@@ -171,7 +176,7 @@ READER = YtvisReader()
 
 
 def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog) -> list[Video]:
-    """The videos of either flavour."""
+    """Return the videos of either flavour."""
     refusal = f"{path}: not a file of tracked objects"
     if not isinstance(content.get("annotations"), list):
         raise UserError(f"{refusal}: no list 'annotations'", "ytvis.not-ytvis")
@@ -185,7 +190,7 @@ def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog) -> list[V
 
 
 def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
-    """YouTube-VIS' own flavour."""
+    """Return the videos of YouTube-VIS' own flavour."""
     videos: dict[int | str | None, Video] = {}
     for place, entry in _entries(content["videos"], "video", log):
         key, files = as_id(entry.get("id")), entry.get("file_names")
@@ -217,7 +222,7 @@ def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
 
 
 def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
-    """The flavour of one annotation per object and image."""
+    """Return the videos of the flavour with an annotation per object and image."""
     videos, frames = _images_by_video(content, log)
     categories = category_names(content.get("categories"))
     for place, entry in _objects(content["annotations"], "segmentation", log):
@@ -226,7 +231,7 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
         if video is None:
             log.repaired(place, "annotations of unknown images")
         elif key is None:
-            video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which tells an object from frame to frame")
+            video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which identifies an object from frame to frame")
             video.damaged.add(t)
         else:
             video.categories.setdefault(key, _category(entry, categories))
@@ -237,7 +242,7 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
         if 2 * len(labelled) < len(video.file_names):
             video.log.note(
                 f"video {video.name}",
-                "videos of which over half the frames have no annotation",
+                "videos with annotations on less than half of their frames",
                 "these frames are taken to show no object; leave frames that nobody labelled out of the file",
             )
     return videos
@@ -246,9 +251,9 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
 def _images_by_video(
     content: dict[str, Any], log: IssueLog
 ) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
-    """The videos with their frames in order, and an image's id → its video and frame number.
+    """Return the videos with ordered frames, and each image's video and frame number.
 
-    An id that two files share is left out, as nothing tells which of them its annotations are for.
+    An id that two files share is left out, as nothing says which of them its annotations are for.
     """
     images: dict[int | str, Image] = {}
     shared: set[int | str] = set()
@@ -288,7 +293,7 @@ def _images_by_video(
 
 
 def _entries(entries: Any, kind: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects in a list, each with what messages call it."""
+    """Yield the objects in a list, each with its name for messages."""
     for position, entry in enumerate(entries):
         if isinstance(entry, dict):
             yield f"{kind} {shown(entry.get('id', f'at [{position}]'))}", entry
@@ -297,7 +302,10 @@ def _entries(entries: Any, kind: str, log: IssueLog) -> Iterator[tuple[str, dict
 
 
 def _objects(entries: Any, key: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The annotations that have a segmentation and are no crowds, unless the file has nothing but crowds."""
+    """Yield the annotations that have a segmentation and are no crowds.
+
+    Crowds count where the file has nothing else.
+    """
     listed = list(_entries(entries, "annotation", log))
     crowds_only = all(_is_crowd(entry) for _, entry in listed)
     for place, entry in listed:
@@ -314,7 +322,7 @@ def _is_crowd(entry: dict[str, Any]) -> bool:
 
 
 def _id(entry: dict[str, Any], key: str) -> int | str | None:
-    """An id of an entry; tools put some of them among its ``attributes``."""
+    """Return an id of an entry, which may be among its ``attributes``."""
     attributes = entry.get("attributes")
     return as_id(entry[key] if key in entry else attributes.get(key) if isinstance(attributes, dict) else None)
 
@@ -325,7 +333,7 @@ def _category(entry: dict[str, Any], names: dict[int | str, str]) -> str | None:
 
 
 def _unused(key: int | str | None, taken: Container[int | str]) -> int | str:
-    """An id, or the next free number where there is none or another object has it."""
+    """Return an id, or the next free number without one or where it is taken."""
     return key if key is not None and key not in taken else next(n for n in count(1) if n not in taken)
 
 
@@ -339,7 +347,7 @@ def _slashes(file: str) -> str:
 
 
 def _name(given: Any, files: list[str], key: int | str) -> str:
-    """What a video is called: as the file says, else as the folder that all its frames are in, else by its id."""
+    """Return a video's name: as the file says, else its frames' folder, else its id."""
     if given and isinstance(given, (str, int)):
         return str(given)
     folders = {PurePosixPath(file).parent.as_posix() for file in files}
@@ -347,7 +355,7 @@ def _name(given: Any, files: list[str], key: int | str) -> str:
 
 
 def _with_unique_names(videos: list[Video]) -> list[Video]:
-    """The same videos; of those that share a name, the second is called name_2, and so on."""
+    """Rename videos that share a name to name_2, name_3, …."""
     taken: Counter[str] = Counter()
     for video in videos:
         taken[video.name] += 1
@@ -357,7 +365,10 @@ def _with_unique_names(videos: list[Video]) -> list[Video]:
 
 
 def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[int]:
-    """The frames on which a segmentation is damaged, so that its object is neither seen nor known to be away."""
+    """Return the frames on which a segmentation is damaged.
+
+    Nothing is known there about its object.
+    """
     damaged = set()
     for piece in (piece for pieces in video.pieces.values() for piece in pieces):
         problem = check_segmentation(piece.segmentation, *size)
@@ -368,7 +379,10 @@ def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[i
 
 
 def _masks(pieces: list[Piece], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
-    """Frame that is not damaged → an object's mask where it is seen; of several on one frame their union."""
+    """Return an object's masks by frame, without damaged frames.
+
+    Several on one frame are united.
+    """
     masks: dict[int, list[RLE]] = defaultdict(list)
     for piece in pieces:
         if piece.frame not in damaged and (mask := parse_segmentation(piece.segmentation, *size)).area():

@@ -1,4 +1,6 @@
-"""Synthetic videos with exact masks, on which the bundled nano model is pre-trained and which tests and samples use.
+"""Synthetic videos with exact masks.
+
+The bundled nano model is pre-trained on them, and tests and samples use them.
 
 A :class:`Domain` says what a world looks like; :func:`make_video` draws one video of it from a seed. Objects are
 star-shaped outlines (a radius per angle), filled with a texture that moves with them and drawn back to front with soft

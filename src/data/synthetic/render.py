@@ -1,4 +1,7 @@
-"""Draws videos of synthetic worlds: outlines with a moving texture, drawn back to front, with exact masks."""
+"""Draws videos of synthetic worlds, with exact masks.
+
+Outlines with a moving texture are drawn back to front.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ Look = Callable[[np.ndarray], np.ndarray]  # float RGB (H, W, 3) in 0–1 → th
 
 @dataclass(frozen=True)
 class Domain:
-    """What a synthetic world looks like. Ranges are (low, high); lengths are shares of the image side.
+    """The looks of a synthetic world.
+
+    Ranges are (low, high), lengths shares of the image side.
 
     ``look`` draws how the camera renders a whole video, None as it is. ``drawn_as`` names the domain whose random
     numbers are used, so that a shifted domain shows the same things moving the same way.
@@ -44,7 +49,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Fill:
-    """How an object looks: a repeating colour tile, its opacity inside, and a rim of its own colour.
+    """An object's looks: a repeating colour tile, its opacity, and a rim.
 
     ``tile``: float RGB (TEXTURE, TEXTURE, 3) in 0–1. ``rim``: (width as a share of the radius, opacity, RGB).
     """
@@ -55,7 +60,10 @@ class Fill:
 
 
 def texture(rng: np.random.Generator, colours: np.ndarray, kind: str | None = None) -> np.ndarray:
-    """A repeating tile that blends two colours. ``colours``: (2, 3) in 0–1. Returns float (TEXTURE, TEXTURE, 3)."""
+    """Draw a repeating tile that blends two colours.
+
+    ``colours``: (2, 3) in 0–1. Returns float (TEXTURE, TEXTURE, 3).
+    """
     kind = kind or rng.choice(["flat", "noise", "stripes", "checks", "dots", "cloud", "gradient"])
     y, x = np.mgrid[0:TEXTURE, 0:TEXTURE] / TEXTURE
     # whole numbers of periods per tile, so that tiles join without a seam
@@ -83,7 +91,7 @@ def texture(rng: np.random.Generator, colours: np.ndarray, kind: str | None = No
 
 
 def smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
-    """Periodic smooth noise with ``cells`` random values per side, shape (side, side)."""
+    """Draw periodic smooth noise with ``cells`` random values per side, (side, side)."""
     grid = rng.random((cells, cells))
     at = np.arange(side) * cells / side
     low = at.astype(int)
@@ -96,7 +104,7 @@ def smooth_noise(rng: np.random.Generator, cells: int, side: int) -> np.ndarray:
 
 
 def outline(rng: np.random.Generator, kind: str) -> np.ndarray:
-    """The radius of a star-shaped outline per angle, (ANGLES,), largest value 1."""
+    """Draw a star-shaped outline: its radius per angle, (ANGLES,), largest value 1."""
     angle = np.arange(ANGLES) * 2 * np.pi / ANGLES
     if kind == "ellipse":
         ratio = rng.uniform(0.45, 1.0)
@@ -134,7 +142,10 @@ def outline(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 @dataclass
 class _Body:
-    """One drawn thing and how it moves; positions are shares of the image side, time runs from 0 to 1."""
+    """One drawn thing and how it moves.
+
+    Positions are shares of the image side, and time runs from 0 to 1.
+    """
 
     object_id: int | None
     radius_A: np.ndarray
@@ -152,7 +163,10 @@ class _Body:
     def draw(
         self, time: float, side: int, shift: np.ndarray, zoom: float
     ) -> tuple[slice, slice, np.ndarray, np.ndarray]:
-        """Rows, columns, coverage (h, w) in 0–1 and colour with opacity (h, w, 4) inside that window."""
+        """Return rows, columns, coverage (h, w) and colour with opacity (h, w, 4).
+
+        The rows and columns are the part of the image it covers.
+        """
         centre = self.place + self.velocity * time + self.sway * np.sin(2 * np.pi * time + self.sway_phase)
         cx, cy = ((centre + shift - 0.5) * zoom + 0.5) * side
         size = self.size * (1 + self.growth * time) * zoom * side
@@ -242,7 +256,7 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
 
 
 def make_videos(domain: Domain, count: int, first_seed: int, frames: int = 8, side: int = 128) -> DataSet:
-    """``count`` videos with consecutive seeds; every one has at least one object."""
+    """Draw ``count`` videos with consecutive seeds, each with at least one object."""
     videos: list[VideoRecord] = []
     seed = first_seed
     while len(videos) < count:
@@ -294,7 +308,10 @@ def _make_bodies(domain: Domain, rng: np.random.Generator) -> list[_Body]:
 
 
 def _sample_background(background: np.ndarray, shift: np.ndarray, zoom: float, side: int) -> np.ndarray:
-    """The part of a square background (n, n, 3) that a camera shifted and zoomed sees; edges are mirrored."""
+    """Return the part of a square background (n, n, 3) that a moved camera sees.
+
+    Edges are mirrored.
+    """
     n = background.shape[0]
     period = 2 * (n - 1)
 

@@ -1,4 +1,4 @@
-"""The same worlds, seen otherwise: in another light, noisier, blurred, with other textures or backgrounds."""
+"""The same worlds under other light, sensors, textures or backgrounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME_DOMAIN: tuple[ShiftKind, ...] = ("dark", "bright", "noise", "blur")  # in w
 
 
 def shifted(domain: Domain, kind: ShiftKind) -> Domain:
-    """The same videos, seen otherwise; how much is drawn for each video.
+    """Return the same world, changed in one way; each video draws how much.
 
     Args:
         domain: any domain, shifted or not.
@@ -40,7 +40,7 @@ def shifted(domain: Domain, kind: ShiftKind) -> Domain:
 
 
 def mixed(objects: Domain, background: Domain) -> Domain:
-    """The objects of one domain before the background, in the light and under the camera of another."""
+    """Return a world with one domain's objects in another's background, light and camera."""
     return replace(
         objects, name=f"{objects.name}_on_{background.name}", background=background.background, light=background.light,
         noise=background.noise, camera=background.camera, look=background.look,
@@ -72,7 +72,7 @@ _LOOKS = {"grey": _grey_look, "dark": _dark_look, "bright": _bright_look, "blur"
 def _then(
     first: Callable[[np.random.Generator], Look] | None, second: Callable[[np.random.Generator], Look]
 ) -> Callable[[np.random.Generator], Look]:
-    """One look seen through another."""
+    """Return one look applied after another."""
     if first is None:
         return second
 
@@ -84,7 +84,7 @@ def _then(
 
 
 def _odd_texture(rng: np.random.Generator, like: np.ndarray) -> np.ndarray:
-    """A tile of a kind that :func:`texture` does not draw, from the darkest to the brightest colour of an image."""
+    """Draw a tile of a kind unknown to :func:`texture`, in the colours of an image."""
     y, x = np.mgrid[0:TEXTURE, 0:TEXTURE] / TEXTURE
     n = rng.integers(2, 6)
     kind = rng.choice(["rings", "bricks", "weave"])

@@ -1,4 +1,4 @@
-"""The worlds: what their things and backgrounds look like."""
+"""The worlds: looks of their objects and backgrounds."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _tissue_background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _highlights(rng: np.random.Generator, side: int, count: int, size: tuple[float, float]) -> np.ndarray:
-    """Wet spots that mirror the lamp: soft white ellipses on black, (side, side, 3)."""
+    """Draw wet spots that mirror the lamp: white ellipses on black, (side, side, 3)."""
     y, x = np.mgrid[0:side, 0:side] / side
     light = np.zeros((side, side))
     for _ in range(count):

@@ -219,7 +219,7 @@ class TestImages:
         record, (issue,) = read(open_file(images(piece(1, 1, 1), listed=listed)))
         assert record.is_annotated(2)
         assert (issue.severity, issue.problem) == (
-            "note", "videos of which over half the frames have no annotation",
+            "note", "videos with annotations on less than half of their frames",
         )  # fmt: skip
 
     @pytest.mark.parametrize("annotation", [piece(9, 12, None), piece(9, 12, 1, "x")], ids=["no track", "no mask"])
