@@ -1,6 +1,6 @@
 """What adapters cost in video prediction: the time of a frame as a ratio to stock SAM 2's, with random weights.
 
-The models go through one video side by side, frame by frame in an order drawn anew, so that every ratio is of
+The models go through one video side by side, frame by frame in a random order, so that every ratio is of
 neighbouring measurements; it is the median over the frames on which the memory bank is full. Masks are checked:
 they are stock SAM 2's bit for bit with untrained adapters and with adapters off, and others with the trained ones.
 """

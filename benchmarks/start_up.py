@@ -2,7 +2,7 @@
 
 The run is that of ``--config`` in a process of its own, in which nothing is imported yet, into an empty folder; the
 first validation is left out (``--set`` changes what is run). Beside seconds by the wall clock stand seconds of the CPU,
-user and system, which say more on a machine that does other things as well. Which packages are slow to import is told
+user and system, which say more on a machine that does other things as well. Which packages are slow to import is shown
 by ``python -X importtime``, in another process, as shares of all imports, what a package imports of others left out.
 Linux only.
 """
@@ -20,9 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
-IMPORTS = "import evaluate, src.train.resume, src.train.trainer"  # what train.py imports before it trains
+IMPORTS = "import src.evaluation.run, src.train.resume, src.train.trainer"  # what train.py imports before it trains
 
 
 def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, float]]:
@@ -65,11 +64,11 @@ def _seconds_since_birth() -> float:
 
 def import_shares() -> dict[str, float]:
     """The share of the time of all imports that every package takes by itself, as ``-X importtime`` says."""
-    told = subprocess.run(
+    lines = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", IMPORTS], cwd=ROOT, capture_output=True, text=True, check=True
     ).stderr
     own: dict[str, float] = defaultdict(float)
-    for line in told.splitlines():
+    for line in lines.splitlines():
         parts = line.removeprefix("import time:").split("|")
         if len(parts) == 3 and parts[0].strip().isdigit():
             own[parts[2].strip().split(".")[0]] += int(parts[0])
@@ -82,7 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     with TemporaryDirectory() as folder:
         overrides = [*arguments.overrides, f"output_dir={folder}"]
-        command = [sys.executable, __file__, "--stages", "--config", arguments.config]
+        command = [sys.executable, "-m", "benchmarks.start_up", "--stages", "--config", arguments.config]
         command += [word for override in overrides for word in ("--set", override)]
         rows = []
         for _ in range(arguments.runs):
@@ -105,6 +104,6 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.start_up --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--runs", type=int, default=2, help="the one with the least CPU time is shown (default: 2)")
-    parser.add_argument("--least", type=float, default=0.02, help="share from which an import is told (default: 0.02)")
+    parser.add_argument("--least", type=float, default=0.02, help="share from which an import is listed (default: 0.02)")
     parser.add_argument("--stages", action="store_true", help=argparse.SUPPRESS)
     cli.run(main, parser)
