@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Choices:
         """Return each choice's weight at each place, (h, w, E*), the mean over calls."""
         share_ChwE = np.zeros((*self.chosen_ChwK.shape[:3], len(self.names)), np.float32)
         np.put_along_axis(share_ChwE, self.chosen_ChwK.astype(np.int64), self.weights_ChwK.astype(np.float32), axis=-1)
-        return share_ChwE.mean(axis=0)
+        return np.asarray(share_ChwE.mean(axis=0))
 
 
 class ExpertMapRecorder:
@@ -114,7 +115,8 @@ def mean_share(layers: Mapping[str, Choices]) -> np.ndarray:
     """Return the mean of the layers' shares, (h, w, E*) of the finest; all have the same number of choices."""
     shares = [choices.share() for choices in layers.values()]
     side = max(len(share) for share in shares)
-    return np.mean([np.kron(share, np.ones((side // len(share), side // len(share), 1))) for share in shares], axis=0)
+    scaled = [np.kron(share, np.ones((side // len(share), side // len(share), 1))) for share in shares]
+    return np.asarray(np.mean(scaled, axis=0))
 
 
 def draw_expert_map(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[str], choice: str | None) -> np.ndarray:
@@ -142,9 +144,10 @@ def draw_expert_map(frame_HWC: np.ndarray, share_hwE: np.ndarray, names: list[st
         )
         figure.colorbar(image, ax=axes, label=f"share of expert {choice}", shrink=0.9)
     axes.set_axis_off()
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # matplotlib leaves its methods without types
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    picture_HWC: np.ndarray = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return picture_HWC
 
 
 def _draw_largest(

@@ -341,7 +341,8 @@ def _nan_mean(values: Sequence[float]) -> float:
 def _of_layer(utilizations: Sequence[DomainUtilization], layer: str) -> np.ndarray:
     """Return (D, E*), a layer's shares on the domains where it ran."""
     share_DE = np.array([utilization.layers[layer].share_E for utilization in utilizations])
-    return share_DE[~np.isnan(share_DE).any(axis=1)]
+    ran_DE: np.ndarray = share_DE[~np.isnan(share_DE).any(axis=1)]
+    return ran_DE
 
 
 def _weighted_mean(values_T: np.ndarray, weights_T: np.ndarray) -> np.ndarray:

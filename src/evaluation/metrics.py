@@ -63,7 +63,7 @@ def _outline(mask_HW: np.ndarray) -> np.ndarray:
     right[:, :-1] = mask_HW[:, 1:]
     below[:-1] = mask_HW[1:]
     diagonal[:-1, :-1] = mask_HW[1:, 1:]
-    outline = (mask_HW ^ right) | (mask_HW ^ below)
+    outline: np.ndarray = (mask_HW ^ right) | (mask_HW ^ below)
     outline[:-1, :-1] |= mask_HW[:-1, :-1] ^ diagonal[:-1, :-1]
     return outline
 

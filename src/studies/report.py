@@ -257,15 +257,18 @@ def utilization_figures(study: Study) -> dict[str, Figure]:
     figures = {}
     for name, method in study.study.methods.items():
         for domain in study.study.names if method.sequence == "groups" else ():
-            measured = [
-                _utilization(row["stages"][0])
+            rows = [
+                row
                 for key, row in study.rows.items()
                 if key.method == name and key.distilled and key.order == (domain,)
             ]
-            if not measured or measured[0] is None:
+            measured = [found for row in rows if (found := _utilization(row["stages"][0])) is not None]
+            if not measured:
                 continue
             shown = list(measured[0])
-            shares = np.array([[np.mean(list(shares[each].values()), axis=0) for each in shown] for shares in measured])
+            shares = np.array(
+                [[np.mean(list(by_domain[each].values()), axis=0) for each in shown] for by_domain in measured]
+            )
             experts = run_config(study.study, Row(name, True, (domain,), 0), 0, None).lora.experts
             labels = [str(e) if e < experts else "null" for e in range(shares.shape[-1])]
             figures[domain] = heat_map(
