@@ -29,7 +29,7 @@ class Models:
         adapter: the run's adapter folder, or a checkpoint.
 
     Attributes:
-        modes: values of a session's ``mode``: the domain gate's modes and domains, or without a gate on and off.
+        modes: values of a session's ``mode``: the domain gate's modes and domains, or without a domain gate on and off.
         layers: dotted names of the layers with experts.
         choices: names of the experts that routers select from, the longest such list.
         in_memory_only: whether all adapters are in the memory's part, which prompted frames do not pass through.
@@ -37,7 +37,7 @@ class Models:
 
     Raises:
         UserError: weights or adapters are missing, damaged or of another base. Or there are several expert groups and
-            no gate to choose between them.
+            no domain gate to choose between them.
     """
 
     def __init__(self, config: Config, adapter: str) -> None:
@@ -67,7 +67,7 @@ class Models:
     def tracker(self, used: str | None) -> Tracker:
         """Return the adapted model with a domain's adapters on; the base for None.
 
-        Without a gate the adapted model has its adapters on, whatever ``used`` names.
+        Without a domain gate the adapted model has its adapters on, whatever ``used`` names.
         """
         if used is None:
             return self.base
@@ -78,7 +78,7 @@ class Models:
         return tracker
 
     def decide(self, frame_HWC: np.ndarray) -> Decision:
-        """Return the gate's decision on a frame; without a gate it is that the frame is of no domain."""
+        """Return the domain gate's decision on a frame; without a domain gate it is that the frame is of no domain."""
         if self.gate is None:
             return Decision(None, {})
         with self.lock:

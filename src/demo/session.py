@@ -256,7 +256,7 @@ class Session:
         return "nothing was routed on this frame"
 
     def _decided_frame(self) -> int:
-        """Return the frame that the gate decides on: the first prompted one."""
+        """Return the frame that the domain gate decides on: the first prompted one."""
         return min(self.prompts(), default=0)
 
     def _decision(self) -> Decision:
@@ -266,7 +266,7 @@ class Session:
         return self._decisions[frame]
 
     def _used(self) -> str | None:
-        """Return the domain whose adapters are on, without a gate ``on``; None if they are off."""
+        """Return the domain whose adapters are on, without a domain gate ``on``; None if they are off."""
         if self.mode == "off":
             return None
         if self.mode == "auto":

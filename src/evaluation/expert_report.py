@@ -195,7 +195,7 @@ def _domain_table(utilizations: Sequence[DomainUtilization]) -> str:
         ]
         for utilization in utilizations
     ]
-    header = ["domain", "group", "clips", "objects", SCORE, "gate entropy", "of the most", "null"]
+    header = ["domain", "group", "clips", "objects", SCORE, "router entropy", "of the most", "null"]
     return aligned(header, rows, {0, 1}, markdown=False)
 
 
@@ -205,7 +205,7 @@ def _projection_table(utilizations: Sequence[DomainUtilization]) -> str:
         for utilization in utilizations
         for projection, of in utilization.by_projection().items()
     ]
-    header = ["domain", "projection", "layers", "gate entropy", "of the most", "null"]
+    header = ["domain", "projection", "layers", "router entropy", "of the most", "null"]
     return aligned(header, _without_repeats(rows), {0, 1}, markdown=False)
 
 

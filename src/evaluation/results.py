@@ -74,9 +74,9 @@ class GatedResult:
     """A domain's result with a domain gate deciding.
 
     Attributes:
-        result: the masks of the model that the gate chose, video by video.
+        result: the masks of the model that the domain gate chose, video by video.
         decisions: video → decision.
-        learned: whether the gate has learned this domain.
+        learned: whether the domain gate has learned this domain.
     """
 
     result: DomainResult
@@ -85,7 +85,7 @@ class GatedResult:
 
     @property
     def known(self) -> int:
-        """Number of videos that the gate assigned to one of its domains."""
+        """Number of videos that the domain gate assigned to one of its domains."""
         return sum(decision.domain is not None for decision in self.decisions.values())
 
     @property
@@ -103,13 +103,13 @@ def with_gate(
 ) -> GatedResult:
     """Combine two models' results as a domain gate decides: adapted for videos it knows, the base for all others.
 
-    The masks are those of a model with the gate installed, since the gate decides once a video, between the two.
+    The masks are those of a model with the domain gate installed, since it decides once a video, between the two.
 
     Args:
         domain: the domain of both results.
-        base, adapted: results without a gate.
-        decide: the gate's decision on a frame, RGB uint8 (H, W, 3); it is called with the first prompted one.
-        learned: whether the gate has learned this domain.
+        base, adapted: results without a domain gate.
+        decide: the domain gate's decision on a frame, RGB uint8 (H, W, 3); it is called with the first prompted one.
+        learned: whether the domain gate has learned this domain.
     """
     videos: list[VideoResult] = []
     decisions: dict[str, Decision] = {}
@@ -129,7 +129,7 @@ class Comparison:
         base: the unadapted model's result.
         adapted: the adapted model's; None where there is only the base.
         images: both models' results on single images; None where they were not asked for.
-        gated: the adapted model with its domain gate deciding; None without a gate.
+        gated: the adapted model with its domain gate deciding; None without a domain gate.
     """
 
     domain: Domain

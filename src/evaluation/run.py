@@ -141,10 +141,10 @@ def _compare(
 
 
 def _adapters_on(model: nn.Module, gate: DomainGate | None) -> AbstractContextManager[None]:
-    """Keep adapters on for every input: of several expert groups the nearest domain's, without a gate the active one.
+    """Keep adapters on for every input: the nearest domain's expert group, or without a domain gate the active one.
 
     Raises:
-        UserError: there are several groups, none is active, and no gate can choose one.
+        UserError: there are several groups, none is active, and no domain gate can choose one.
     """
     groups = list_groups(model)
     if len(groups) > 1 and gate is not None:

@@ -1,4 +1,4 @@
-"""Report of a study: matrices of scores, the table of all methods, figures, and the gate's rates."""
+"""Report of a study: matrices of scores, the table of all methods, figures, and the domain gate's rates."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Study:
         return np.array(R)
 
     def gate_table(self) -> tuple[list[list[str]], dict[str, float]]:
-        """Return the gate's table, a line for each set of images, and its rates.
+        """Return the domain gate's table, a line for each set of images, and its rates.
 
         Returns:
             Lines of set, its domain, number of images, share of right decisions. And ``false_reject``,

@@ -79,7 +79,7 @@ def base_file(study: StudyConfig) -> Path:
 
 
 def gate_file(study: StudyConfig) -> Path:
-    """Return the file of the gate's decisions."""
+    """Return the file of the domain gate's decisions."""
     return Path(study.output_dir) / "gate.json"
 
 
