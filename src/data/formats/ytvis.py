@@ -47,7 +47,7 @@ TRACK_KEYS = ("track_id", "instance_id")
 
 
 @dataclass(frozen=True)
-class Piece:
+class FrameSegmentation:
     """One object's segmentation on one frame, as in the file.
 
     ``place`` names it in messages.
@@ -70,7 +70,7 @@ class Image:
 
 @dataclass
 class Video:
-    """A video of the file: frames, and objects' pieces by id.
+    """A video of the file: frames, and objects' segmentations by id.
 
     Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
     ``damaged``: frames with annotations that are of no object by the file.
@@ -81,7 +81,7 @@ class Video:
     size: tuple[int, int] | None
     log: IssueLog
     ids_are_numbers: bool = True
-    pieces: dict[int | str, list[Piece]] = field(default_factory=dict)
+    segmentations: dict[int | str, list[FrameSegmentation]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
 
@@ -116,7 +116,7 @@ class YtvisSource:
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
         damaged = video.damaged | _damaged_frames(video, size, log)
-        tracks = {key: _masks(pieces, damaged, size) for key, pieces in video.pieces.items()}
+        tracks = {key: _masks(segmentations, damaged, size) for key, segmentations in video.segmentations.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
         objects = make_objects(placed, self.max_objects, log, video.categories, video.ids_are_numbers)
         if not objects:
@@ -206,17 +206,21 @@ def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
     categories = category_names(content.get("categories"))
     for place, entry in _objects(content["annotations"], "segmentations", log):
         video = videos.get(_id(entry, "video_id"))
-        pieces = entry["segmentations"]
+        segmentations = entry["segmentations"]
         if video is None:
             log.repaired(place, "annotations of unknown videos")
-        elif not isinstance(pieces, list) or len(pieces) != len(video.file_names):
-            found = f"{len(pieces)} segmentations" if isinstance(pieces, list) else "no list of segmentations"
+        elif not isinstance(segmentations, list) or len(segmentations) != len(video.file_names):
+            found = (
+                f"{len(segmentations)} segmentations" if isinstance(segmentations, list) else "no list of segmentations"
+            )
             video.log.error(place, f"has {found}, its video has {len(video.file_names)} frames")
         else:
-            key = _unused(_id(entry, "id"), video.pieces)
+            key = _unused(_id(entry, "id"), video.segmentations)
             video.categories[key] = _category(entry, categories)
-            video.pieces[key] = [
-                Piece(t, piece, f"{place}, frame {t}") for t, piece in enumerate(pieces) if not is_empty(piece)
+            video.segmentations[key] = [
+                FrameSegmentation(t, each, f"{place}, frame {t}")
+                for t, each in enumerate(segmentations)
+                if not is_empty(each)
             ]
     return list(videos.values())
 
@@ -235,10 +239,14 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
             video.damaged.add(t)
         else:
             video.categories.setdefault(key, _category(entry, categories))
-            video.pieces.setdefault(key, []).append(Piece(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
+            video.segmentations.setdefault(key, []).append(
+                FrameSegmentation(t, entry["segmentation"], f"{place} ({video.file_names[t]})")
+            )
     for video in videos:
-        video.pieces = dict(sorted(video.pieces.items(), key=lambda item: (isinstance(item[0], str), item[0])))
-        labelled = {piece.frame for pieces in video.pieces.values() for piece in pieces}
+        video.segmentations = dict(
+            sorted(video.segmentations.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+        )
+        labelled = {each.frame for segmentations in video.segmentations.values() for each in segmentations}
         if 2 * len(labelled) < len(video.file_names):
             video.log.note(
                 f"video {video.name}",
@@ -370,21 +378,21 @@ def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[i
     Nothing is known there about its object.
     """
     damaged = set()
-    for piece in (piece for pieces in video.pieces.values() for piece in pieces):
-        problem = check_segmentation(piece.segmentation, *size)
+    for each in (each for segmentations in video.segmentations.values() for each in segmentations):
+        problem = check_segmentation(each.segmentation, *size)
         if problem is not None:
-            log.error(piece.place, problem)
-            damaged.add(piece.frame)
+            log.error(each.place, problem)
+            damaged.add(each.frame)
     return damaged
 
 
-def _masks(pieces: list[Piece], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
+def _masks(segmentations: list[FrameSegmentation], damaged: Container[int], size: tuple[int, int]) -> dict[int, RLE]:
     """Return an object's masks by frame, without damaged frames.
 
     Several on one frame are united.
     """
     masks: dict[int, list[RLE]] = defaultdict(list)
-    for piece in pieces:
-        if piece.frame not in damaged and (mask := parse_segmentation(piece.segmentation, *size)).area():
-            masks[piece.frame].append(mask)
+    for each in segmentations:
+        if each.frame not in damaged and (mask := parse_segmentation(each.segmentation, *size)).area():
+            masks[each.frame].append(mask)
     return {t: RLE(coco_mask.merge([mask.rle for mask in found])) for t, found in masks.items()}

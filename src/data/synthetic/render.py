@@ -16,7 +16,7 @@ ANGLES = 180  # samples of an outline's radius over the full turn
 
 TEXTURE = 64  # side of a texture tile in pixels; tiles repeat
 
-Look = Callable[[np.ndarray], np.ndarray]  # float RGB (H, W, 3) in 0–1 → the same, before the camera's noise
+Appearance = Callable[[np.ndarray], np.ndarray]  # float RGB (H, W, 3) in 0–1 → the same, before the camera's noise
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Domain:
 
     Ranges are (low, high), lengths shares of the image side.
 
-    ``look`` draws how the camera renders a whole video, None as it is. ``drawn_as`` names the domain whose random
+    ``appearance`` draws how the camera renders a whole video, None: as it is. ``drawn_as`` names the domain whose random
     numbers are used, so that a shifted domain shows the same things moving the same way.
     """
 
@@ -43,7 +43,7 @@ class Domain:
     occluder: float = 0.0
     twin: float = 0.0
     overlap: float = 1.0
-    look: Callable[[np.random.Generator], Look] | None = None
+    appearance: Callable[[np.random.Generator], Appearance] | None = None
     drawn_as: str | None = None
 
 
@@ -214,7 +214,7 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
         have None there.
     """
     rng = np.random.default_rng((seed, *(domain.drawn_as or domain.name).encode()))
-    look = domain.look(np.random.default_rng((seed, *domain.name.encode()))) if domain.look else None
+    appearance = domain.appearance(np.random.default_rng((seed, *domain.name.encode()))) if domain.appearance else None
     bodies = _make_bodies(domain, rng)
     background = domain.background(rng)
     pan = rng.normal(0, domain.camera, 2)
@@ -240,8 +240,8 @@ def make_video(domain: Domain, seed: int, frames: int = 8, side: int = 128) -> V
             window += alpha * (colour[..., :3] - window)
             owner[rows, columns][coverage > 0.5] = body.object_id or 0
         image *= (shade * (1 + flicker * time))[..., None]
-        if look is not None:
-            image = look(image)
+        if appearance is not None:
+            image = appearance(image)
         image += rng.normal(0, noise, image.shape)
         pixels = (np.clip(image, 0, 1) * 255).astype(np.uint8)
         sources.append(ArrayFrame(pixels, f"{domain.name} {seed} frame {t}", f"{t:05d}"))

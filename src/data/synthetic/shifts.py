@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from .render import TEXTURE, Domain, Fill, Look
+from .render import TEXTURE, Appearance, Domain, Fill
 
 ShiftKind = Literal["grey", "dark", "bright", "noise", "blur", "textures"]
 
@@ -32,8 +32,8 @@ def shifted(domain: Domain, kind: ShiftKind) -> Domain:
         changes["noise"] = (0.08, 0.15)
     elif kind == "textures":
         changes["fill"], changes["background"] = _retextured_fill(domain), _retextured_background(domain)
-    elif kind in _LOOKS:
-        changes["look"] = _then(domain.look, _LOOKS[kind])
+    elif kind in _APPEARANCES:
+        changes["appearance"] = _then(domain.appearance, _APPEARANCES[kind])
     else:
         raise ValueError(f"unknown shift {kind!r}, not one of {', '.join(SHIFTS)}")
     return replace(domain, **changes)
@@ -43,40 +43,45 @@ def mixed(objects: Domain, background: Domain) -> Domain:
     """Return a world with one domain's objects in another's background, light and camera."""
     return replace(
         objects, name=f"{objects.name}_on_{background.name}", background=background.background, light=background.light,
-        noise=background.noise, camera=background.camera, look=background.look,
+        noise=background.noise, camera=background.camera, appearance=background.appearance,
     )  # fmt: skip
 
 
-def _grey_look(rng: np.random.Generator) -> Look:
+def _grey_appearance(rng: np.random.Generator) -> Appearance:
     return lambda image: np.repeat(image @ np.array([[0.299], [0.587], [0.114]]), 3, axis=2)
 
 
-def _dark_look(rng: np.random.Generator) -> Look:
+def _dark_appearance(rng: np.random.Generator) -> Appearance:
     gain = rng.uniform(0.3, 0.55)
     return lambda image: image * gain
 
 
-def _bright_look(rng: np.random.Generator) -> Look:
+def _bright_appearance(rng: np.random.Generator) -> Appearance:
     gain, veil = rng.uniform(1.2, 1.5), rng.uniform(0.05, 0.15)
     return lambda image: image * gain + veil
 
 
-def _blur_look(rng: np.random.Generator) -> Look:
+def _blur_appearance(rng: np.random.Generator) -> Appearance:
     share = rng.uniform(0.008, 0.016)
     return lambda image: gaussian_filter(image, (share * image.shape[0], share * image.shape[0], 0))
 
 
-_LOOKS = {"grey": _grey_look, "dark": _dark_look, "bright": _bright_look, "blur": _blur_look}
+_APPEARANCES = {
+    "grey": _grey_appearance,
+    "dark": _dark_appearance,
+    "bright": _bright_appearance,
+    "blur": _blur_appearance,
+}
 
 
 def _then(
-    first: Callable[[np.random.Generator], Look] | None, second: Callable[[np.random.Generator], Look]
-) -> Callable[[np.random.Generator], Look]:
-    """Return one look applied after another."""
+    first: Callable[[np.random.Generator], Appearance] | None, second: Callable[[np.random.Generator], Appearance]
+) -> Callable[[np.random.Generator], Appearance]:
+    """Return one appearance applied after another."""
     if first is None:
         return second
 
-    def both(rng: np.random.Generator) -> Look:
+    def both(rng: np.random.Generator) -> Appearance:
         inner, outer = first(rng), second(rng)
         return lambda image: outer(inner(image))
 
