@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 
-from src.core.errors import UserError
 from src.studies.plan import Row, load_study, plan_rows, run_config
 from src.studies.report import Study, grouped, method_table, report
 from src.studies.rows import base_file, gate_file, row_file, run_study
@@ -105,18 +104,19 @@ class TestPlan:
         assert (domain.name, domain.train.img_folder) == ("polyps", "a")
 
     @pytest.mark.parametrize(
-        ("changes", "message"),
+        ("changes", "fact"),
         [
-            ({"domains": ["tissue", "clouds"]}, "'clouds' is none of the bundled ones"),
-            ({"orders": [["tissue", "flakes"]]}, "must name different ones of tissue, thermal"),
-            ({"methods": {"a": {"sett": {}}}}, "methods.a.sett: unknown key; did you mean 'set'"),
-            ({"methods": {"a": {"set": {"lora.rnk": 3}}}}, "lora.rnk: unknown key"),
-            ({"quick": {"methods": ["b"], "orders": [["tissue"]], "seeds": [0]}}, "no method b"),
+            ({"domains": ["tissue", "clouds"]}, "'clouds'"),
+            ({"orders": [["tissue", "flakes"]]}, "orders: ['tissue', 'flakes']"),
+            ({"methods": {"a": {"sett": {}}}}, "methods.a.sett"),
+            ({"methods": {"a": {"set": {"lora.rnk": 3}}}}, "lora.rnk"),
+            ({"quick": {"methods": ["b"], "orders": [["tissue"]], "seeds": [0]}}, "quick.methods"),
         ],
     )
-    def test_mistakes_are_named(self, write, changes, message):
-        with pytest.raises(UserError, match=message):
+    def test_mistakes_are_named(self, write, changes, fact):
+        with refuses("config.mistakes") as caught:
             load_study(write(**changes))
+        assert fact in str(caught.value)
 
     def test_quick_needs_its_section(self, write):
         with refuses("study.no-quick"):
