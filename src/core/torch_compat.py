@@ -31,7 +31,8 @@ def without_view(out: Tensor) -> Tensor:
     ``torch.compile`` the question makes no sense.
     """
     if not torch.compiler.is_compiling() and out._is_view():
-        return torch.ops.aten._unsafe_view(out, out.shape)
+        unsafe: Tensor = torch.ops.aten._unsafe_view(out, out.shape)
+        return unsafe
     return out
 
 
@@ -47,4 +48,5 @@ def end_workers(loader: DataLoader[Any]) -> None:
 
 def add_summary(writer: SummaryWriter, summary: Any) -> None:
     """Write a summary that ``SummaryWriter`` has no method for, such as the hyperparameters of a run."""
-    writer._get_file_writer().add_summary(summary)
+    untyped: Any = writer
+    untyped._get_file_writer().add_summary(summary)

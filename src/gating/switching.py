@@ -66,7 +66,7 @@ class AdapterSwitch:
             raise UserError(
                 f"the domain gate knows {', '.join(strangers)}, but the expert groups are {', '.join(groups)}; "
                 "a group must be called after its domain",
-                "domain-gate.other-groups",
+                "gate.other-groups",
             )
         self._grouped = [layer for _, layer in iter_wrapped_linears(model) if isinstance(layer, MultiAdapterLinear)]
         adapters = dict(iter_adapter_layers(model))
@@ -189,6 +189,6 @@ def gate_for(adapter: str | Path | None, fingerprint: str, mode: str) -> DomainG
     if mode not in GATE_MODES:
         raise UserError(
             f"gate '{mode}': {adapter or 'the model'} has no {GATE_FILE}, so there are no domains to choose",
-            "domain-gate.none-here",
+            "gate.none-here",
         )
     return DomainGate(fingerprint) if mode == "off" else None

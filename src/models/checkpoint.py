@@ -70,15 +70,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such checkpoint" + (f"; {path.parent} holds {', '.join(near)}" if near else ""))
+        hint = f"; {path.parent} holds {', '.join(near)}" if near else ""
+        raise UserError(f"{path}: no such checkpoint{hint}", "checkpoint.missing")
     content = read_pt(path)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
-        raise UserError(f"{path}: not a checkpoint of a training run{hint}")
+        raise UserError(f"{path}: not a checkpoint of a training run{hint}", "checkpoint.other-format")
     content = {"groups": {}, "data": {}, **content}  # which files of earlier versions lack
     missing = [name for name in Checkpoint.__dataclass_fields__ if name not in content]
     if missing:
-        raise UserError(f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}")
+        raise UserError(
+            f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}", "checkpoint.other-format"
+        )
     fields = {name: content[name] for name in Checkpoint.__dataclass_fields__}
     fields["config"] = parse_config(content["config"], f"{path} (config)")
     fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
@@ -127,7 +130,7 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
     """
     if Path(path).is_dir():
         if not (Path(path) / WEIGHTS_FILE).exists():
-            raise UserError(f"{path}: not an adapter folder, which holds {WEIGHTS_FILE}")
+            raise UserError(f"{path}: not an adapter folder, which holds {WEIGHTS_FILE}", "adapter.not-a-folder")
         return load_adapter(model, path).lora
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, path, base_fingerprint(model), lora or checkpoint.config.lora)
@@ -167,11 +170,12 @@ def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora:
     if checkpoint.base_fingerprint != fingerprint:
         raise UserError(
             f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
-            f"but model.checkpoint's weights are {fingerprint[:12]}"
+            f"but model.checkpoint's weights are {fingerprint[:12]}",
+            "checkpoint.other-base",
         )
     found = differences(checkpoint.config.lora.model_dump(), lora.model_dump(), "lora")
     if found:
-        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}")
+        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}", "checkpoint.other-adapters")
 
 
 def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
@@ -200,7 +204,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> 
         name for name, tensor in expected.items() if checkpoint.weights[name].shape != tensor.shape
     ]
     if differing:
-        raise UserError(f"{path}: its weights do not fit the model: {', '.join(differing[:5])}")
+        raise UserError(
+            f"{path}: its weights do not fit the model: {', '.join(differing[:5])}", "checkpoint.other-weights"
+        )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(checkpoint.weights[name])

@@ -12,7 +12,6 @@ from PIL import Image
 
 from src.cli.predict import frame_rate
 from src.config import LoraConfig, load_config
-from src.core.errors import UserError
 from src.data.decode.video import VideoWriter, open_stream
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
@@ -24,6 +23,7 @@ from src.models.sam2.build import build_model
 from src.models.sam2.streaming import Prediction, StreamingTracker
 from src.tasks.tracking.predict import predicting, track
 from src.tasks.tracking.track_video import label_frame, load_tracker, track_video, write_prediction
+from tests.errors import refuses
 from tests.footage import moving_block
 
 SCRIPT = "predict"
@@ -243,8 +243,9 @@ class TestRefusals:
             def __iter__(self):
                 return iter(frames())
 
-        with pytest.raises(UserError, match="for frame 5, but there are 5 frames"):
+        with refuses("prompts.no-such-frame") as caught:
             write_prediction(tracker, Camera(), parse_prompts([BOX, f"2@5:{BOX}"]), tmp_path, "video")
+        assert "frame 5" in str(caught.value)
         left = files(tmp_path)
         assert left == {f"Annotations/camera/{t}.png" for t in range(FRAMES)}, "the masks so far, and nothing half done"
 

@@ -115,7 +115,7 @@ def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
         if keys
     ]
     if problems:
-        raise UserError(f"{path} does not fit model.name {name}: {'; '.join(problems)}")
+        raise UserError(f"{path} does not fit model.name {name}: {'; '.join(problems)}", "base.other-model")
     for key, tensor in expected.items():
         tensor.copy_(weights[key])
 
@@ -130,17 +130,20 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(
             f"model.checkpoint: {path} does not exist; checkpoints/download_ckpts.sh fetches the official files, "
-            "and null stands for random weights"
+            "and null stands for random weights",
+            "base.missing",
         )
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"{path}: damaged or not a safetensors file: {error}") from None
+            raise UserError(f"{path}: damaged or not a safetensors file: {error}", "base.damaged") from None
     content = read_pt(path)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise UserError(f"{path}: not an official SAM 2 checkpoint, which holds {{'model': state_dict}}")
+        raise UserError(
+            f"{path}: not an official SAM 2 checkpoint, which holds {{'model': state_dict}}", "base.other-format"
+        )
     return weights
 
 

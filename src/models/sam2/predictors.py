@@ -166,7 +166,9 @@ def _build(
         try:
             model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
         except MissingConfigException:
-            raise UserError(f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}") from None
+            raise UserError(
+                f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}", "config.missing"
+            ) from None
     use_fast_cpu_kernels(model)
     if ckpt_path is not None:
         load_base(model, ckpt_path, name)

@@ -10,6 +10,7 @@ The layers are this project's own, so :func:`~src.lora.adapter.disable_adapters`
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ from .transformers_format import FINGERPRINT, load_transformers, sam2_state_dict
 
 if TYPE_CHECKING:
     from transformers import Sam2Model, Sam2VideoModel
+
+logger = logging.getLogger(__name__)
 
 _MEMORY = ("memory_attention.", "memory_encoder.", "obj_ptr_")  # the parts of SAM 2 that Sam2Model lacks
 
@@ -96,12 +99,13 @@ def add_adapter_to_transformers(
 
 
 def _claimed_base(model: nn.Module) -> str:
-    """The base's fingerprint as the config has it."""
+    """Return the base's fingerprint as the config has it."""
     claimed = getattr(model.config, FINGERPRINT, None)
     if claimed is None:
         raise UserError(
             "a Sam2Model holds a part of SAM 2 only, so whether the adapters fit its base cannot be measured, and its "
-            f"config has no {FINGERPRINT}: load it from a folder that {PROGRAM} export --format transformers wrote"
+            f"config has no {FINGERPRINT}: load it from a folder that {PROGRAM} export --format transformers wrote",
+            "transformers.base-unknown",
         )
     return str(claimed)
 
@@ -109,7 +113,7 @@ def _claimed_base(model: nn.Module) -> str:
 def _new_adapters(
     model: nn.Module, group: ExpertGroup, folder: str | Path, images_only: bool
 ) -> dict[str, AdapterLayer]:
-    """Trained adapters by transformers' names of their layers, not yet put in their place.
+    """Return trained adapters by transformers' names of their layers, without putting them into the model.
 
     Raises:
         UserError: the model lacks the layers, or the weights are not those of such adapters.
@@ -119,16 +123,20 @@ def _new_adapters(
     if images_only and config.method == "mope" and config.router.level == "frame":
         raise UserError(
             f"{folder}: router.level frame decides for each object, but a Sam2Model is given several objects as one "
-            "element of the batch; take Sam2VideoModel"
+            "element of the batch; take Sam2VideoModel",
+            "transformers.router-level",
         )
     if len(in_memory) == len(group.layers()):
         raise UserError(
-            f"{folder}: all of these adapters lie in SAM 2's memory, which a Sam2Model lacks: it computes what "
-            "the base does; take Sam2VideoModel"
+            f"{folder}: all of these adapters are in SAM 2's memory, which a Sam2Model lacks: it computes what "
+            "the base does; take Sam2VideoModel",
+            "transformers.only-memory",
         )
     if in_memory:
-        print(f"{folder}: {len(in_memory)} of {len(group.layers())} adapted layers lie in SAM 2's memory, which a")
-        print("Sam2Model lacks; they are left out")
+        logger.info(
+            f"{folder}: {len(in_memory)} of {len(group.layers())} adapted layers are in SAM 2's memory, which a\n"
+            "Sam2Model lacks; they are left out"
+        )
     gate_features = None
     if config.router.level == "video":
         gate_features = model.get_parameter("memory_temporal_positional_encoding").shape[-1]
@@ -139,11 +147,13 @@ def _new_adapters(
         name = transformers_name(layer)
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
-            raise UserError(f"{folder}: adapts {layer}, but the model has no Linear layer {name}")
+            raise UserError(
+                f"{folder}: adapts {layer}, but the model has no Linear layer {name}", "transformers.no-layer"
+            )
         adapters[name] = new_adapter(linear, config, gate_features).train(linear.training)
         expected = adapters[name].adapter_state()
         if mistakes := key_mistakes(expected, weights[layer]):
-            raise UserError(f"{folder}: {layer}: {'; '.join(mistakes)}")
+            raise UserError(f"{folder}: {layer}: {'; '.join(mistakes)}", "transformers.other-weights")
         for key, tensor in expected.items():
             tensor.copy_(weights[layer][key])
     return adapters
@@ -163,11 +173,12 @@ def _inject(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grou
 
 
 def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
-    """Adapters off, or a domain's on, as the mode says; the gate is not asked."""
+    """Switch adapters off, or a domain's on, as the mode says; the domain gate is not asked."""
     if mode == "auto" or (mode == "on" and len(gate.domains) > 1):
         raise UserError(
             f"gate '{mode}': a Sam2Model asks no domain gate; say off, or which domain its images are of: "
-            f"{', '.join(gate.domains)}"
+            f"{', '.join(gate.domains)}",
+            "transformers.gate-mode",
         )
     if mode not in GATE_MODES:
         gate.check_name(mode)
@@ -189,7 +200,7 @@ def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
 
 
 def _feature_maps(model: Sam2VideoModel, images_B3SS: Tensor) -> list[Tensor]:
-    """The encoder's three feature maps, each (B, C, h, w)."""
+    """Return the encoder's three feature maps, each (B, C, h, w)."""
     sizes = model.backbone_feature_sizes
     maps_NBC = model.get_image_features(images_B3SS).fpn_hidden_states
     return [x.permute(1, 2, 0).unflatten(2, tuple(size)) for x, size in zip(maps_NBC, sizes, strict=True)]

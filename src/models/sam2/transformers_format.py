@@ -225,32 +225,17 @@ def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
             "the official sizes, tiny to large, can be exported, sam2_nano cannot",
             "transformers.memory-channels",
         )
-    decoder, attention = model.sam_mask_decoder, model.memory_attention
-    block, layer, fused = decoder.transformer.layers[0], attention.layers[0], model.memory_encoder.fuser.layers[0]
-    side = model.image_size
     return transformers.Sam2VideoConfig(
         vision_config=_vision_config(model, transformers),
         prompt_encoder_config={
             "hidden_size": model.hidden_dim,
-            "image_size": side,
+            "image_size": model.image_size,
             "patch_size": TOKEN_STRIDE,
             "mask_input_channels": model.sam_prompt_encoder.mask_downscaling[3].out_channels,
             "num_point_embeddings": len(model.sam_prompt_encoder.point_embeddings),
         },
-        mask_decoder_config={
-            "hidden_size": model.hidden_dim,
-            "mlp_dim": block.mlp.layers[0].out_features,
-            "num_hidden_layers": len(decoder.transformer.layers),
-            "num_attention_heads": block.self_attn.num_heads,
-            "attention_downsample_rate": model.hidden_dim // block.cross_attn_token_to_image.internal_dim,
-            "num_multimask_outputs": decoder.num_multimask_outputs,
-            "iou_head_depth": len(decoder.iou_prediction_head.layers),
-            "iou_head_hidden_dim": decoder.iou_prediction_head.layers[0].out_features,
-            "dynamic_multimask_via_stability": decoder.dynamic_multimask_via_stability,
-            "dynamic_multimask_stability_delta": decoder.dynamic_multimask_stability_delta,
-            "dynamic_multimask_stability_thresh": decoder.dynamic_multimask_stability_thresh,
-        },
-        image_size=side,
+        mask_decoder_config=_decoder_config(model),
+        image_size=model.image_size,
         num_maskmem=model.num_maskmem,
         sigmoid_scale_for_mem_enc=model.sigmoid_scale_for_mem_enc,
         sigmoid_bias_for_mem_enc=model.sigmoid_bias_for_mem_enc,
@@ -262,25 +247,51 @@ def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
         max_object_pointers_in_encoder=model.max_obj_ptrs_in_encoder,
         max_cond_frame_num=model.max_cond_frames_in_attn,
         enable_temporal_pos_encoding_for_object_pointers=model.proj_tpos_enc_in_obj_ptrs,
-        memory_attention_hidden_size=attention.d_model,
-        memory_attention_num_layers=attention.num_layers,
-        memory_attention_num_attention_heads=layer.self_attn.num_heads,
-        memory_attention_downsample_rate=attention.d_model // layer.self_attn.internal_dim,
-        memory_attention_feed_forward_hidden_size=layer.dim_feedforward,
-        memory_attention_feed_forward_hidden_act=layer.activation_str,
-        memory_attention_dropout=layer.dropout_value,
-        memory_attention_rope_feat_sizes=[side // TOKEN_STRIDE] * 2,
-        memory_attention_rope_dropout=layer.self_attn.dropout_p,
-        memory_encoder_hidden_size=model.memory_encoder.pix_feat_proj.in_channels,
-        memory_encoder_output_channels=model.mem_dim,
-        mask_downsampler_embed_dim=model.memory_encoder.mask_downsampler.encoder[-1].out_channels,
-        memory_fuser_num_layers=len(model.memory_encoder.fuser.layers),
-        memory_fuser_embed_dim=fused.pwconv1.in_features,
-        memory_fuser_intermediate_dim=fused.pwconv1.out_features,
-        memory_fuser_kernel_size=fused.dwconv.kernel_size[0],
-        memory_fuser_padding=fused.dwconv.padding[0],
+        **_memory_config(model),
         **{FINGERPRINT: base_fingerprint(model)},
     )
+
+
+def _decoder_config(model: SAM2Base) -> dict[str, Any]:
+    decoder = model.sam_mask_decoder
+    block, iou_head = decoder.transformer.layers[0], decoder.iou_prediction_head
+    return {
+        "hidden_size": model.hidden_dim,
+        "mlp_dim": block.mlp.layers[0].out_features,
+        "num_hidden_layers": len(decoder.transformer.layers),
+        "num_attention_heads": block.self_attn.num_heads,
+        "attention_downsample_rate": model.hidden_dim // block.cross_attn_token_to_image.internal_dim,
+        "num_multimask_outputs": decoder.num_multimask_outputs,
+        "iou_head_depth": len(iou_head.layers),
+        "iou_head_hidden_dim": iou_head.layers[0].out_features,
+        "dynamic_multimask_via_stability": decoder.dynamic_multimask_via_stability,
+        "dynamic_multimask_stability_delta": decoder.dynamic_multimask_stability_delta,
+        "dynamic_multimask_stability_thresh": decoder.dynamic_multimask_stability_thresh,
+    }
+
+
+def _memory_config(model: SAM2Base) -> dict[str, Any]:
+    attention, encoder = model.memory_attention, model.memory_encoder
+    layer, fused = attention.layers[0], encoder.fuser.layers[0]
+    return {
+        "memory_attention_hidden_size": attention.d_model,
+        "memory_attention_num_layers": attention.num_layers,
+        "memory_attention_num_attention_heads": layer.self_attn.num_heads,
+        "memory_attention_downsample_rate": attention.d_model // layer.self_attn.internal_dim,
+        "memory_attention_feed_forward_hidden_size": layer.dim_feedforward,
+        "memory_attention_feed_forward_hidden_act": layer.activation_str,
+        "memory_attention_dropout": layer.dropout_value,
+        "memory_attention_rope_feat_sizes": [model.image_size // TOKEN_STRIDE] * 2,
+        "memory_attention_rope_dropout": layer.self_attn.dropout_p,
+        "memory_encoder_hidden_size": encoder.pix_feat_proj.in_channels,
+        "memory_encoder_output_channels": model.mem_dim,
+        "mask_downsampler_embed_dim": encoder.mask_downsampler.encoder[-1].out_channels,
+        "memory_fuser_num_layers": len(encoder.fuser.layers),
+        "memory_fuser_embed_dim": fused.pwconv1.in_features,
+        "memory_fuser_intermediate_dim": fused.pwconv1.out_features,
+        "memory_fuser_kernel_size": fused.dwconv.kernel_size[0],
+        "memory_fuser_padding": fused.dwconv.padding[0],
+    }
 
 
 def _vision_config(model: SAM2Base, transformers: ModuleType) -> Any:

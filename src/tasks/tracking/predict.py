@@ -61,7 +61,8 @@ class VideoFrames(Sequence[np.ndarray]):
             height, width = frame.shape[:2]
             raise UserError(
                 f"{source.name}: the frame is {width}×{height} pixels, its video {self.video.video_id} "
-                f"{size[1]}×{size[0]}; all frames of a video must be of one size"
+                f"{size[1]}×{size[0]}; all frames of a video must be of one size",
+                "video.frame-size",
             )
         return frame
 

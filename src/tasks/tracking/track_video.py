@@ -221,7 +221,7 @@ class CocoWriter:
 
 def _beyond_the_end(frame: int, count: int) -> UserError:
     frames = "there is 1 frame, number 0" if count == 1 else f"there are {count} frames, 0 to {count - 1}"
-    return UserError(f"a prompt is for frame {frame}, but {frames}")
+    return UserError(f"a prompt is for frame {frame}, but {frames}", "prompts.no-such-frame")
 
 
 def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:

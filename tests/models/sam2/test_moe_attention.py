@@ -8,7 +8,6 @@ from sam2.build_sam import build_sam2
 from sam2.modeling.sam.transformer import Attention, RoPEAttention
 
 from src.config import LoraConfig, ModelConfig
-from src.core.errors import UserError
 from src.data.synthetic import SOURCE, make_video
 from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
@@ -18,6 +17,7 @@ from src.models.sam2.build import build_model, config_overrides
 from src.models.sam2.moe_attention import PROJECTIONS, MoERoPEAttention, convert_rope_attention_to_moe
 from src.models.sam2.predictors import build_sam2_moe
 from src.tasks.tracking.predict import predicting, track
+from tests.errors import refuses
 
 SETTINGS = {"num_experts": 3, "lora_rank": 2, "top_k": 2}
 SELF = {"embedding_dim": 32, "num_heads": 1, "feat_sizes": (4, 4)}
@@ -194,8 +194,9 @@ class TestInSAM2:
         other = build_model(self.NANO.model_copy(update={"checkpoint": str(base_file)}))
         inject_adapters(other, lora)
         save_adapter(other, tmp_path, lora, {})
-        with pytest.raises(UserError, match="'experts': 4"):
+        with refuses("adapter.mismatch") as caught:
             self.build(base_file, adapter=tmp_path)
+        assert "'experts': 4" in str(caught.value)
 
     def test_adapters_are_not_put_in_twice(self, base_file):
         with pytest.raises(ValueError, match="has adapters already"):

@@ -21,6 +21,7 @@ from src.models.sam2.inference_state import new_state
 from src.models.sam2.memory_bank import ObjectMemory
 from src.models.sam2.streaming import MemoryBank, StreamingTracker
 from src.models.sam2.tracking import as_video_predictor
+from tests.errors import refuses
 
 HEIGHT, WIDTH = 48, 80
 BOX = (10.0, 10.0, 34.0, 30.0)
@@ -230,10 +231,10 @@ class TestBank:
             MemoryBank.load(path)
 
     def test_other_files_are_refused(self, tmp_path):
-        with pytest.raises(UserError, match="no such memory bank"):
+        with refuses("memory-bank.missing"):
             MemoryBank.load(tmp_path / "none.pt")
         torch.save({"model": {}}, tmp_path / "weights.pt")
-        with pytest.raises(UserError, match="not a memory bank of this version"):
+        with refuses("memory-bank.other-format"):
             MemoryBank.load(tmp_path / "weights.pt")
         torch.save(ObjectMemory(), tmp_path / "code.pt")
         with pytest.raises(UserError, match=r"code.pt: refused"):

@@ -11,7 +11,6 @@ from PIL import Image
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 
 from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
-from src.core.errors import UserError
 from src.data.clips import ClipBatch, sample_clip
 from src.data.decode.masks import bounding_box, centre_point
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
@@ -24,6 +23,7 @@ from src.models.sam2.inference_state import forget_unreachable, new_state
 from src.models.sam2.tracking import as_video_predictor, track_objects
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
 from src.tasks.tracking.predict import VideoFrames, _prompts, predicting, track
+from tests.errors import refuses
 
 SEED = 4  # of a video with several objects, all of them seen on the first frame
 
@@ -271,7 +271,7 @@ class TestFramesAndMemory:
 
     def test_a_frame_of_another_size_is_named(self, model, video):
         odd = ArrayFrame(np.zeros((60, 81, 3), np.uint8), "clip/0003.jpg")
-        with predicting(model) as predictor, pytest.raises(UserError) as caught:
+        with predicting(model) as predictor, refuses("video.frame-size") as caught:
             track(predictor, replace(video, frames=[*video.frames[:3], odd]), "mask")
         assert str(caught.value) == (
             "clip/0003.jpg: the frame is 81×60 pixels, its video v 80×60; all frames of a video must be of one size"
