@@ -1,7 +1,7 @@
 """Check every data set of a run before anything is trained on it: annotations, images, and that they fit together.
 
 All splits under dataset, and evaluation.domains: every entry is parsed and every frame decoded. What
-is harmless is mended or left out, the same way every time, and counted; what is damaged is an error, one line each.
+is harmless is repaired or left out, the same way every time, and counted. What is damaged is an error, one line each.
 Exit status 0: all is well; 2: there are errors. Training and evaluation make the same check, and know its result.
 """
 
@@ -50,17 +50,17 @@ class Result:
     refusal: Issue | None
 
     @property
-    def _untold(self) -> list[Issue]:
+    def _unreported(self) -> list[Issue]:
         """The refusal, unless the report's errors are what it comes from."""
         return [self.refusal] if self.refusal and not self.report.errors else []
 
     @property
     def errors(self) -> list[Issue]:
-        return [*self._untold, *self.report.errors]
+        return [*self._unreported, *self.report.errors]
 
     def to_json(self) -> dict[str, Any]:
         content = self.report.to_json()
-        issues = [*self._untold, *self.report.issues]
+        issues = [*self._unreported, *self.report.issues]
         content["issues"] = [vars(issue) for issue in issues]
         return {"data_set": self.label, **self.place.model_dump(), **content}
 
@@ -102,7 +102,7 @@ def _refusal(place: NamedSplit, message: str) -> Issue:
     return Issue("error", file, "", message.removeprefix(f"{file}: "), "the data set cannot be used")
 
 
-def describe(result: Result) -> str:
+def format_result(result: Result) -> str:
     """What was found, in lines."""
     report = result.report
     lines = [f"{result.label} ({result.place.img_folder})"]
@@ -146,7 +146,7 @@ def main(arguments: argparse.Namespace) -> int:
     results = []
     for label, place in chosen:
         result = check_place(label, place, options, not arguments.headers_only)
-        print(describe(result), flush=True)
+        print(format_result(result), flush=True)
         if options.skip_bad and result.refusal is None:
             list_skipped(place, options.output_dir, result.report.skipped)
         results.append(result)

@@ -148,7 +148,7 @@ class Issue:
     """Something worth telling about a data set. As text, one line.
 
     Attributes:
-        severity: ``error``: damaged, the run stops unless it may be left out; ``repaired``: mended, or left out as
+        severity: ``error``: damaged, the run stops unless it may be left out; ``repaired``: repaired, or left out as
             harmless, the same way every time; ``note``: nothing was changed.
         file: the file it is in.
         entry: which entry of it (``annotation 17``, ``frame 12``), empty where it is the file as a whole.

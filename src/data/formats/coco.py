@@ -2,7 +2,7 @@
 
 Reads COCO as it ships (images elsewhere) and as labelling tools export it (Roboflow's ``_annotations.coco.json`` beside
 the images, CVAT, Label Studio). :class:`CocoReader` indexes a file in one pass over its JSON; an image's header and its
-annotations are looked at when the image is asked for. Everything that was left out, mended or is damaged is a
+annotations are looked at when the image is asked for. Everything that was left out, repaired or is damaged is a
 :class:`~src.data.records.Issue`. Masks are kept run-length encoded and decoded on demand; pixels are read on demand.
 
 Format: https://cocodataset.org/#format-data

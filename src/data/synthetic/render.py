@@ -25,8 +25,8 @@ class Domain:
 
     Ranges are (low, high), lengths shares of the image side.
 
-    ``appearance`` draws how the camera renders a whole video, None: as it is. ``drawn_as`` names the domain whose random
-    numbers are used, so that a shifted domain shows the same things moving the same way.
+    ``appearance`` draws how the camera renders a whole video; None leaves it as it is. ``drawn_as`` names the domain
+    whose random numbers are used, so that a shifted domain shows the same things moving the same way.
     """
 
     name: str
