@@ -165,9 +165,9 @@ class Session:
             return f"the adapter folder has no domain gate\nmode {self.mode}: adapters {self.mode}"
         done = f"mode {self.mode}: " + (f"adapters on ({used})" if used else "adapters off, the base model's masks")
         decision = self._decision()
-        says = f"this is {decision.domain}" if decision.domain else "none of the domains it knows"
+        verdict = f"this is {decision.domain}" if decision.domain else "none of the domains it knows"
         return (
-            f"domain gate on frame {self._decided_frame()}: {says}\n"
+            f"domain gate on frame {self._decided_frame()}: {verdict}\n"
             f"distance in units of the domain's threshold: {_distances(decision)}\n{done}"
         )
 

@@ -166,7 +166,7 @@ def _layer_overlap_map(pairs: list[tuple[DomainUtilization, DomainUtilization]])
 
 
 def summary(groups: Groups, dead_below: float, tolerance: float) -> str:
-    """The tables for the screen, and a line that says how many experts can be pruned."""
+    """Return the tables for the screen, and a line on how many experts can be pruned."""
     utilizations = _utilizations(groups)
     parts = [_domain_table(utilizations), _projection_table(utilizations)]
     if len(utilizations) > 1:

@@ -100,4 +100,4 @@ class TestPictures:
         assert picture.dtype == np.uint8 and picture.shape[2] == 3
         plain = draw_expert_map(np.full((64, 64, 3), 128, np.uint8), share[::-1], ["0", "1"], choice)
         differs = np.argwhere((picture != plain).any(-1))
-        assert len(differs) > 1000, "the place lies elsewhere"
+        assert len(differs) > 1000, "the place is elsewhere"

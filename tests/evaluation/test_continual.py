@@ -1,4 +1,4 @@
-"""What a matrix of scores says, on matrices where every number can be told by hand."""
+"""Measures of continual learning, on matrices where every number can be computed by hand."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_the_width_is_that_of_the_mean():
     assert high == pytest.approx(J_V.mean() + 1.96 * J_V.std() / 10, abs=0.002)
 
 
-def test_objects_are_pooled_as_in_the_score():
+def test_objects_are_aggregated_as_in_the_score():
     """A quarter of the draws is twice the one video, a quarter twice the other; the first has 3 of the 4 objects."""
     values, counts = np.unique(bootstrap([[scored(1.0)] * 3, [scored(0.0)]])["J"], return_counts=True)
     assert values == pytest.approx([0, 3 / 4, 1])

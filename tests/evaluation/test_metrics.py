@@ -157,7 +157,7 @@ class TestOverTime:
 
 class TestPooled:
     def test_j_and_f_are_means_over_objects_of_means_over_frames(self):
-        here, half = square(20, 20, 20), square(30, 20, 20)  # half of each lies in the other: IoU 1/3, Dice 1/2
+        here, half = square(20, 20, 20), square(30, 20, 20)  # half of each overlaps the other: IoU 1/3, Dice 1/2
         scores = aggregate(
             [score_object([here], [here]), score_object([here, half, EMPTY, EMPTY], [here, here, here, here])]
         )

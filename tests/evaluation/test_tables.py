@@ -1,4 +1,4 @@
-"""The tables: what stands in which row, that columns are aligned, and what the legend says."""
+"""The tables: rows, aligned columns, and the legend."""
 
 from __future__ import annotations
 
