@@ -67,9 +67,9 @@ def run(
 ) -> None:
     """Parse the command line, call ``main`` and exit.
 
-    The exit status is what ``main`` returns, 0 for None. It is 2 for a :class:`UserError` and 1 for any other error. For
-    a signal it is 128 + its number: 130 for Ctrl-C, 143 for SIGTERM. An error is one line, with ``--debug`` after its
-    traceback and with its code.
+    The exit status is what ``main`` returns, 0 for None. It is 2 for a :class:`UserError` and 1 for any other error.
+    For a signal it is 128 + its number: 130 for Ctrl-C, 143 for SIGTERM. An error is one line; ``--debug`` shows its
+    traceback and its code, too.
 
     Args:
         main: the command.

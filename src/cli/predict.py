@@ -20,8 +20,12 @@ import logging
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import command
+
+if TYPE_CHECKING:
+    from ..tasks.tracking.track_video import Overlay
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ def main(arguments: argparse.Namespace) -> None:
     prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
     footage = open_stream(arguments.input)
     output = Path(arguments.output)
-    overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
+    overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
     if arguments.fps is not None:
         footage = replace(footage, rate=arguments.fps)
     from ..tasks.tracking.track_video import load_tracker, write_prediction  # which takes seconds

@@ -56,10 +56,10 @@ def is_quiet() -> bool:
     return not logging.getLogger(PACKAGE).isEnabledFor(logging.INFO)
 
 
-class _Lines(tqdm):
-    """Progress in plain lines, one now and then, for a file or a pipe; what is done sooner gets none."""
+class _Lines(tqdm):  # type: ignore[type-arg]  # tqdm takes a type for checkers alone
+    """Progress in plain lines, one now and then, for a file or a pipe."""
 
-    def __init__(self, iterable: Iterable | None, **options: Any) -> None:
+    def __init__(self, iterable: Iterable[Any] | None, **options: Any) -> None:
         super().__init__(iterable, **options, mininterval=PLAIN_SECONDS, delay=PLAIN_SECONDS, ascii=True, ncols=0)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
@@ -76,7 +76,7 @@ class _Lines(tqdm):
         super().close()
 
 
-def progress_bar(iterable: Iterable | None = None, **options: Any) -> tqdm:
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """Return a progress bar: a line now and then where there is no terminal, nothing where messages are hidden."""
     if is_quiet():
         return tqdm(iterable, disable=True, **options)

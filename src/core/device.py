@@ -1,4 +1,4 @@
-"""The device that a model is on, and the mode that it is in."""
+"""The device that a model runs on, and its evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from .errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that ``training.device`` names; ``auto``: CUDA where there is one, else the CPU."""
+    """Return the device that ``training.device`` names; ``auto``: CUDA where there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"training.device: '{name}' cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"training.device: '{name}' cannot be used here: {str(error).splitlines()[0]}", "device.unusable"
+        ) from None
     return device
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, so that nothing is dropped or drawn; gradients flow as they did."""
+    """Put a model into evaluation mode inside the block, so that nothing is dropped or drawn."""
     was_training = model.training
     model.eval()
     try:

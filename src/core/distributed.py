@@ -1,8 +1,8 @@
-"""A run in several processes (ranks), each with a part of every batch: who this one is, and what all must agree on.
+"""A run in several processes, each with a part of every batch.
 
-A launcher such as torchrun starts the processes and tells each who it is. Numbers and decisions go as plain objects
-over gloo; gradients go through DistributedDataParallel, over NCCL on GPUs and gloo on the CPU. A process that is alone
-starts none of it: for it every function here is the identity.
+A launcher such as torchrun starts the processes. Numbers and decisions are exchanged as plain objects over gloo.
+Gradients go through DistributedDataParallel, over NCCL on GPUs and gloo on the CPU. For a process that is alone every
+function here is the identity.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from .console import hide_messages
 from .errors import Stopped, UserError
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a process waits in a step for one that does not answer; one that has died is noticed at once."""
+"""How long a process waits for another within a step; one that has ended is noticed at once."""
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for what the first one does alone, such as checking the data, and after validation."""
+"""How long processes wait for work that the first one does alone, such as checking the data."""
 
 T = TypeVar("T")
 
@@ -38,12 +40,12 @@ def _own(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Shard:
-    """The part of some items that one of several processes takes; without arguments all of them.
+    """The part of some items that one of several processes takes; by default all of them.
 
     Attributes:
-        rank, size: which of how many processes this is.
-        collect: makes one list of those of all processes, in the first of them; the others keep what they have.
-        broadcast: gives what the first process has.
+        rank, size: number of this process, and number of processes.
+        collect: joins the lists of all processes in the first one; the others keep their own.
+        broadcast: returns the first process's value.
     """
 
     rank: int = 0
@@ -57,7 +59,13 @@ ALL = Shard()
 
 @dataclass(frozen=True)
 class _Group:
-    """All processes of a run: which one this is, their number, what they share, and the group that waits longer."""
+    """All processes of a run.
+
+    Attributes:
+        rank, size: number of this process, and number of processes.
+        store: what the processes share.
+        patient: the group whose operations wait longer.
+    """
 
     rank: int
     size: int
@@ -70,12 +78,12 @@ _group: _Group | None = None
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Inside, this process is one of those that a launcher started; alone if it started no other.
+    """Join the processes that a launcher started, inside the block; alone where it started no other.
 
-    Of all of them only the first says what it does, and the first to fail says why.
+    Only the first process shows messages. Of several that fail the first shows its error.
 
     Args:
-        device: ``training.device``. On GPUs every process takes its own.
+        device: a name as ``training.device`` takes it; on GPUs every process takes its own.
 
     Raises:
         UserError: there are fewer GPUs than processes, they do not find each other, or one of them ended before the
@@ -87,14 +95,17 @@ def process_group(device: str) -> Iterator[None]:
         return
     on_gpu = _take_gpu(device)
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://"))
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"the run's processes did not find each other: {reason}; start them by torchrun") from None
-    _group = _Group(rank, size, dist.PrefixStore(f"run {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store), patient)
+        raise UserError(
+            f"the run's processes did not find each other: {reason}; start them by torchrun",
+            "distributed.no-rendezvous",
+        ) from None
+    _group = _Group(rank, size, PrefixStore(f"run {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store), patient)
     if rank:
         hide_messages()
     try:
@@ -103,60 +114,67 @@ def process_group(device: str) -> Iterator[None]:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise UserError(
-            f"another of the run's {size} processes has ended, or does not answer; what it said stands above, if it "
-            "could say anything; --resume auto goes on from the last checkpoint"
+            f"another of the run's {size} processes has ended, or does not answer; its error may be above; "
+            "--resume auto goes on from the last checkpoint",
+            "distributed.process-ended",
         ) from error
     dist.destroy_process_group()
     _group = None
 
 
 def launched() -> int:
-    """How many processes a launcher says that it has started."""
+    """Return how many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _take_gpu(device: str) -> bool:
-    """Choose the GPU of this process; returns whether the run is on GPUs."""
+    """Choose the GPU of this process, and return whether the run is on GPUs."""
     if not (device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())):
         return False
     if ":" in device:
-        raise UserError(f"training.device: {device} is one GPU for {launched()} processes; cuda gives each its own")
+        raise UserError(
+            f"training.device: {device} is one GPU for {launched()} processes; cuda gives each its own",
+            "distributed.one-gpu",
+        )
     number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if number >= gpus:
-        raise UserError(f"--nproc_per_node: there are more processes on this machine than GPUs, of which it has {gpus}")
+        raise UserError(
+            f"--nproc_per_node: there are more processes on this machine than GPUs, of which it has {gpus}",
+            "distributed.too-few-gpus",
+        )
     torch.cuda.set_device(number)
     return True
 
 
 def should_report(error: BaseException) -> bool:
-    """Whether this process tells an error: the first one does to which one happens, and only rank 0 tells of a stop."""
+    """Return whether this process shows an error: the first that fails does, and for a stop the first process."""
     if _group is None:
         return os.environ.get("RANK", "0") == "0"
     if isinstance(error, Stopped):
         return is_main_process()
     try:
-        return _group.store.add("failures", 1) == 1
+        return bool(_group.store.add("failures", 1) == 1)
     except RuntimeError:  # the process that holds the store is gone
         return True
 
 
 def rank() -> int:
-    """The number of this process, from 0 on."""
+    """Return the number of this process, from 0 on."""
     return _group.rank if _group else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return _group.size if _group else 1
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is the process that writes files and shows messages."""
     return rank() == 0
 
 
 def all_gather_object(value: T) -> list[T]:
-    """What each process has, in order, on all of them; it must pickle."""
+    """Return the values of all processes, in order; they must pickle."""
     if _group is None:
         return [value]
     values: list[Any] = [None] * _group.size
@@ -165,7 +183,7 @@ def all_gather_object(value: T) -> list[T]:
 
 
 def all_reduce_sum(values: Mapping[str, T]) -> dict[str, T]:
-    """The sums over processes of what each has by name; it need not have all of them."""
+    """Return the sums over processes of named values; a process need not have all of them."""
     sums: dict[str, Any] = {}
     for own in all_gather_object(values):
         for name, value in own.items():
@@ -181,7 +199,7 @@ def all_reduce_(tensors: list[Tensor]) -> None:
 
 
 def broadcast_object(value: T) -> T:
-    """What the first process has."""
+    """Return the first process's value."""
     return all_gather_object(value)[0]
 
 
@@ -193,7 +211,7 @@ def barrier() -> None:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """What the first process does in the block the others do after it, and find what it has written."""
+    """Run the block in the first process, then in the others, which find what it has written."""
     if not is_main_process():
         barrier()
     yield
@@ -202,33 +220,34 @@ def main_process_first() -> Iterator[None]:
 
 
 class _NullObject:
-    """Has every method, and none of them does anything."""
+    """An object with every method, of which none does anything."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
 
 def rank_zero_only(make: Callable[[], T]) -> T:
-    """What ``make`` gives, such as a log, in the first process; in the others something that does nothing."""
+    """Return what ``make`` gives, such as a log, in the first process; in the others a null object."""
     null: Any = _NullObject()
     return make() if is_main_process() else null
 
 
 def assert_consistent(what: str, value: object) -> None:
-    """Raise UserError in all processes if a value is not the same in all of them."""
+    """Raise UserError in all processes unless a value is the same in all of them."""
     if any(other != value for other in all_gather_object(value)):
         raise UserError(
-            f"{what} is not the same for all of the run's {world_size()} processes: all nodes must see the same files"
+            f"{what} is not the same for all of the run's {world_size()} processes: all nodes must see the same files",
+            "distributed.inconsistent",
         )
 
 
 def shard() -> Shard:
-    """Of a domain's videos those that this process scores."""
+    """Return the part of a domain's videos that this process scores."""
     return Shard(rank(), world_size(), _collect, broadcast_object)
 
 
 def _collect(own: list[T]) -> list[T]:
-    """The lists of all processes as one in the first; elsewhere what there is."""
+    """Return the lists of all processes as one in the first process; in the others their own."""
     if _group is None:
         return own
     barrier()
@@ -264,13 +283,13 @@ class Gradients:
         if self._parallel is None:
             yield lambda work: work()
             return
-        waits: AbstractContextManager = nullcontext() if last else self._parallel.no_sync()
+        waits: AbstractContextManager[Any] = nullcontext() if last else self._parallel.no_sync()
         with waits:
             yield self._parallel
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of a share of a loss."""
-        (loss * world_size()).backward()  # over processes gradients are averaged
+        (loss * world_size()).backward()  # type: ignore[no-untyped-call]  # over processes gradients are averaged
 
     def nothing(self) -> Tensor:
         """The share of a process that has nothing to do: 0, with a graph."""

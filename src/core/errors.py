@@ -1,4 +1,4 @@
-"""The one kind of error that a user can mend, and the stop that a user asked for."""
+"""Errors that a user can put right, and stops that a user asked for."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked to stop, and work was put in order first. Every command exits with 128 + the signal's number.
+    """A signal asked to stop, and work was saved first. Every command then exits with 128 + the signal's number.
 
     Args:
-        number: of the signal.
-        where: what was reached and saved, and later how to go on.
+        number: number of the signal.
+        where: what was reached and saved, and how to go on.
     """
 
     def __init__(self, number: int, where: str = "") -> None:
@@ -39,6 +39,6 @@ class Stopped(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory ran out, of the machine or of its GPU."""
+    """Return whether an error says that the memory of the machine or of its GPU ran out."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -16,17 +16,16 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
     """Let ``write`` fill a temporary file beside ``path``, sync it, and put it in place; an earlier file stays whole.
 
     Args:
-        path: the file to be written.
+        path: the file to write.
         write: called with the temporary file's path.
-        keep: where an earlier file is moved to, over what is there; None: it is replaced. At every moment one of the
-            two is there and whole.
+        keep: path that an earlier file is moved to; None: it is replaced. At every moment one of the two is whole.
 
     Raises:
         UserError: the disk is full or the folder cannot be written to; nothing is left of the temporary file.
     """
     temporary = _beside(path)
     try:
-        with _telling_what_the_system_says(path):
+        with _user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             _sync_file(temporary)
@@ -43,7 +42,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
     """Let ``write`` fill a temporary folder beside ``path``, sync its files, and put it in place.
 
     Args:
-        path: the folder to be written; it does not exist.
+        path: the folder to write, which does not exist.
         write: called with the temporary folder's path.
 
     Raises:
@@ -51,7 +50,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
     """
     temporary = _beside(path)
     try:
-        with _telling_what_the_system_says(path):
+        with _user_errors(path):
             temporary.mkdir(parents=True)
             write(temporary)
             for file in temporary.rglob("*"):
@@ -69,14 +68,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Where a file goes whose name comes from data.
+    """Return the path of a file in a folder, where the file's name comes from data.
 
     Raises:
-        UserError: that would be outside the folder.
+        UserError: it would be outside the folder.
     """
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"'{name}' would be written outside {folder}; rename the video")
+        raise UserError(f"'{name}' would be written outside {folder}; rename the video", "files.outside")
     return path
 
 
@@ -94,8 +93,8 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _telling_what_the_system_says(path: Path) -> Iterator[None]:
-    """Turn a full disk, and whatever else the system refuses, into a UserError; other errors stay as they are."""
+def _user_errors(path: Path) -> Iterator[None]:
+    """Turn what the operating system refuses, such as writing to a full disk, into a UserError."""
     try:
         yield
     except UserError:
@@ -104,7 +103,7 @@ def _telling_what_the_system_says(path: Path) -> Iterator[None]:
         reason = _reason_of_system(error)
         if reason is None:
             raise
-        raise UserError(f"{path}: cannot be written: {reason}") from None
+        raise UserError(f"{path}: cannot be written: {reason}", "files.not-written") from None
 
 
 def _sync_file(path: Path) -> None:
@@ -113,7 +112,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a renaming outlast a power cut."""
+    """Make sure that a renaming outlasts a power cut."""
     if os.name != "posix":  # elsewhere folders cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -124,10 +123,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _reason_of_system(error: BaseException | None) -> str | None:
-    """Why the operating system refused, of an error that came of it; None if it did not.
+    """Return why the operating system refused; None where an error has another cause.
 
-    torch and safetensors raise errors of their own where writing fails: torch's has the system's behind it, the other
-    says it in its text.
+    torch and safetensors raise errors of their own where writing fails. The system's error is the cause of torch's; in
+    that of safetensors it is part of the text.
     """
     while error is not None:
         if isinstance(error, OSError):

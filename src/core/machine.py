@@ -1,4 +1,4 @@
-"""What the machine has to train with (device, memory, cores), and what a process takes of it."""
+"""Device, memory and cores of the machine, and the memory that a process takes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,22 @@ _CGROUP_LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-"""Limit and use of a container's memory, in versions 2 and 1 of Linux' control groups."""
+"""Files of the limit and the use of a container's memory, in versions 2 and 1 of Linux' control groups."""
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in what the system counts a process' peak memory in."""
+"""Bytes per unit of the peak memory that the system reports."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """``memory``: bytes that are free on the device (of the main memory where that is the CPU); ``cores``: ours."""
+    """What a run can use.
+
+    Attributes:
+        device: the device to train on.
+        name: name of the GPU, or a word for none.
+        memory: free bytes on the device; of main memory where that is the CPU.
+        cores: CPU cores that this process may use.
+    """
 
     device: torch.device
     name: str
@@ -33,7 +40,14 @@ class Machine:
 
 
 def this_machine(device: str = "auto") -> Machine:
-    """The machine as it is now; ``device`` is what ``training.device`` takes. Raises UserError where it has none."""
+    """Return the machine as it is now.
+
+    Args:
+        device: a name as ``training.device`` takes it.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     picked = pick_device(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if picked.type == "cuda":
@@ -43,7 +57,7 @@ def this_machine(device: str = "auto") -> Machine:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that a program can still take, a container's limit included."""
+    """Return the bytes of main memory that are free, also under a container's limit."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -59,14 +73,14 @@ def free_memory() -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has taken so far: of the GPU where it trains on one, else of main memory."""
+    """Return the most bytes that this process has taken so far, of the GPU or of main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _proc_bytes("self", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
 
 
 def resident_memory(process: int) -> int:
-    """The bytes of main memory that a process takes now; 0 where the system does not tell, or it is gone."""
+    """Return the bytes of main memory that a process takes now; 0 where that is not known."""
     return _proc_bytes(str(process), "VmRSS")
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a run: the step at hand is finished and saved first."""
+"""Signals that end a run, after the current step is finished and saved."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class GracefulShutdown:
     """Keeps SIGINT and SIGTERM from ending the process at once, while its block runs.
 
-    A signal is remembered for :meth:`check`, at a place where everything is in order. After a first SIGINT the next one
-    aborts at once, as it would outside the block. In another thread than the main one signals are left as they are.
+    A signal is remembered until :meth:`check`, which is called where nothing is half done. A second SIGINT aborts at
+    once. Outside the main thread signals are left as they are.
 
     Args:
         tells: whether to say that a signal has come.
@@ -53,8 +53,8 @@ class GracefulShutdown:
         if not self.tells:
             return
         again = "; another Ctrl-C aborts at once" if number == signal.SIGINT else ""
-        told = f"\n{signal.Signals(number).name}: finishing the step and saving it{again}\n"
-        os.write(2, told.encode())  # print may have been interrupted, and must not be entered again
+        message = f"\n{signal.Signals(number).name}: finishing the step and saving it{again}\n"
+        os.write(2, message.encode())  # print may have been interrupted, and must not be entered again
 
     def check(self) -> None:
         """Raise :class:`Stopped` if a signal has come."""
@@ -63,7 +63,7 @@ class GracefulShutdown:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """For work that changes nothing that must be kept: a signal raises :class:`Stopped` in the midst of it."""
+        """Let a signal raise :class:`Stopped` at any moment inside a block that changes nothing to be kept."""
         self._interruptible = True
         try:
             self.check()
@@ -73,15 +73,18 @@ class GracefulShutdown:
 
 
 def has_ended(processes: Iterable[BaseProcess]) -> bool:
-    """Whether one of some processes has, now or in the next moment: what it breaks may be seen before its end."""
+    """Return whether one of some processes has ended, or does within a second.
+
+    What breaks with a process may be seen before its end.
+    """
     sentinels = [process.sentinel for process in processes]
     try:
         return bool(sentinels and wait(sentinels, timeout=1))
-    except RuntimeError:  # torch raises it wherever the main thread is when a loader's end is told to it
+    except RuntimeError:  # torch raises it in the main thread when it learns that a loader has ended
         return True
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
-    """In a loader process: Ctrl-C reaches it too, but the trainer still needs its batches, and ends it when done."""
+    """Ignore signals in a loader process: the trainer still needs its batches, and ends it when done."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Files that ``torch.save`` wrote, read without executing anything in them."""
+"""Files of ``torch.save``, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .errors import UserError
 
 
 def save_pt(content: Any, path: Path) -> None:
-    """Write a file that :func:`read_pt` reads. Raises what :func:`src.core.files.write_atomically` takes for a full disk."""
+    """Write a file that :func:`read_pt` reads; meant for :func:`~src.core.files.write_atomically`."""
     with open(path, "wb") as file:  # given a path, torch would hide why writing failed
         torch.save(content, file)
 
 
 def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
-    """What ``torch.save`` wrote, read onto a device; nothing in the file is executed.
+    """Return the content of a file of ``torch.save``, on a device; nothing in it is executed.
 
     Raises:
         UserError: the file is damaged, or holds more than tensors, numbers, text and their containers.
@@ -28,7 +28,7 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
     try:
         _refuse_packed(path)
         content = torch.load(path, map_location=device, weights_only=True)
-        if zipfile.is_zipfile(path):  # as all but old files are; torch does not look at their checksums
+        if zipfile.is_zipfile(path):  # all but old files; torch does not check checksums
             with zipfile.ZipFile(path) as archive:
                 flawed = archive.testzip()
                 if flawed is not None:
@@ -38,15 +38,16 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         found = f" ({foreign[1]})" if foreign else ""
         raise UserError(
-            f"{path}: refused: it holds more than tensors and numbers{found}, or is no checkpoint"
+            f"{path}: refused: it holds more than tensors and numbers{found}, or is no checkpoint",
+            "torch-file.foreign-content",
         ) from None
     except Exception as error:  # garbage makes the unpickler raise nearly anything
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged or truncated ({first_line})") from None
+        raise UserError(f"{path}: damaged or truncated ({first_line})", "torch-file.damaged") from None
 
 
 def _refuse_packed(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it is itself: torch packs nothing, and takes what it is told."""
+    """Refuse an archive that unpacks to more bytes than it has: torch compresses nothing, and checks nothing."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 
+from ...core.processes import end_with_parent
 from ..records import Issue, Source
 from .video import CheckedVideo, check_video
 
@@ -81,17 +79,7 @@ def _start_worker(source: Source, decode: bool) -> None:
     global _work
     _work = source, decode
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone.
-
-    A parent that is killed cannot end it, and the pool does not watch for that.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    end_with_parent()  # the pool does not look whether its owner is still there
 
 
 def _check_chunk(chunk: range) -> list[CheckedVideo]:
