@@ -77,7 +77,8 @@ class KnownDomain:
     def distance(self, features_BD: Tensor) -> Tensor:
         """Return Mahalanobis distances, float64 (B,)."""
         whitened_BD = (features_BD.double() - self.mean.double()) @ self.whitening.double().T
-        return torch.linalg.vector_norm(whitened_BD, dim=-1)
+        distances_B: Tensor = torch.linalg.vector_norm(whitened_BD, dim=-1)
+        return distances_B
 
 
 class DomainGate:

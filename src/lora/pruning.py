@@ -111,11 +111,11 @@ def expert_sizes(group: ExpertGroup) -> dict[str, Tensor]:
     return sizes
 
 
-def experts_used(usage: dict[str, Tensor], share: float) -> int:
+def experts_used(utilization: dict[str, Tensor], share: float) -> int:
     """Return how many experts to keep per layer, so that all with at least this share of selections stay; 1 or more.
 
     Args:
-        usage: :meth:`~src.lora.recording.RoutingRecord.utilization` without null experts, per layer (E,).
+        utilization: :meth:`~src.lora.recording.RoutingRecord.utilization` without null experts, per layer (E,).
         share: between 0 and 1.
     """
-    return max([1, *(int((use_E >= share).sum()) for use_E in usage.values())])
+    return max([1, *(int((share_E >= share).sum()) for share_E in utilization.values())])
