@@ -1,10 +1,10 @@
 """Whether a long way takes no more memory, open files or threads than a short one: in training and in streaming.
 
-A run of ``train.py`` as a YAML says, its trainer and each process that loads data for it looked at every few steps; and
-a stream of frames through :class:`~src.models.sam2.streaming.StreamingTracker` with the YAML's model and untrained adapters,
-each in a process of its own. Memory is the proportional set size (pages that processes share are split among them), or
-the resident set size where the system does not tell. The first quarter is warm-up; over the rest a line is fitted, and
-its slope must be within the bounds.
+Two things run, each in a process of its own. One is a run of ``train.py`` as a YAML says; its trainer and each
+process that loads data for it are measured every few steps. The other is a stream of frames through
+:class:`~src.models.sam2.streaming.StreamingTracker`, with the YAML's model and untrained adapters. Memory is the
+proportional set size (pages that processes share are split among them), or the resident set size where the system
+does not tell. The first quarter is warm-up; over the rest a line is fitted, and its slope must be within the bounds.
 """
 
 from __future__ import annotations

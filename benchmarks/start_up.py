@@ -104,6 +104,6 @@ if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.start_up --config src/configs/mope.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--runs", type=int, default=2, help="the one with the least CPU time is shown (default: 2)")
-    parser.add_argument("--least", type=float, default=0.02, help="share from which an import is listed (default: 0.02)")
+    parser.add_argument("--least", type=float, default=0.02, help="smallest share that is listed (default: 0.02)")
     parser.add_argument("--stages", action="store_true", help=argparse.SUPPRESS)
     cli.run(main, parser)

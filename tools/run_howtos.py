@@ -34,7 +34,9 @@ QUICK = (
 """What --quick appends to commands that train, evaluate or predict."""
 
 _FENCE = re.compile(r"```(\w*)\s*")
-_TAKES_SETTINGS = re.compile(r"python (?:train|evaluate|tools/predict|tools/validate_data)\.py\b.*\s--config\s")
+_TAKES_SETTINGS = re.compile(
+    r"python (?:(?:train|evaluate)\.py|-m src (?:train|evaluate|predict|validate-data))\b.*\s--config\s"
+)
 _FIRST_OPERATOR = re.compile(r"(?s)(?:\$\([^)]*\)|(?!\$\().)*?(\s(?:\|\||&&|[|>;&]))")  # outside $(…)
 _DATA = re.compile(r"\bdatasets/(\w+)")
 
@@ -114,7 +116,7 @@ def run_page(page: Path, folder: Path, data: Path | None, quick: bool, run: Run 
     Args:
         page: of ``docs/howto``.
         folder: to work in; it must not exist, or be empty.
-        data: where the folders called after data sets lie; None, or none there: synthetic stand-ins.
+        data: the folder of the folders called after data sets; None, or none there: synthetic stand-ins.
         quick: whether to shorten the commands (:func:`shortened`).
         run: how to run one.
 

@@ -50,6 +50,7 @@ class TestShortened:
         ("text", "before", "after"),
         [
             ("python train.py --config a.yaml", "python train.py --config a.yaml", ""),
+            ("python -m src predict --config a.yaml", "python -m src predict --config a.yaml", ""),
             ("timeout 9 python train.py \\\n  --config a.yaml || echo $?", "  --config a.yaml", " || echo $?"),
             ("python evaluate.py --config a.yaml > log", "--config a.yaml", " > log"),
             ("python evaluate.py --config a.yaml --x $(ls | head) --y 1", "$(ls | head) --y 1", ""),
@@ -135,7 +136,8 @@ class TestPages:
             if words[0] != "python":
                 return in_shell(command, folder)
             monkeypatch.chdir(folder)
-            status, _, errors = run_script(folder / words[1], *words[2:])
+            script, *arguments = words[3:] if words[1:3] == ["-m", "src"] else [folder / words[1], *words[2:]]
+            status, _, errors = run_script(script, *arguments)
             print(errors)  # shown where the page fails
             return status
 
