@@ -1,10 +1,12 @@
-"""Which videos a config names, and loading its data sets."""
+"""Which videos a config names, and what decides how its data sets are read."""
 
 from __future__ import annotations
 
 import pytest
 
-from src.data.loading import wanted_videos
+from src.config import Config
+from src.data.loading import load_split, wanted_videos
+from src.data.options import LoadOptions
 from tests.errors import refuses
 
 
@@ -43,3 +45,20 @@ class TestListsOfVideos:
             wanted_videos(str(tmp_path / "val.txt"))
         with refuses("data.video-list", "none.txt"):
             wanted_videos(str(tmp_path / "none.txt"))
+
+
+def test_options_of_a_run(tmp_path):
+    config = Config.model_validate(
+        {
+            "dataset": {"max_ann_per_img": 3, "follow_links": True, "skip_bad": True},
+            "training": {"num_workers": 2},
+            "output_dir": str(tmp_path),
+        }
+    )
+    assert LoadOptions.from_config(config) == LoadOptions(tmp_path, 3, True, True, 2)
+
+
+def test_a_split_that_a_domain_lacks(tmp_path):
+    (domain, *_) = Config().dataset.domains
+    with refuses("data.no-split", "test_img_folder"):
+        load_split(domain, "test", LoadOptions(tmp_path))
