@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig, PromptConfig
+from ..config import LossConfig, ModelConfig, PromptConfig
+from ..config import Prompt as PromptKind
+from ..data.clips.types import ClipBatch
 from ..data.prompts import Prompt
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter_io import Configs
@@ -42,6 +45,48 @@ class Prediction:
     def masks(self) -> dict[int, np.ndarray]:
         """Object id → bool (H, W)."""
         return {object_id: (logits > 0).cpu().numpy() for object_id, logits in self.logits.items()}
+
+
+Features: TypeAlias = list[Tensor]
+"""A frozen image encoder's output for N frames: (N, C, h, w) by level, fine to coarse."""
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """What a part of a batch needs to know of the whole batch.
+
+    Attributes:
+        objects: their number.
+        annotated_T: which frames are annotated for all of them, bool, on the CPU.
+    """
+
+    objects: int
+    annotated_T: Tensor
+
+    @classmethod
+    def from_batch(cls, batch: ClipBatch) -> BatchTotals:
+        """Return those of a batch that is in one part."""
+        return cls(len(batch.video_of_object), batch.annotated_TO.all(dim=1))
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A model's output on the supervised frames of a batch.
+
+    Attributes:
+        logits_TOhw: masks, at low resolution.
+        scores_TO: object scores, as logits.
+        features_TNOC: memory attention's output on the tracked frames; None unless it was asked for.
+    """
+
+    logits_TOhw: Tensor
+    scores_TO: Tensor
+    features_TNOC: Tensor | None = None
+
+
+def join_features(clips: list[Features], device: torch.device) -> Features:
+    """Return features of several clips as those of all their frames in a row, on the device."""
+    return [torch.cat([level.to(device) for level in levels]) for levels in zip(*clips, strict=True)]
 
 
 class ImagePredictor(Protocol):
@@ -97,6 +142,38 @@ class ModelRoom(Protocol):
 
     def gate_features(self, model: nn.Module, pixels_B3SS: Tensor) -> Tensor:
         """Return what the domain gate knows of images (B, 3, S, S) in 0–1: (B, D), float32."""
+
+    def build_loss(self, config: LossConfig, enable_segmentation: bool = True) -> nn.Module:
+        """Return the loss with the run's weights; without segmentation, mask losses have weight 0."""
+
+    def segmentation_losses(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        batch: ClipBatch,
+        totals: BatchTotals | None = None,
+        features: Features | None = None,
+    ) -> dict[str, Tensor]:
+        """Run the training forward and the loss: ``total`` with graph, and its detached parts."""
+
+    def seed_draws(self, model: nn.Module, rank: int, *key: int) -> None:
+        """Let all that a training forward draws begin from a key."""
+
+    def track_clips(
+        self,
+        model: nn.Module,
+        batch: ClipBatch,
+        prompt: PromptKind,
+        keep_tracked: bool = False,
+        features: Features | None = None,
+    ) -> Tracked:
+        """Prompt every object on the first frame of its clip and track it, without anything drawn at random."""
+
+    def has_frozen_encoder(self, model: nn.Module) -> bool:
+        """Return whether training leaves image features as they are."""
+
+    def encode_frames(self, model: nn.Module, frames_THWC: Tensor) -> Features:
+        """Return the image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
 
     def attach_gate(self, model: nn.Module) -> None:
         """Let a model's predictors follow the domain gate that is installed on it."""

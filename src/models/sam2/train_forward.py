@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +27,28 @@ from ...config import LossConfig, ModelConfig, Prompt, PromptConfig
 from ...data.clips import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapter_layers
+from ..protocols import BatchTotals, Features, Tracked, join_features
 from .build import build_model
 from .cpu_kernels import use_fast_dropout
 from .patches import Draw, prompts_drawn
 from .pixels import normalise
 
-Features: TypeAlias = list[Tensor]
-"""What the image encoder and the mask decoder's first layers make of frames: (N, C, h, w) by level, fine to coarse."""
+__all__ = [
+    "AnnotatedLoss",
+    "BatchTotals",
+    "Features",
+    "Tracked",
+    "TrainableSAM2",
+    "build_loss",
+    "build_trainable",
+    "encode_frames",
+    "has_frozen_encoder",
+    "join_features",
+    "seed_draws",
+    "segmentation_losses",
+    "to_datapoint",
+    "track_clips",
+]
 
 PIXELS_AT_ONCE = 256**2
 """Of frames that a CPU encodes together: what is made of more of them falls out of its caches."""
@@ -104,22 +118,6 @@ class TrainableSAM2(SAM2Train):
         out["num_frames"] = input.num_frames
         out["frames_not_in_init_cond"] = [t for t in range(input.num_frames) if t not in out["init_cond_frames"]]
         return out
-
-
-@dataclass(frozen=True)
-class BatchTotals:
-    """What a part of a batch must know of all of it: its objects, and which frames are annotated for all of them.
-
-    ``annotated_T``: bool, on the CPU.
-    """
-
-    objects: int
-    annotated_T: Tensor
-
-    @classmethod
-    def from_batch(cls, batch: ClipBatch) -> BatchTotals:
-        """Of a batch that is in one part."""
-        return cls(len(batch.video_of_object), batch.annotated_TO.all(dim=1))
 
 
 class AnnotatedLoss(MultiStepMultiMasksAndIous):
@@ -284,11 +282,6 @@ def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
     return join_features(parts, frames.device)
 
 
-def join_features(clips: list[Features], device: torch.device) -> Features:
-    """Features of several clips as those of all their frames in a row, on the device."""
-    return [torch.cat([level.to(device) for level in levels]) for levels in zip(*clips, strict=True)]
-
-
 def segmentation_losses(
     model: SAM2Train,
     loss: AnnotatedLoss,
@@ -321,19 +314,6 @@ def segmentation_losses(
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """What a model says of the frames of a batch that tell something.
-
-    ``logits_TOhw``: masks, at low resolution; ``scores_TO``: object scores, as logits; ``features_TNOC``, where asked
-    for: what memory attention made of the tracked frames.
-    """
-
-    logits_TOhw: Tensor
-    scores_TO: Tensor
-    features_TNOC: Tensor | None = None
 
 
 def track_clips(

@@ -12,7 +12,6 @@ import pytest
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 
-from src.cli.export import probe, probe_transformers, relative_difference
 from src.config import LoraConfig
 from src.data.synthetic import CELLS, SOURCE, make_videos
 from src.gating.domain_gate import DomainGate, KnownDomain
@@ -21,6 +20,7 @@ from src.lora.adapter_io import Configs, base_fingerprint, save_adapter
 from src.lora.expert_groups import add_adapter, use_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
+from src.models.sam2.export import probe, probe_transformers, relative_difference
 from src.models.sam2.gate_hooks import gate_features, to_pixels
 from src.models.sam2.inference_state import DECISION
 from src.models.sam2.predictors import image_predictor
@@ -220,7 +220,7 @@ class TestImages:
         said = capsys.readouterr().out
         layers = [name for name, _ in iter_adapter_layers(new_base) if name.startswith(("memory_", "obj_ptr_"))]
         assert (
-            f"{len(layers)} of {len(list(iter_adapter_layers(new_base)))} adapted layers lie in SAM 2's memory" in said
+            f"{len(layers)} of {len(list(iter_adapter_layers(new_base)))} adapted layers are in SAM 2's memory" in said
         )
         expected = self.expected(new_base)
         assert not torch.allclose(expected, before, atol=1e-2)
