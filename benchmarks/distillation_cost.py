@@ -8,6 +8,7 @@ is checked to be 0: it is its own teacher.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -19,40 +20,42 @@ from src.core.errors import UserError
 def measure(settings: list[str], config_file: str, steps: int, rounds: int) -> dict[str, float]:
     """Seconds of a step without distillation and of one with it, and of the teacher's answer on a clip."""
     from src.config import load_config
-    from src.train.trainer import Trainer
+    from src.train.setup import build_run
 
     with TemporaryDirectory() as folder:
         defaults = ["training.distill.weight=1", "training.distill.clips=12", f"output_dir={folder}"]
-        trainer = Trainer(load_config(config_file, [*defaults, *settings]))
-        distiller = trainer.distiller
-        if distiller is None:
-            raise UserError("training.distill.weight is 0: there is nothing to measure")
-        clock = time.process_time if trainer.device.type == "cpu" else time.perf_counter
+        run = build_run(load_config(config_file, [*defaults, *settings]))
+        step = run.train_step
+        if step is None or not step.objectives:
+            raise UserError("training.distill.weight is 0: there is nothing to measure", "benchmark.nothing")
+        (objective,) = objectives = step.objectives
+        distillation = objective.distillation
+        clock = time.process_time if run.device.type == "cpu" else time.perf_counter
 
         def ask(steps: range) -> float:
             started = clock()
-            for step in steps:
-                loss = distiller.losses(step)["total"].item()
+            for number in steps:
+                loss = distillation.losses(number).total.item()
                 if abs(loss) > 1e-3:
                     raise AssertionError(f"an untrained student differs from its teacher by {loss}")
             return clock() - started
 
-        first = range(8 * distiller.config.clips)  # enough to meet every clip
-        asked = (ask(first) - ask(first)) / len(distiller.lessons)
-        batches = iter(trainer.loader)
-        windows = [window for _ in range(steps) if (window := trainer.next_window(batches))]
+        first = range(8 * distillation.config.clips)  # enough to meet every clip
+        asked = (ask(first) - ask(first)) / len(distillation.targets)
+        batches = iter(run.loader)
+        steps_batches = [taken for _ in range(steps) if (taken := run.next_micro_batches(batches))]
+        done = itertools.count()
 
         def seconds(with_it: bool) -> float:
-            trainer.distiller = distiller if with_it else None
+            step.objectives = objectives if with_it else []
             started = clock()
-            for window in windows:
-                trainer.train_step(window, {})
-                trainer.progress.step += 1  # so that with training.distill.every only some steps are taught
-            return (clock() - started) / len(windows)
+            for micro_batches in steps_batches:
+                step(micro_batches, next(done))  # with training.distill.every only some numbers have it
+            return (clock() - started) / len(steps_batches)
 
         seconds(True)  # warm up
         pairs = [(seconds(False), seconds(True)) for _ in range(rounds)]
-        trainer.close()
+        run.close()
     return {"without": median(a for a, _ in pairs), "with": median(b for _, b in pairs), "asked": asked}
 
 

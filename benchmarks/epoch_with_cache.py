@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import torch
 from tqdm import tqdm
 
-from benchmarks.measuring import clock, in_turn, ratio
+from benchmarks.measuring import clock, in_turn, ratio, steps_of_an_epoch
 from src import cli
 from src.config import load_config
 from src.core.errors import UserError
@@ -29,7 +29,7 @@ from src.data.loading import load_split
 from src.data.options import LoadOptions
 from src.data.synthetic import SOURCE, make_videos
 from src.data.writers import write_davis
-from src.train.trainer import Trainer
+from src.train.setup import Run, build_run
 
 WITHOUT, WITH = "without", "with"
 VIDEO_FRAMES = 6
@@ -71,32 +71,30 @@ def measure(arguments: argparse.Namespace, now: Callable[[], float], folder: Pat
         data = [f"dataset.train_img_folder={folder / 'videos'}", "dataset.train_ann_file=null"]
         arguments.overrides = [*data, *arguments.overrides]
     names = first_videos(arguments, folder)
-    trainers = {
-        name: Trainer(load_config(arguments.config, settings(arguments, name, names, folder)))
+    runs = {
+        name: build_run(load_config(arguments.config, settings(arguments, name, names, folder)))
         for name in (WITHOUT, WITH)
     }
-    if any(trainer.encoder is None for trainer in trainers.values()):
+    if any(run.encoder is None for run in runs.values()):
         raise UserError("the image encoder trains along: there is nothing to keep")
-    with cli.progress_bar(total=sum(trainer.last_step for trainer in trainers.values()), desc="epochs") as bar:
-        epochs = {name: partial(train_epoch, trainer, bar) for name, trainer in trainers.items()}
+    losses: dict[str, list[float]] = {name: [] for name in runs}
+    with cli.progress_bar(total=sum(run.last_step for run in runs.values()), desc="epochs") as bar:
+        epochs = {name: partial(train_epoch, run, losses[name], bar) for name, run in runs.items()}
         seconds = in_turn(epochs, arguments.rounds + 1, now)
-    losses = [totals(trainer.folder / "steps.jsonl") for trainer in trainers.values()]
-    if losses[0] != losses[1] and trainers[WITH].device.type == "cpu":
-        raise UserError(f"losses differ: {losses[0]} without features kept, {losses[1]} with them")
-    for trainer in trainers.values():
-        trainer.log.close()
+    if losses[WITHOUT] != losses[WITH] and runs[WITH].device.type == "cpu":
+        raise UserError(
+            f"losses differ: {losses[WITHOUT]} without features kept, {losses[WITH]} with them", "benchmark"
+        )
     return seconds
 
 
-def train_epoch(trainer: Trainer, bar: tqdm) -> None:
-    """The next epoch, with the same clicks and dropout whatever was trained before."""
-    torch.manual_seed(trainer.progress.epoch)
-    trainer.train_epoch(bar)
-
-
-def totals(steps: Path) -> list[float]:
-    """The loss of every step."""
-    return [json.loads(line)["total"] for line in steps.read_text(encoding="utf-8").splitlines()]
+def train_epoch(run: Run, losses: list[float], bar: tqdm) -> None:
+    """The next epoch, with the same clicks and dropout whatever was trained before; adds the loss of every step."""
+    torch.manual_seed(run.state.epoch)
+    for micro_batches in steps_of_an_epoch(run):
+        assert run.train_step is not None
+        losses.append(run.train_step(micro_batches, run.state.step).losses["total"])
+        bar.update()
 
 
 def main(arguments: argparse.Namespace) -> None:

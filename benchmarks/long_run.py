@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -77,20 +76,20 @@ def _memory(process: int) -> int:
 
 def train(config: Config, steps: int) -> dict[str, Series]:
     """Train in this process; what it and its loaders took, by name."""
+    from src.train.callbacks import Callback, StepReport
     from src.train.trainer import Trainer
 
     found: dict[str, Series] = {}
 
-    class Watched(Trainer):
-        def log_step(self, *arguments: Any) -> None:
-            super().log_step(*arguments)
-            if self.progress.step % max(1, steps // SAMPLES) == 0:
+    class Watch(Callback):
+        def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
+            if trainer.state.step % max(1, steps // SAMPLES) == 0:
                 loaders = sorted(process.pid or 0 for process in multiprocessing.active_children())
                 named = {"trainer": os.getpid(), **{f"loader {i}": pid for i, pid in enumerate(loaders, start=1)}}
                 for name, process in named.items():
-                    found.setdefault(name, Series()).look(self.progress.step, process)
+                    found.setdefault(name, Series()).look(trainer.state.step, process)
 
-    Watched(config).fit()
+    Trainer.from_config(config, callbacks=[Watch()]).fit()
     return found
 
 

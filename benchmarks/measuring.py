@@ -6,11 +6,14 @@ import multiprocessing
 import random
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from src.core.errors import UserError
+
+if TYPE_CHECKING:
+    from src.train.setup import Run
 
 Result = TypeVar("Result")
 
@@ -79,3 +82,13 @@ def peak_mb(work: Callable[[], object], device: str = "cpu") -> float:
     torch.cuda.reset_peak_memory_stats()
     work()
     return torch.cuda.max_memory_allocated() / 2**20
+
+
+def steps_of_an_epoch(run: Run) -> Iterator[list[Any]]:
+    """Yield the micro-batches of each step of a run's next epoch; the steps are the caller's to take."""
+    run.sampler.epoch = run.state.epoch
+    batches = iter(run.loader)
+    while run.state.step < run.last_step and (micro_batches := run.next_micro_batches(batches)):
+        yield micro_batches
+        run.state.step += 1
+    run.state.epoch += 1

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 
-IMPORTS = "import src.evaluation.run, src.train.resume, src.train.trainer"  # what train.py imports before it trains
+IMPORTS = "import src.evaluation.run, src.train.trainer"  # what train.py imports before it trains
 
 
 def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, float]]:
@@ -44,15 +44,14 @@ def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, flo
     done("read the config")
     exec(IMPORTS, {})
     done("import the rest")
-    from src.train.trainer import Trainer
+    from src.train.setup import build_run
 
-    trainer = Trainer(config)
-    done("build: data, model, optimizer, logs")
-    window = trainer.next_window(iter(trainer.loader))
+    run = build_run(config)
+    done("build: data, model, optimizer")
+    micro_batches = run.next_micro_batches(iter(run.loader))
     done("load the first batch")
-    trainer.train_step(window, {})
+    run.train_step(micro_batches, 0)
     done("the first step")
-    trainer.log.close()
     return found
 
 

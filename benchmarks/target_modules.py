@@ -17,18 +17,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor
-
+from benchmarks.measuring import steps_of_an_epoch
 from src import cli
 from src.config import Config, load_config
 from src.core.errors import UserError
 from src.core.files import write_text
-from src.data.clips import ClipBatch
 from src.evaluation.domains import DomainOptions, retention_domains, target_domain
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import count_parameters
 from src.tasks.tracking.evaluation import evaluate_domain
-from src.train.trainer import Trainer
+from src.train.setup import build_run
 
 CONFIGS = Path(__file__).parents[1] / "src" / "configs"
 
@@ -62,21 +60,6 @@ TARGET_SETS = {
 }
 
 
-class TimedTrainer(Trainer):
-    """The trainer, with the seconds of every step so far in ``seconds``."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.seconds: list[float] = []
-
-    def train_step(self, window: list[ClipBatch | None], usage: dict[str, Tensor]) -> dict[str, float]:
-        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
-        started = clock()
-        losses = super().train_step(window, usage)
-        self.seconds.append(clock() - started)
-        return losses
-
-
 def measure(config: Config) -> dict[str, Any]:
     """Train as the config says and score the model after the last step; with method none, score the base.
 
@@ -84,20 +67,26 @@ def measure(config: Config) -> dict[str, Any]:
         ``layers`` adapted, parameters that are ``trainable``, ``steps``, median ``seconds`` of a step (None without
         steps), and ``J``: domain → J of its validation split, domains to learn first.
     """
-    trainer = TimedTrainer(config)
-    if trainer.trains:
-        with cli.progress_bar(total=trainer.last_step, desc=Path(config.output_dir).name) as bar:
-            while trainer.progress.step < trainer.last_step:
-                trainer.train_epoch(bar)
-    trainer.close()
+    run = build_run(config)
+    clock = time.process_time if run.device.type == "cpu" else time.perf_counter
+    seconds = []
+    if run.train_step is not None:
+        with cli.progress_bar(total=run.last_step, desc=Path(config.output_dir).name) as bar:
+            while run.state.step < run.last_step:
+                for micro_batches in steps_of_an_epoch(run):
+                    started = clock()
+                    run.train_step(micro_batches, run.state.step)
+                    seconds.append(clock() - started)
+                    bar.update()
+    run.close()
     options = DomainOptions.from_config(config)
     domains = [target_domain(data, "valid", options) for data in config.dataset.domains] + retention_domains(options)
     return {
-        "layers": sum(1 for _ in iter_adapter_layers(trainer.model)),
-        "trainable": count_parameters(trainer.model).trainable,
-        "steps": trainer.progress.step,
-        "seconds": median(trainer.seconds) if trainer.seconds else None,
-        "J": {d.name: evaluate_domain(trainer.model, d, config.evaluation.prompt).scores["J"] for d in domains},
+        "layers": sum(1 for _ in iter_adapter_layers(run.model)),
+        "trainable": count_parameters(run.model).trainable,
+        "steps": len(seconds),
+        "seconds": median(seconds) if seconds else None,
+        "J": {d.name: evaluate_domain(run.model, d, config.evaluation.prompt).scores["J"] for d in domains},
     }
 
 

@@ -64,14 +64,14 @@ class TestCode:
     def test_in_a_checkpoint_is_refused_by_name(self, make_config, tmp_path, crater):
         torch.save({"format_version": 1, "progress": Bomb(crater)}, tmp_path / "evil.pt")
         with pytest.raises(UserError, match=r"evil\.pt: refused: it holds more than .* \((posix|nt)\.mkdir\)"):
-            Trainer(make_config(), tmp_path / "evil.pt")
+            Trainer.from_config(make_config(), tmp_path / "evil.pt")
 
     def test_in_a_checkpoint_that_auto_finds(self, make_config, tmp_path, crater):
         folder = tmp_path / "run" / "checkpoints"
         folder.mkdir(parents=True)
         torch.save(Bomb(crater), folder / "last.pt")
         with pytest.raises(UserError, match=r"last\.pt: refused"):
-            Trainer(make_config(), "auto")
+            Trainer.from_config(make_config(), "auto")
 
     def test_in_adapter_weights(self, make_config, tmp_path, crater):
         torch.save(Bomb(crater), tmp_path / WEIGHTS_FILE)
@@ -117,12 +117,12 @@ class TestNamesThatLeaveTheirFolder:
         assert not list((tmp_path / "elsewhere").iterdir())
 
     def test_of_the_run_in_a_checkpoint(self, make_config, tmp_path):
-        trainer = Trainer(make_config())
+        trainer = Trainer.from_config(make_config())
         for name in ("../../evil", f"{tmp_path}/evil", "", "a/evil", 3.5):
-            trainer.progress.run_name = name
-            trainer.save("last.pt")
+            trainer.state.run_name = name
+            trainer.write_checkpoint("last.pt")
             with pytest.raises(UserError, match=r"last\.pt: not a checkpoint of a training run: its name is"):
-                Trainer(make_config(), trainer.checkpoints / "last.pt")
+                Trainer.from_config(make_config(), trainer.checkpoints / "last.pt")
         assert not list(tmp_path.rglob("evil*"))
 
     def test_of_an_image_in_a_run(self, make_config, tiny_data, tmp_path):
@@ -133,7 +133,7 @@ class TestNamesThatLeaveTheirFolder:
         (tmp_path / "images" / "a.json").write_text(json.dumps(content))
         places = [f"dataset.train_img_folder={tmp_path / 'images'}", f"dataset.train_ann_file={tmp_path}/images/a.json"]
         with refuses("data.damaged", "../secret.jpg"):
-            Trainer(make_config(*places))
+            Trainer.from_config(make_config(*places))
 
 
 def as_links(folder: Path, elsewhere: Path, pattern: str) -> int:
@@ -199,8 +199,8 @@ class TestLinksThatLeaveTheirFolder:
         as_links(tmp_path / "data", tmp_path / "elsewhere", "*.jpg")
         places = [f"dataset.train_img_folder={tmp_path}/data", f"dataset.train_ann_file={tmp_path}/data/{ROBOFLOW}"]
         with refuses("data.damaged", "dataset.follow_links=true"):
-            Trainer(make_config(*places))
-        assert len(Trainer(make_config(*places, "dataset.follow_links=true")).train_sets[0]) == 5
+            Trainer.from_config(make_config(*places))
+        assert len(Trainer.from_config(make_config(*places, "dataset.follow_links=true")).task.train_sets[0]) == 5
 
     def test_within_the_folder_or_to_all_of_it_is_nothing_odd(self, tmp_path):
         write_folder(tmp_path / "data", self.VIDEOS)

@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import command
+from .objectives import extra_objectives
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -26,27 +32,44 @@ def main(arguments: argparse.Namespace) -> int | None:
     if arguments.dry_run:
         from ..train.dry_run import dry_run
 
-        return 0 if dry_run(config) else 2
+        return 0 if dry_run(config, objectives=extra_objectives(config)) else 2
+    from ..core import distributed
+    from ..models.spec import model_spec
+    from ..tasks.base import get_task
+    from ..train.tensorboard_events import write_results
+
+    with distributed.process_group(config.training.device):
+        best, events, step = fit(config, arguments.resume, arguments.force)
+        results = get_task(model_spec(config.model.name).task)(config).evaluate(best)
+        if results is not None:
+            print(results.text)
+            write_results(events, step, results)
+    return None
+
+
+def fit(config: Config, resume: str | None = None, force: bool = False) -> tuple[Path | None, Path, int]:
+    """Train; SIGINT and SIGTERM let the step at hand be finished and saved.
+
+    Returns:
+        The best checkpoint, the folder of the run's TensorBoard events, and its last step.
+
+    Raises:
+        Stopped: by a signal; its message ends with the command that goes on.
+        UserError: as :meth:`~src.train.trainer.Trainer.fit`.
+    """
     from ..core import distributed
     from ..core.errors import Stopped
-    from ..evaluation.run import evaluate  # after the config, whose mistakes are told at once
-    from ..train.board import write_results
+    from ..core.shutdown import GracefulShutdown
     from ..train.resume import resume_command
     from ..train.trainer import Trainer
 
-    with distributed.process_group(config.training.device):
-        try:
-            trainer = Trainer(config, arguments.resume, arguments.force)
-            best = trainer.fit()
-        except Stopped as stop:
-            raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
-        shown, step = trainer.board_folder, trainer.progress.step
-        del trainer  # evaluation needs the memory
-        evaluation = evaluate(config, best)
-        if distributed.is_main_process():
-            print(evaluation.tables())
-            write_results(shown, step, config, evaluation.comparisons)
-    return None
+    trainer = Trainer.from_config(config, resume, force, extra_objectives(config))
+    try:
+        with GracefulShutdown(tells=distributed.is_main_process()) as shutdown:
+            best = trainer.fit(shutdown)
+    except Stopped as stop:
+        raise Stopped(stop.number, f"{stop.where}; go on with: {resume_command(sys.argv)}") from None
+    return best, trainer.events_folder, trainer.state.step
 
 
 def build_parser() -> argparse.ArgumentParser:

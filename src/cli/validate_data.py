@@ -163,7 +163,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def save_preview(path: Path, config: Config, clips: int) -> None:
     """Draw training clips as the trainer will see them, masks drawn in, into a picture."""
-    from ..train.data import preview  # only here: it imports SAM 2, which takes seconds
+    from ..tasks.tracking.data import preview  # only here: it imports SAM 2, which takes seconds
 
     picture = Image.fromarray(preview(config, clips))
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))

@@ -1,16 +1,15 @@
 """A run in several processes, each with a part of every batch.
 
 A launcher such as torchrun starts the processes. Numbers and decisions are exchanged as plain objects over gloo.
-Gradients go through DistributedDataParallel, over NCCL on GPUs and gloo on the CPU. For a process that is alone every
+Gradients are summed over NCCL on GPUs and gloo on the CPU. For a process that is alone every
 function here is the identity.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from .console import hide_messages
 from .errors import Stopped, UserError
@@ -30,6 +28,9 @@ TIMEOUT = timedelta(minutes=10)
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for work that the first one does alone, such as checking the data."""
+
+BUCKET_BYTES = 2**25
+"""Gradients that are summed over processes at a time."""
 
 T = TypeVar("T")
 
@@ -256,52 +257,39 @@ def _collect(own: list[T]) -> list[T]:
     return own if lists is None else [item for each in lists for item in each]
 
 
-class Gradients:
-    """The gradients of a step, which has several pieces, each with a backward pass of its own.
+def broadcast_weights(model: nn.Module) -> None:
+    """Give all processes the first one's parameters and buffers."""
+    if _group is not None:
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                shared = tensor.contiguous()
+                dist.broadcast(shared, 0)
+                tensor.copy_(shared)
 
-    A piece's loss is this process' share of it, which with those of the others adds up to the whole. Gradients are
-    summed over pieces in each process, and over processes in the backward pass of the last piece.
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their sums over processes; a parameter that none has a gradient of stays without one.
+
+    Gradients travel some megabytes at a time, in the same order everywhere.
 
     Args:
-        model: some of whose parameters train. The first process' weights are copied to all.
+        parameters: the same ones in all processes. Which of them have a gradient may differ.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._parallel = None
-        if world_size() > 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # newer versions have another word for broadcast_buffers
-                # which parameters take part depends on the prompts that are drawn, so some may have no gradient
-                self._parallel = DistributedDataParallel(
-                    _Forward(model), broadcast_buffers=False, find_unused_parameters=True
-                )
-
-    @contextmanager
-    def piece(self, last: bool) -> Iterator[Callable[[Callable[[], T]], T]]:
-        """For the forward and the backward pass of a piece; gives what to run the forward pass by."""
-        if self._parallel is None:
-            yield lambda work: work()
-            return
-        waits: AbstractContextManager[Any] = nullcontext() if last else self._parallel.no_sync()
-        with waits:
-            yield self._parallel
-
-    def backward(self, loss: Tensor) -> None:
-        """The backward pass of a share of a loss."""
-        (loss * world_size()).backward()  # type: ignore[no-untyped-call]  # over processes gradients are averaged
-
-    def nothing(self) -> Tensor:
-        """The share of a process that has nothing to do: 0, with a graph."""
-        return 0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
-
-
-class _Forward(nn.Module):
-    """Lets DistributedDataParallel take any work with a model for its forward pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, work: Callable[[], T]) -> T:
-        return work()
+    if _group is None:
+        return
+    used = [any(flags) for flags in zip(*all_gather_object([p.grad is not None for p in parameters]), strict=True)]
+    gradients = []
+    for parameter in (p for p, is_used in zip(parameters, used, strict=True) if is_used):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    while gradients:
+        bucket = [gradients.pop(0)]
+        size = bucket[0].nbytes
+        while gradients and gradients[0].dtype == bucket[0].dtype and size + gradients[0].nbytes <= BUCKET_BYTES:
+            size += gradients[0].nbytes
+            bucket.append(gradients.pop(0))
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))

@@ -34,10 +34,11 @@ from ..gating.switching import decide_for_frame
 from ..lora.injection import count_parameters, routed_layers
 from ..lora.recording import record_routing
 from ..models.spec import model_spec
+from ..tasks.tracking.data import fit_gate_to
 from ..tasks.tracking.evaluation import evaluate_domain
-from ..train.data import fit_gate_to
 from ..train.trainer import Trainer
 from .plan import BUNDLED, Row, StudyConfig, plan_rows, run_config
+from .weight_penalty import weight_penalty
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,8 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
     for stage, learned in enumerate(row.order):
         config = run_config(study, row, stage, start)
         with _output_to(work / LOG):
-            trainer = Trainer(config)
+            objectives = [weight_penalty] if config.training.penalty.weight else []
+            trainer = Trainer.from_config(config, objectives=objectives)
             started = time.perf_counter()
             start = trainer.fit()
             seconds = time.perf_counter() - started
@@ -185,7 +187,7 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
         stages.append(
             {
                 "domain": learned,
-                "steps": trainer.progress.step,
+                "steps": trainer.state.step,
                 "seconds": seconds,
                 "parameters": count_parameters(trainer.model).trainable,
                 "scores": scores,

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from training.model.sam2 import SAM2Train
 
 from ..config import Config, LoraConfig
 from ..core.device import evaluating
 from ..core.errors import UserError
-from ..data.clips import ClipBatch, ClipDataset
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import load_adapter
@@ -20,10 +18,11 @@ from ..lora.data_init import data_driven_init
 from ..lora.expert_groups import DEFAULT_ADAPTER, add_adapter, adopt_unnamed
 from ..lora.injection import apply_method
 from ..models.checkpoint import Checkpoint, check_fits, inject_adapters, load_weights, read_checkpoint
-from ..models.sam2.train_forward import track_clips
 from ..models.spec import model_spec
+from ..tasks.base import Items, Task
 
-INIT_CLIPS = 16  # of the new domain, that new adapters look at before they begin
+INIT_ITEMS = 16
+"""Training items that new adapters are initialised from."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class AdapterSetup:
 
 
 def setup_adapters(
-    model: nn.Module, config: Config, fingerprint: str, resumed: Checkpoint | None = None
+    model: nn.Module, task: Task, config: Config, fingerprint: str, resumed: Checkpoint | None = None
 ) -> AdapterSetup:
     """Put what a run trains into a base model, with the weights that the run begins with.
 
@@ -60,7 +59,7 @@ def setup_adapters(
         groups = resumed.groups
         adapters = inject_adapters(model, config.lora, groups)
     elif training.extend is not None:
-        groups = _earlier_groups(model, training.extend, fingerprint)
+        groups = _earlier_groups(model, task, training.extend, fingerprint)
         name = config.dataset.domains[0].name
         adapters = add_adapter(model, name, config.lora)
         groups[name] = config.lora
@@ -80,19 +79,15 @@ def _refuse_inside(config: Config, key: str, path: str | None) -> None:
         )
 
 
-def _earlier_groups(model: nn.Module, folder: str, fingerprint: str) -> dict[str, LoraConfig]:
+def _earlier_groups(model: nn.Module, task: Task, folder: str, fingerprint: str) -> dict[str, LoraConfig]:
     """Load an adapter folder's groups; adapters without a group become one, called after the domain they know.
 
     Nothing is drawn from torch's generator: what is learned next does not depend on what was learned before.
     """
     with torch.random.fork_rng(devices=[]):
         found = load_adapter(model, folder)
-    config, size = found.lora, found.extra.get("image_size", model.image_size)
-    if size != model.image_size:
-        raise UserError(
-            f"training.extend: {folder} was learned at model.image_size {size}, this run has {model.image_size}: "
-            "groups beside each other, and their domain gate, need the same"
-        )
+    config = found.lora
+    task.check_extension(folder, found.extra)
     if not isinstance(config, LoraConfig):
         return dict(config)
     gate = DomainGate.beside(folder, fingerprint)
@@ -115,15 +110,15 @@ def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str)
     load_weights(model, checkpoint, path)
 
 
-def init_from_data(model: SAM2Train, adapters: dict[str, AdapterLayer], clips: ClipDataset, seed: int) -> None:
+def init_from_data(model: nn.Module, task: Task, adapters: dict[str, AdapterLayer], items: Items, seed: int) -> None:
     """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`)."""
 
     def run() -> None:
-        for index in range(min(INIT_CLIPS, len(clips))):
-            clip = clips[(0, index)]
-            if isinstance(clip, UserError):
-                raise clip
-            track_clips(model, ClipBatch.collate([clip]), "mask")
+        for index in range(min(INIT_ITEMS, len(items))):
+            item = items[(0, index)]
+            if isinstance(item, UserError):
+                raise item
+            task.run_item(model, item)
 
     with evaluating(model):
         data_driven_init(model, adapters, run, seed=seed)

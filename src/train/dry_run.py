@@ -1,22 +1,20 @@
 """A rehearsal of a run: everything is built, the data are checked, some steps and a validation clip are run for real.
 
-It tells the peak memory and how long the run will take, and where it does not fit, which settings make it fit, each
-measured in a process of its own. Nothing is written into the run's folder.
+The report has the peak memory and how long the run will take. Where it does not fit, it has the settings that make it
+fit, each measured in a process of its own. Nothing is written into the run's folder but the report on the data.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import shutil
 import signal
-import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..config import Config, image_size_of, one_line_yaml, parse_config
@@ -24,11 +22,9 @@ from ..core import distributed
 from ..core.console import is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
-from ..data.checks.cache import CHECKS_FOLDER
-from ..data.records import DataSet
-from ..evaluation.domains import Domain, DomainOptions, retention_domains
-from ..tasks.tracking.evaluation import evaluate_domain
-from .trainer import Trainer, clip_names
+from ..models.spec import model_spec
+from .safety import NotFinite
+from .setup import ObjectiveFactory, build_run
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +32,8 @@ STEPS = 2
 """Steps of a rehearsal; the first makes what the others find ready, so the last is timed."""
 
 SUGGESTED = 3
-"""Settings that are told where a run does not fit."""
+"""Settings that are suggested where a run does not fit."""
 
-_SAMPLED_VIDEOS = 20
 _WATCH_SECONDS = 0.05
 
 
@@ -75,99 +70,77 @@ class Change:
         return " ".join(f"--set {key}={one_line_yaml(value)}" for key, value in self.settings.items())
 
 
-def dry_run(config: Config, memory: int | None = None) -> bool:
+def dry_run(config: Config, memory: int | None = None, objectives: Sequence[ObjectiveFactory] = ()) -> bool:
     """Rehearse a run and print what it takes; returns whether it fits.
 
     Args:
         config: the run.
         memory: bytes that it may take; None: what is free on its device.
+        objectives: as of :func:`~src.train.setup.build_run`.
 
     Raises:
-        UserError: what the run itself would raise when it begins.
+        UserError: what building the run raises.
     """
     if distributed.launched() > 1:
-        raise UserError("--dry-run rehearses a run in one process: leave torchrun out")
+        raise UserError("--dry-run rehearses a run in one process: leave torchrun out", "dry-run.several-processes")
     machine = this_machine(config.training.device)
     limit = machine.memory if memory is None else memory
-    with tempfile.TemporaryDirectory() as scratch:
-        known = Path(config.output_dir) / CHECKS_FOLDER
-        if known.is_dir():
-            shutil.copytree(known, Path(scratch) / CHECKS_FOLDER)
-        logger.info(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
-        found = rehearse_apart(config, Path(scratch), limit)
-        print(_told(found, config, machine, limit))
-        if found is not None and found.memory <= limit:
-            return True
-        print(_advice(config, Path(scratch), limit))
+    logger.info(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
+    found = rehearse_apart(config, limit, objectives)
+    print(_report(found, config, machine, limit))
+    if found is not None and found.memory <= limit:
+        return True
+    print(_advice(config, limit, objectives))
     return False
 
 
-def rehearse(config: Config) -> Rehearsal:
-    """Rehearse in this process, writing into the config's output folder."""
-    trainer = Trainer(config)
-    seconds, batches = 0.0, iter(trainer.loader)
-    for _ in range(STEPS if trainer.trains else 0):
+def rehearse(config: Config, objectives: Sequence[ObjectiveFactory] = ()) -> Rehearsal:
+    """Rehearse in this process."""
+    run = build_run(_without_files(config), objectives=objectives)
+    seconds, batches = 0.0, iter(run.loader)
+    for step in range(STEPS if run.train_step is not None else 0):
         started = time.perf_counter()
-        if window := trainer.next_window(batches):
-            trainer.train_or_skip(window, clip_names(window), {})
-            _finish(trainer.device)
+        if run.train_step is not None and (micro_batches := run.next_micro_batches(batches)):
+            with suppress(NotFinite):
+                run.train_step(micro_batches, step)
+            if run.device.type == "cuda":
+                torch.cuda.synchronize(run.device)
             seconds = time.perf_counter() - started
-    per_frame = max(_seconds_a_frame(trainer, domain) for domain in trainer.validation)
-    frames = sum(map(_frames_of, trainer.validation))
-    watched = sum(map(_frames_of, trainer.watch.workload()))
-    kept = per_frame * sum(map(_frames_of, retention_domains(DomainOptions.from_config(config))))
-    models = 2 if trainer.trains else 1
-    trainer.close()
+    with run.precision.validation():
+        workload = run.task.measure_workload(run.model)
+    run.close()
     return Rehearsal(
-        memory=peak_memory(trainer.device),
+        memory=peak_memory(run.device),
         step=seconds,
-        validation=per_frame * (frames + watched),
-        table=models * (per_frame * frames + kept),
-        steps_per_epoch=trainer.steps_per_epoch,
-        steps=trainer.last_step if trainer.trains else 0,
+        validation=workload.validation,
+        table=workload.table,
+        steps_per_epoch=run.steps_per_epoch,
+        steps=run.last_step if run.train_step is not None else 0,
     )
 
 
-def _seconds_a_frame(trainer: Trainer, domain: Domain) -> float:
-    """Seconds that validation takes for a frame, of the longest of some videos."""
-    videos = domain.data.videos
-    longest = max(_sample(len(videos)), key=lambda index: len(videos[index]))
-    one = replace(domain, data=DataSet(domain.data.name, [videos[longest]]))
-    started = time.perf_counter()
-    with trainer.autocast_validation():
-        evaluate_domain(trainer.model, one, trainer.config.evaluation.prompt, f"validation ({domain.name})")
-    _finish(trainer.device)
-    return (time.perf_counter() - started) / _frames_of(one)
-
-
-def _frames_of(domain: Domain) -> float:
-    """About how many frames a domain has as it is evaluated, stills being clips then."""
-    videos = domain.data.videos
-    lengths = [len(videos[index]) for index in _sample(len(videos))]
-    return len(videos) * float(np.mean([domain.frames if length == 1 else length for length in lengths]))
-
-
-def _sample(count: int) -> list[int]:
-    taken = min(count, _SAMPLED_VIDEOS)
-    return [i * count // taken for i in range(taken)]
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _without_files(config: Config) -> Config:
+    """The run with no room for features on disk, as a rehearsal leaves nothing there."""
+    cache = config.training.cache_features
+    if cache is None or cache.store != "disk":
+        return config
+    training = config.training.model_copy(update={"cache_features": cache.model_copy(update={"budget_gb": 0.0})})
+    return config.model_copy(update={"training": training})
 
 
 # In a process of its own, which may run out of memory
 
 
-def rehearse_apart(config: Config, folder: Path, limit: int, quiet: bool = False) -> Rehearsal | None:
+def rehearse_apart(
+    config: Config, limit: int, objectives: Sequence[ObjectiveFactory] = (), quiet: bool = False
+) -> Rehearsal | None:
     """Rehearse in a process of its own, which is ended when it takes more main memory than there is.
 
     Args:
-        config: the run; its output folder is left alone.
-        folder: where to write instead.
+        config: the run.
         limit: bytes of the run's device.
-        quiet: whether the process says nothing on the way.
+        objectives: as of :func:`~src.train.setup.build_run`.
+        quiet: whether the process shows no messages.
 
     Returns:
         None where memory ran out.
@@ -178,46 +151,48 @@ def rehearse_apart(config: Config, folder: Path, limit: int, quiet: bool = False
     on_gpu = this_machine(config.training.device).device.type == "cuda"
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    redirected = config.model_copy(update={"output_dir": str(folder)})
-    process = context.Process(target=_rehearse_and_tell, args=(theirs, redirected, quiet or is_quiet()))
+    arguments = (theirs, config, objectives, quiet or is_quiet())
+    process = context.Process(target=_rehearse_and_send, args=arguments)
     process.start()
     theirs.close()
     try:
         while not ours.poll(_WATCH_SECONDS):
             if not on_gpu and resident_memory(process.pid or 0) > limit:
                 return None
-        told = ours.recv()
+        found: Rehearsal | UserError | None = ours.recv()
         process.join()
     except EOFError:  # it was killed, as the system does when memory runs out
         return None
     finally:
         process.kill()
         process.join()
-    if isinstance(told, str):
-        raise UserError(told)
-    return told
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
-def _rehearse_and_tell(connection: Connection, config: Config, quiet: bool) -> None:
-    """What the process does: sends the rehearsal, None where memory ran out, or a message for the user."""
+def _rehearse_and_send(
+    connection: Connection, config: Config, objectives: Sequence[ObjectiveFactory], quiet: bool
+) -> None:
+    """Send the rehearsal, None where memory ran out, or an error for the user; what the process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
     show_messages(quiet)
-    told: Rehearsal | str | None
+    found: Rehearsal | UserError | None
     try:
-        told = rehearse(config)
+        found = rehearse(config, objectives)
     except UserError as error:
-        told = str(error)
+        found = error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        told = None
-    connection.send(told)
+        found = None
+    connection.send(found)
 
 
-# What is told
+# The report
 
 
-def _told(found: Rehearsal | None, config: Config, machine: Machine, limit: int) -> str:
+def _report(found: Rehearsal | None, config: Config, machine: Machine, limit: int) -> str:
     where = "main memory" if machine.device.type != "cuda" else f"memory of {machine.name}"
     if found is None:
         return f"\ndry run: it does not fit into {_size(limit)} of {where}"
@@ -229,7 +204,7 @@ def _told(found: Rehearsal | None, config: Config, machine: Machine, limit: int)
     fits = "fits" if found.memory <= limit else "does not fit"
     lines = [
         "",
-        f"dry run: nothing was written into {config.output_dir}",
+        f"dry run: nothing was trained; {config.output_dir} holds no more than the report on the data",
         f"  a step    {found.step:.2f} s, of {clips}",
         f"  an epoch  {_time(found.steps_per_epoch * found.step)} of {found.steps_per_epoch} steps, and "
         f"{_time(found.validation)} to validate",
@@ -241,13 +216,13 @@ def _told(found: Rehearsal | None, config: Config, machine: Machine, limit: int)
     return "\n".join(lines)
 
 
-def _advice(config: Config, folder: Path, limit: int) -> str:
+def _advice(config: Config, limit: int, objectives: Sequence[ObjectiveFactory]) -> str:
     """The settings that make a run fit, the ones that save most first; together, where none will do alone."""
     changes = savings(config)
     logger.info("measuring what would fit")
     measured, unmeasured = [], []
     for change in progress_bar(changes, desc="measuring", leave=False):
-        found = rehearse_apart(change.applied(config), folder, limit, quiet=True)
+        found = rehearse_apart(change.applied(config), limit, objectives, quiet=True)
         if found is None:
             unmeasured.append(change)
         else:
@@ -259,7 +234,7 @@ def _advice(config: Config, folder: Path, limit: int) -> str:
     ranked = [change for change, _ in measured] + unmeasured
     for count in range(min(2, len(ranked)), len(ranked) + 1):
         together = Change({key: value for change in ranked[:count] for key, value in change.settings.items()})
-        found = rehearse_apart(together.applied(config), folder, limit, quiet=True)
+        found = rehearse_apart(together.applied(config), limit, objectives, quiet=True)
         if found is not None and found.memory <= limit:
             return f"together these make it fit:\n  {together}: {_cost(found)}"
     return "no setting of batch, clip or image size makes it fit: take a smaller model.name, or another machine"
@@ -278,8 +253,9 @@ def savings(config: Config) -> list[Change]:
         changes.append({"dataset.clip.frames": max(2, clip.frames // 2)})
     if clip.max_objects > 1:
         changes.append({"dataset.clip.max_objects": 1})
-    if size >= 128:
-        changes.append({"model.image_size": size // 64 * 32})
+    stride = model_spec(config.model.name).stride
+    if size >= 4 * stride:
+        changes.append({"model.image_size": size // (2 * stride) * stride})
     return [Change(settings) for settings in changes]
 
 

@@ -1,16 +1,17 @@
-"""What a frozen image encoder makes of training clips, kept, so that it runs once for each of them.
+"""What a frozen encoder makes of training items, kept, so that it runs once for each of them.
 
-Clips come again where they are drawn in a number of views (``training.cache_features.views``), and are known by their
-address. Features are kept as they were computed, without their position encodings, so a loss is the same to the bit
-with them and without. Nothing is ever thrown out: what is known when a batch is loaded is known when it is trained on.
+Items come again where they are drawn in a number of views (``training.cache_features.views``), and are known by their
+key. Features are kept as they were computed, so a loss is the same to the bit with them and without. Nothing is ever
+thrown out: what is cached when a batch is loaded is cached when it is trained on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,12 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import nn
 
-from ..config import Config, image_size_of
 from ..core.files import remove_leftovers, write_atomically
-from ..data.checks.cache import state_of_files
-from ..data.clips import ClipBatch, ClipDataset, SampleKey
-from ..data.options import LoadOptions
-from ..models.sam2.train_forward import Features, TrainableSAM2, encode_frames, has_frozen_encoder, join_features
+from ..tasks.base import Features, Items, SampleKey, Task
+
+logger = logging.getLogger(__name__)
 
 CACHE_FOLDER = "feature_cache"
 FORMAT = 1
@@ -35,16 +34,24 @@ GB = 2**30
 
 
 class Store(Protocol):
-    """Features by the address of their clip, on the CPU."""
+    """Features by the key of their item, on the CPU."""
 
     size: int
     """Bytes kept."""
 
-    def __contains__(self, address: SampleKey) -> bool: ...
+    def __contains__(self, key: SampleKey) -> bool: ...
 
-    def get(self, address: SampleKey) -> Features | None: ...
+    def get(self, key: SampleKey) -> Features | None:
+        """Return an item's features, None where they are not kept."""
+        ...
 
-    def put(self, address: SampleKey, features: Features) -> None: ...
+    def put(self, key: SampleKey, features: Features) -> None:
+        """Keep an item's features."""
+        ...
+
+    def clean(self) -> None:
+        """Remove what earlier runs and killed processes have left."""
+        ...
 
 
 class MemoryStore:
@@ -54,167 +61,140 @@ class MemoryStore:
         self.size = 0
         self._kept: dict[SampleKey, Features] = {}
 
-    def __contains__(self, address: SampleKey) -> bool:
-        return address in self._kept
+    def __contains__(self, key: SampleKey) -> bool:
+        return key in self._kept
 
-    def get(self, address: SampleKey) -> Features | None:
-        return self._kept.get(address)
+    def get(self, key: SampleKey) -> Features | None:
+        """Return an item's features, None where they are not kept."""
+        return self._kept.get(key)
 
-    def put(self, address: SampleKey, features: Features) -> None:
-        self._kept[address] = [level.cpu() for level in features]
+    def put(self, key: SampleKey, features: Features) -> None:
+        """Keep an item's features."""
+        self._kept[key] = [level.cpu() for level in features]
         self.size += size_of(features)
+
+    def clean(self) -> None:
+        """There is nothing to remove."""
 
 
 class DiskStore:
-    """Features in files, one a clip, each written whole or not at all; several processes may share the folder.
+    """Features in files, one an item, each written whole or not at all; several processes may share the folder.
 
     Args:
-        folder: for the features of one key (:func:`cache_key`) alone; what is in it already is used.
-        say: told of a damaged file.
+        folder: for the features of one cache key (:func:`cache_key`) alone; what is in it already is used.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        self.folder, self.say = folder, say
-        remove_leftovers(folder)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
-    def _path(self, address: SampleKey) -> Path:
-        epoch, index = address
+    def _path(self, key: SampleKey) -> Path:
+        epoch, index = key
         return self.folder / f"{epoch}_{index}.safetensors"
 
-    def __contains__(self, address: SampleKey) -> bool:
-        return self._path(address).exists()
+    def __contains__(self, key: SampleKey) -> bool:
+        return self._path(key).exists()
 
-    def get(self, address: SampleKey) -> Features | None:
-        path = self._path(address)
+    def get(self, key: SampleKey) -> Features | None:
+        """Return an item's features, None where they are not kept or their file is damaged."""
+        path = self._path(key)
         try:
             levels = load_file(path)
             return [levels[str(number)] for number in range(len(levels))]
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError, OSError) as error:
-            self.say(f"warning: {path}: damaged, so these features are computed again: {error}")
+            logger.warning(f"warning: {path}: damaged, so these features are computed again: {error}")
             return None
 
-    def put(self, address: SampleKey, features: Features) -> None:
+    def put(self, key: SampleKey, features: Features) -> None:
+        """Keep an item's features."""
         levels = {str(number): level.cpu().contiguous() for number, level in enumerate(features)}
-        write_atomically(self._path(address), partial(save_file, levels))
+        write_atomically(self._path(key), partial(save_file, levels))
         self.size += size_of(features)
 
+    def clean(self) -> None:
+        """Remove the features of other cache keys, and the temporary files of killed processes."""
+        for path in self.folder.parent.glob("*"):
+            if path.name != self.folder.name:
+                shutil.rmtree(path, ignore_errors=True)
+        remove_leftovers(self.folder)
 
-class ClipEncoder:
-    """Image features of batches, each clip encoded by itself, so that they do not depend on the clips beside it.
+
+class FrozenEncoder:
+    """Features of batches, each item encoded by itself, so that they do not depend on the items beside it.
 
     Args:
-        model: whose image encoder is frozen.
-        clips: what batches are drawn from.
+        task: says how an item is encoded.
+        model: whose encoder is frozen.
+        items: what batches are drawn from.
         store: where features are kept; None: nowhere.
         budget: bytes to keep at most.
-        views: of each clip, to say how much all of them would take.
-        say: told once if that is over the budget.
+        views: of each item, to say how much all of them would take.
     """
 
     def __init__(
-        self, model: TrainableSAM2, clips: ClipDataset, store: Store | None, budget: float, views: int,
-        say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        self.model, self.clips, self.store, self.budget, self.say = model, clips, store, budget, say
-        self.draws = clips.count_samples(views)
-        self.told = False
+        self, task: Task, model: nn.Module, items: Items, store: Store | None, budget: float, views: int
+    ) -> None:
+        self.task, self.model, self.items = task, model, items
+        self.store, self.budget = store, budget
+        self.draws = items.count_samples(views)
+        self._warned = False
 
     def is_cached(self, epoch: int, index: int) -> bool:
-        """Whether the features of a clip of the data set are kept."""
-        return self.store is not None and self.clips.sample_key(epoch, index) in self.store
+        """Whether the features of an item are kept."""
+        return self.store is not None and self.items.sample_key(epoch, index) in self.store
 
-    def __call__(self, batch: ClipBatch) -> Features:
-        """The features of a batch's frames, clip by clip, on the model's device.
+    def __call__(self, batch: Any) -> Features:
+        """Return the features of a batch, item after item, on the model's device.
 
         Raises:
-            UserError: a frame has to be read again, and cannot be.
+            UserError: an item has to be read again, and cannot be.
         """
         device = next(self.model.parameters()).device
-        return join_features([self._of_clip(batch, number) for number in range(len(batch.names))], device)
+        return join_features([self._of_item(batch, number) for number in range(len(batch.names))], device)
 
-    def _of_clip(self, batch: ClipBatch, number: int) -> list[Tensor]:
+    def _of_item(self, batch: Any, number: int) -> Features:
         if self.store is None:
-            return encode_frames(self.model, batch.frames_BTHWC[number])
-        address = batch.keys[number]
-        found = self.store.get(address)
+            return self.task.encode(self.model, batch, number)
+        key = batch.keys[number]
+        found = self.store.get(key)
         if found is None:
-            found = encode_frames(self.model, self.clips.with_pixels(batch).frames_BTHWC[number])
-            self._keep(self.store, address, found)
+            found = self.task.encode(self.model, self.items.with_pixels(batch), number)
+            self._keep(self.store, key, found)
         return found
 
-    def _keep(self, store: Store, address: SampleKey, features: Features) -> None:
+    def _keep(self, store: Store, key: SampleKey, features: Features) -> None:
         size = size_of(features)
-        if not self.told and size * self.draws > self.budget:
-            self.told = True
-            self.say(
+        if not self._warned and size * self.draws > self.budget:
+            self._warned = True
+            logger.info(
                 f"training.cache_features.budget_gb {self.budget / GB:g} holds the features of "
                 f"{int(self.budget // size)} of {self.draws} clips, all of them take {size * self.draws / GB:.2g}; "
                 "the others are encoded every time"
             )
         if store.size + size <= self.budget:
-            store.put(address, features)
+            store.put(key, features)
 
 
 def size_of(features: Features) -> int:
-    """Bytes."""
+    """Return bytes."""
     return sum(level.nbytes for level in features)
 
 
-def cached_views(model: TrainableSAM2, config: Config) -> tuple[int | None, str | None]:
-    """In how many views the clips of a run are drawn, None: always anew; and what to say of a cache that is off."""
-    cache = config.training.cache_features
-    if cache is None or has_frozen_encoder(model):
-        return (cache.views if cache else None), None
-    return None, (
-        f"training.cache_features is off: with lora.method {config.lora.method} and these lora.target_modules, what "
-        "the image encoder makes of a frame changes as training goes on; clips are drawn anew in every epoch"
-    )
+def join_features(items: Sequence[Features], device: torch.device) -> Features:
+    """Return features of several items as those of all of them in a row, on the device."""
+    return [torch.cat([level.to(device) for level in levels]) for levels in zip(*items, strict=True)]
 
 
-def build_encoder(
-    model: TrainableSAM2, clips: ClipDataset, config: Config, fingerprint: str, precision: str,
-    say: Callable[[str], None],
-) -> ClipEncoder | None:  # fmt: skip
-    """What encodes a run's clips; None where the image encoder trains along.
+def cache_key(task: Task, items: Items, base_fingerprint: str, precision: str) -> str:
+    """Return a name for all that features depend on beside the item's key: a change makes other features.
 
     Args:
-        model: on its device, with what trains in place.
-        clips: the run's, with the views of :func:`cached_views`.
-        config: the run.
-        fingerprint: of the base's weights.
-        precision: that the encoder computes in.
-        say: told what the user should know, while training.
+        task: of the run.
+        items: of the run.
+        base_fingerprint: of the base's weights.
+        precision: that the encoder computes in, and where.
     """
-    folder, cache = Path(config.output_dir) / CACHE_FOLDER, config.training.cache_features
-    if not has_frozen_encoder(model):
-        return None
-    if cache is None:
-        return ClipEncoder(model, clips, None, 0, 1, say)
-    store: Store = MemoryStore()
-    if cache.store == "disk":
-        device = next(model.parameters()).device
-        key = cache_key(config, clips, fingerprint, f"{precision} on {device.type}")
-        remove_stale(folder, key)
-        store = DiskStore(folder / key, say)
-    return ClipEncoder(model, clips, store, cache.budget_gb * GB, cache.views, say)
-
-
-def cache_key(config: Config, clips: ClipDataset, fingerprint: str, precision: str) -> str:
-    """A name for all that the features of a clip depend on beside its address: a change makes other features."""
-    places = [each.split("train") for each in config.dataset.domains]
-    parts: list[Any] = [
-        FORMAT, torch.__version__, fingerprint, config.model.name, image_size_of(config.model), precision,
-        config.dataset.model_dump(mode="json"), clips.seed, clips.shares,
-        [state_of_files(place, LoadOptions.from_config(config)) for place in places if place is not None],
-    ]  # fmt: skip
+    parts = [FORMAT, torch.__version__, base_fingerprint, precision, *task.cache_identity(items)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def remove_stale(folder: Path, key: str) -> None:
-    """Remove the features of other keys: of earlier runs, whose base, data or settings were others."""
-    for path in folder.glob("*"):
-        if path.name != key:
-            shutil.rmtree(path, ignore_errors=True)

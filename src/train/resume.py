@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
 from ..core.errors import UserError
-from ..data.records import DataSet
 from ..models.checkpoint import Checkpoint, differences, read_checkpoint
 
 AUTO = "auto"
@@ -61,14 +59,6 @@ def find_checkpoint(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
     return None
 
 
-def contents(train: Iterable[DataSet], valid: Iterable[DataSet]) -> dict[str, dict[str, dict]]:
-    """What is in a run's data sets, as :class:`~src.models.checkpoint.Checkpoint` holds it."""
-    return {
-        split: {data.name: asdict(data.contents) for data in sets if data.contents is not None}
-        for split, sets in (("train", train), ("valid", valid))
-    }
-
-
 def check_same_run(
     checkpoint: Checkpoint, path: str | Path, fingerprint: str, data: dict[str, Any], config: Config, force: bool
 ) -> list[str]:
@@ -78,7 +68,7 @@ def check_same_run(
         checkpoint: of the earlier run.
         path: where it lies.
         fingerprint: of the base's weights.
-        data: what is in the data sets (:func:`contents`).
+        data: what is in the data sets (:meth:`~src.tasks.base.Task.data_fingerprints`).
         config: how the run is to go on.
         force: whether to go on all the same.
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.files import write_atomically
-from ..data.clips import ClipBatch
-from ..data.clips.preview import sheet_of_clips
-from ..data.writers import write_image
+from ..tasks.base import LossTerms
 
 QUOTED = 3
 """Layers that a message names."""
@@ -34,9 +29,21 @@ class NotFinite(Exception):
         of_gradient: whether it is a gradient, which float16 is tried for with a smaller scale.
     """
 
-    def __init__(self, problem: str, names: str, batches: Sequence[ClipBatch], of_gradient: bool = False) -> None:
+    def __init__(self, problem: str, names: str, batches: Sequence[Any], of_gradient: bool = False) -> None:
         super().__init__(problem, names, batches, of_gradient)  # which makes it pickle
         self.problem, self.names, self.batches, self.of_gradient = problem, names, batches, of_gradient
+
+    @classmethod
+    def elsewhere(cls) -> NotFinite:
+        """Return what a process raises where another one's numbers are bad."""
+        return cls("", "", [])
+
+    @classmethod
+    def of_terms(cls, terms: LossTerms, source: str) -> NotFinite:
+        """Return what is wrong with an objective that is computed on ``source``."""
+        if terms.total is None or terms.is_finite:
+            return cls.elsewhere()
+        return cls(f"the loss is {terms.total.item()}", source, [])
 
     @classmethod
     def of_all(cls, found: Sequence[NotFinite]) -> NotFinite:
@@ -82,30 +89,6 @@ def quoted(names: Sequence[str]) -> str:
     """The first of some names, and how many more there are."""
     more = f" and {len(names) - QUOTED} more" if len(names) > QUOTED else ""
     return ", ".join(names[:QUOTED]) + more
-
-
-def dump_batches(folder: Path, batches: Sequence[ClipBatch]) -> None:
-    """Write batches to look at: ``sheet.png``, their clips with masks, and all tensors as ``batch_<number>.npz``.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    clips = [clip for batch in batches for clip in batch.clips()]
-    write_image(folder / "sheet.png", sheet_of_clips([(clip.name, clip) for clip in clips]))
-    for number, batch in enumerate(batches):
-        arrays = {
-            "names": np.array(batch.names),
-            "frames_BTHWC": batch.frames_BTHWC.numpy(),
-            "masks_TOHW": batch.masks_TOHW.numpy(),
-            "annotated_TO": batch.annotated_TO.numpy(),
-            "video_of_object": batch.video_of_object.numpy(),
-        }
-        write_atomically(folder / f"batch_{number}.npz", partial(_write_npz, arrays))
-
-
-def _write_npz(arrays: dict[str, np.ndarray], path: Path) -> None:
-    with open(path, "wb") as file:  # to a path without its ending, numpy would add one
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def dead_experts(usage: dict[str, Tensor], experts: int) -> str | None:

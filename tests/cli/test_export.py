@@ -44,7 +44,7 @@ def runs(tiny_yaml, tmp_path_factory) -> dict[str, Config]:
             "training.max_steps": 2, "training.learning_rate": 1e-3 if method == "full" else 0.1,
         }  # fmt: skip
         configs[method] = load_config(tiny_yaml, [f"{key}={value}" for key, value in settings.items()])
-        Trainer(configs[method]).fit()
+        Trainer.from_config(configs[method]).fit()
     return configs
 
 
@@ -217,7 +217,7 @@ class TestCommand:
         assert command(monkeypatch, *arguments, "--base", config.model.checkpoint) == 0
 
     def test_a_run_from_random_weights_is_exported_with_these(self, make_config, tmp_path, monkeypatch):
-        trainer = Trainer(make_config("lora.method=lora", "training.max_steps=1", "training.seed=3"))
+        trainer = Trainer.from_config(make_config("lora.method=lora", "training.max_steps=1", "training.seed=3"))
         trainer.fit()
         assert command(monkeypatch, "--adapter", best(trainer.config), "--output", tmp_path / "merged.pt") == 0
 

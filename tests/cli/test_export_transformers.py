@@ -86,7 +86,7 @@ def test_lora_is_merged(config, learned, tmp_path, capsys):
 
 def test_full_fine_tuning_is_in_the_weights(config, tmp_path):
     config.lora.method, config.training.max_steps, config.training.learning_rate = "full", 1, 1e-3
-    Trainer(config).fit()
+    Trainer.from_config(config).fit()
     best = Path(config.output_dir) / "checkpoints" / "best.pt"
     written = export(config, best, "transformers", tmp_path / "exported")
     loaded = transformers.Sam2VideoModel.from_pretrained(written)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-import src.train.trainer
+from src.cli.train import fit
 from src.config import load_config
 from src.core import distributed
 from src.data.clips import BatchSampler, EpochSampler
-from src.train.trainer import Trainer
+from src.tasks.tracking.task import TrackingTask
 from tests.train.processes import end_as_a_command
 
 QUICK = ("training.max_epochs=2", "training.batch_size=4", "training.domain_gate=false", "training.learning_rate=1e-2")
@@ -37,7 +37,7 @@ SCRIPTS = Path(__file__).parents[2] / "examples/slurm"
 
 
 def train(*settings: str, yaml: Path, folder: Path, resume: str | None = None) -> None:
-    Trainer(load_config(yaml, [f"output_dir={folder}", *QUICK, *settings]), resume).fit()
+    fit(load_config(yaml, [f"output_dir={folder}", *QUICK, *settings]), resume)
 
 
 stores: list[torch.distributed.TCPStore] = []
@@ -135,16 +135,16 @@ class TestOneRun:
         assert not (folder / "earlier").exists()
 
     def test_a_bad_loss_in_one_process_skips_the_step_in_all(self, train_in, monkeypatch):
-        original = src.train.trainer.segmentation_losses
+        original = TrackingTask.losses
 
-        def poisoned(model, loss, batch, *others):
-            losses = original(model, loss, batch, *others)
+        def poisoned(task, model, batch, *others):
+            losses = original(task, model, batch, *others)
             bad = distributed.rank() == 1 and len(calls) == 1
             calls.append(batch.names)
             return {**losses, "total": losses["total"] * math.nan} if bad else losses
 
         calls: list[tuple[str, ...]] = []
-        monkeypatch.setattr(src.train.trainer, "segmentation_losses", poisoned)
+        monkeypatch.setattr(TrackingTask, "losses", poisoned)
         folder = train_in(2, "run", "training.on_non_finite=skip", "training.batch_size=2", "training.max_epochs=1")
         done = steps(folder)
         assert ["total" in step for step in done] == [True, False, True]

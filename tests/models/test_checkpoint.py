@@ -26,7 +26,7 @@ def run(tiny_yaml, tmp_path_factory) -> Trainer:
     """A run that was trained hard enough to change masks."""
     folder = tmp_path_factory.mktemp("run")
     settings = ["training.learning_rate=0.3", "training.warmup_steps=0", "training.max_epochs=1", "lora.alpha=64"]
-    trainer = Trainer(load_config(tiny_yaml, [f"output_dir={folder}", *settings]))
+    trainer = Trainer.from_config(load_config(tiny_yaml, [f"output_dir={folder}", *settings]))
     trainer.fit()
     return trainer
 
@@ -85,7 +85,7 @@ class TestLoadTrained:
         assert all(np.array_equal(a, b) for a, b in zip(off, expected, strict=True))
 
     def test_a_whole_model_comes_back(self, make_config):
-        trainer = Trainer(make_config("lora.method=full", "training.max_steps=1"))
+        trainer = Trainer.from_config(make_config("lora.method=full", "training.max_steps=1"))
         best = trainer.fit()
         model = base(trainer)
         assert load_trained(model, best).method == "full"

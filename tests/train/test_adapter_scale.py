@@ -1,4 +1,4 @@
-"""The share of what adapters learned that is kept at the end of a run."""
+"""The scale of what adapters learned that is kept at the end of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from src.lora.adapter_io import WEIGHTS_FILE
 from src.lora.injection import apply_method
 from src.models.checkpoint import read_checkpoint
 from src.models.sam2.build import build_model
+from src.tasks.base import Validation
+from src.tasks.tracking.task import TrackingTask
 from src.train.adapter_scale import scale_adapters, scaled_adapters
+from src.train.callbacks import TensorBoard
 from src.train.trainer import Trainer
 
 
@@ -40,23 +43,23 @@ def test_half_of_an_adapter_adds_half(method):
 
 def test_the_share_that_validates_best_is_chosen_once(make_config, tmp_path, monkeypatch):
     settings = ["training.max_epochs=1", "training.learning_rate=1e-2"]
-    plain = Trainer(make_config(*settings, f"output_dir={tmp_path / 'plain'}"))
+    plain = Trainer.from_config(make_config(*settings, f"output_dir={tmp_path / 'plain'}"))
     plain.fit()
     raw = read_checkpoint(plain.best).weights
 
     scored = {}
 
-    def score(self, label):  # fmt: skip
-        J = {"strength 0.25": 0.3, "strength 0.5": 0.8}.get(label, 0.4)
+    def validate(self, model, label, shard):
+        J = {"adapter scale 0.25": 0.3, "adapter scale 0.5": 0.8}.get(label, 0.4)
         scored[label] = J
-        return {"J": J, "F": J}, []
+        return Validation({"J": J, "F": J})
 
-    monkeypatch.setattr(Trainer, "score", score)
-    monkeypatch.setattr(Trainer, "show", lambda *_: None)
+    monkeypatch.setattr(TrackingTask, "validate", validate)
+    monkeypatch.setattr(TensorBoard, "on_validation", lambda *_: None)
     config = make_config(*settings, "training.adapter_scales=[1.0, 0.5, 0.25]")
-    Trainer(config).fit()
-    assert {"strength 0.25", "strength 0.5"} < set(scored) and "strength 1" not in scored
-    trainer = Trainer(config, resume="auto")
+    Trainer.from_config(config).fit()
+    assert {"adapter scale 0.25", "adapter scale 0.5"} < set(scored) and "adapter scale 1" not in scored
+    trainer = Trainer.from_config(config, resume="auto")
     scored.clear()
     trainer.fit()
     assert not scored
@@ -66,23 +69,25 @@ def test_the_share_that_validates_best_is_chosen_once(make_config, tmp_path, mon
         expected = 0.5 * tensor if name.endswith("lora_B") else tensor
         assert torch.equal(kept[name], expected) and torch.equal(written[name], expected)
     metrics = json.loads((trainer.folder / "metrics.json").read_text())
-    assert (metrics["strength"], metrics["best_J"]) == (0.5, 0.8)
+    assert (metrics["adapter_scale"], metrics["best_J"]) == (0.5, 0.8)
     assert all(
         torch.equal(tensor, raw[name])
         for name, tensor in read_checkpoint(trainer.checkpoints / "last.pt").weights.items()
     )
 
 
-def test_a_new_best_after_the_choice_is_weakened_anew(make_config, monkeypatch):
-    known = {"base": 0.1, "adapted": 0.4, "strength 0.5": 0.8}
-    monkeypatch.setattr(Trainer, "score", lambda self, label: ({"J": known[label], "F": 0.0}, []))
-    monkeypatch.setattr(Trainer, "show", lambda *_: None)
+def test_a_new_best_after_the_choice_is_scaled_again(make_config, monkeypatch):
+    known = {"base": 0.1, "adapted": 0.4, "adapter scale 0.5": 0.8}
+    monkeypatch.setattr(
+        TrackingTask, "validate", lambda self, model, label, shard: Validation({"J": known[label], "F": 0.0})
+    )
+    monkeypatch.setattr(TensorBoard, "on_validation", lambda *_: None)
     settings = ["training.max_epochs=2", "training.learning_rate=1e-2", "training.adapter_scales=[1.0, 0.5]"]
-    first = Trainer(make_config(*settings, "training.max_steps=3"))
+    first = Trainer.from_config(make_config(*settings, "training.max_steps=3"))
     first.fit()
-    assert read_checkpoint(first.best).progress["strength"] == 0.5
+    assert read_checkpoint(first.best).progress["adapter_scale"] == 0.5
     known["adapted"] = 0.9
-    going_on = Trainer(make_config(*settings), resume=first.best)
+    going_on = Trainer.from_config(make_config(*settings), resume=first.best)
     going_on.fit()
     metrics = json.loads((going_on.folder / "metrics.json").read_text())
-    assert (metrics["strength"], metrics["best_J"]) == (1.0, 0.9)
+    assert (metrics["adapter_scale"], metrics["best_J"]) == (1.0, 0.9)

@@ -34,7 +34,7 @@ def first(tiny_yaml, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("first")
     config = load_config(tiny_yaml, [f"output_dir={folder}", "dataset.name=first", *SHORT])
-    Trainer(config).fit()
+    Trainer.from_config(config).fit()
     return config, folder / "adapter"
 
 
@@ -45,7 +45,7 @@ def second(first, tiny_yaml, tmp_path_factory):
     folder = tmp_path_factory.mktemp("second")
     settings = [f"output_dir={folder}", "dataset.name=second", f"training.extend={first[1]}", "lora.rank=2", *SHORT]
     config = load_config(tiny_yaml, settings)
-    best = Trainer(config).fit()
+    best = Trainer.from_config(config).fit()
     return config, folder / "adapter", best
 
 
@@ -59,7 +59,7 @@ class TestExtend:
     def test_what_is_learned_does_not_depend_on_what_was_learned_before(self, first, second, tiny_yaml, tmp_path):
 
         alone = [f"output_dir={tmp_path}", "dataset.name=second", "lora.rank=2", *SHORT]
-        Trainer(load_config(tiny_yaml, alone)).fit()
+        Trainer.from_config(load_config(tiny_yaml, alone)).fit()
         expected, found = read_adapter(tmp_path / "adapter").weights, group_weights(second[1], "second")
         assert expected.keys() == found.keys() and all(torch.equal(expected[k], found[k]) for k in found)
         gates = [
@@ -85,8 +85,10 @@ class TestExtend:
     def test_it_can_be_resumed(self, second, tiny_yaml, tmp_path):
         half = [f"output_dir={tmp_path}", "dataset.name=second", f"training.extend={second[0].training.extend}",
                 "lora.rank=2", "training.learning_rate=1e-2"]  # fmt: skip
-        Trainer(load_config(tiny_yaml, [*half, "training.max_steps=1"])).fit()
-        resumed = Trainer(load_config(tiny_yaml, [*half, "training.max_steps=2"]), tmp_path / "checkpoints/last.pt")
+        Trainer.from_config(load_config(tiny_yaml, [*half, "training.max_steps=1"])).fit()
+        resumed = Trainer.from_config(
+            load_config(tiny_yaml, [*half, "training.max_steps=2"]), tmp_path / "checkpoints/last.pt"
+        )
         resumed.fit()
         expected = torch.load(second[2].with_name("last.pt"), weights_only=True)["weights"]
         found = torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)["weights"]
@@ -94,7 +96,7 @@ class TestExtend:
 
     def test_a_third_beside_two(self, second, make_config, tmp_path):
         config = make_config("dataset.name=third", f"training.extend={second[1]}", *SHORT)
-        Trainer(config).fit()
+        Trainer.from_config(config).fit()
         assert list(read_adapter_config(tmp_path / "run/adapter").lora) == ["first", "second", "third"]
 
     def test_without_a_gate_the_first_is_called_default(self, first, make_config, tmp_path):
@@ -102,7 +104,7 @@ class TestExtend:
 
         shutil.copytree(first[1], tmp_path / "no gate")
         (tmp_path / "no gate" / GATE_FILE).unlink()
-        Trainer(make_config("dataset.name=more", f"training.extend={tmp_path / 'no gate'}", *SHORT)).fit()
+        Trainer.from_config(make_config("dataset.name=more", f"training.extend={tmp_path / 'no gate'}", *SHORT)).fit()
         assert list(read_adapter_config(tmp_path / "run/adapter").lora) == ["default", "more"]
 
     @pytest.mark.parametrize(
@@ -116,20 +118,22 @@ class TestExtend:
     def test_what_does_not_fit_is_said_and_nothing_is_written(self, first, make_config, tmp_path, settings, message):
         config = make_config(f"training.extend={first[1]}", "dataset.name=other", *settings)
         if message is None:
-            Trainer(config)
+            Trainer.from_config(config)
             return
         with pytest.raises(UserError, match=message):
-            Trainer(config)
+            Trainer.from_config(config)
         assert not (tmp_path / "run" / "config.yaml").exists()
 
     def test_another_image_size_is_refused(self, first, make_config):
         config = make_config("dataset.name=other", f"training.extend={first[1]}", "model.image_size=96")
         with pytest.raises(UserError, match=r"learned at model\.image_size 64, this run has 96"):
-            Trainer(config)
+            Trainer.from_config(config)
 
     def test_it_does_not_move_away_what_it_extends(self, first, make_config):
         with pytest.raises(UserError, match="lies in output_dir"):
-            Trainer(make_config("dataset.name=other", f"training.extend={first[1]}", f"output_dir={first[1].parent}"))
+            Trainer.from_config(
+                make_config("dataset.name=other", f"training.extend={first[1]}", f"output_dir={first[1].parent}")
+            )
         assert first[1].is_dir()
 
 
@@ -137,32 +141,36 @@ class TestStartFrom:
     @pytest.mark.parametrize("method", ["mope", "lora", "full", "decoder"])
     def test_training_goes_on_from_the_weights(self, make_config, tmp_path, method):
         settings = [f"lora.method={method}", "training.max_steps=1"]
-        best = Trainer(make_config(*settings, f"output_dir={tmp_path / 'a'}")).fit()
-        trainer = Trainer(make_config(*settings, f"output_dir={tmp_path / 'b'}", f"training.start_from={best}"))
+        best = Trainer.from_config(make_config(*settings, f"output_dir={tmp_path / 'a'}")).fit()
+        trainer = Trainer.from_config(
+            make_config(*settings, f"output_dir={tmp_path / 'b'}", f"training.start_from={best}")
+        )
         saved = torch.load(best, weights_only=True)["weights"]
         found = trainer.model.state_dict()
         assert saved and all(torch.equal(found[name], tensor) for name, tensor in saved.items())
-        assert trainer.progress.step == 0
+        assert trainer.state.step == 0
 
     def test_an_adapter_folder_will_do(self, first, make_config):
-        trainer = Trainer(make_config("dataset.name=other", f"training.start_from={first[1]}"))
+        trainer = Trainer.from_config(make_config("dataset.name=other", f"training.start_from={first[1]}"))
         found = trainer.model.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in read_adapter(first[1]).weights.items())
 
     def test_other_adapters_are_refused(self, first, make_config):
         with pytest.raises(UserError, match="does not fit"):
-            Trainer(make_config("lora.rank=3", f"training.start_from={first[1]}"))
+            Trainer.from_config(make_config("lora.rank=3", f"training.start_from={first[1]}"))
 
     def test_only_the_decoder_trains_by_that_name(self, make_config):
-        trainer = Trainer(make_config("lora.method=decoder"))
+        trainer = Trainer.from_config(make_config("lora.method=decoder"))
         names = {name.split(".")[0] for name, p in trainer.model.named_parameters() if p.requires_grad}
         assert names == {"sam_mask_decoder"}
 
 
 def test_adapters_that_looked_at_the_data_begin_otherwise_and_add_nothing(make_config, tmp_path):
     settings = ["dataset.name=other"]
-    drawn = Trainer(make_config(*settings, f"output_dir={tmp_path / 'a'}")).model.state_dict()
-    looked = Trainer(make_config(*settings, "training.adapter_init=data", f"output_dir={tmp_path / 'b'}")).model
+    drawn = Trainer.from_config(make_config(*settings, f"output_dir={tmp_path / 'a'}")).model.state_dict()
+    looked = Trainer.from_config(
+        make_config(*settings, "training.adapter_init=data", f"output_dir={tmp_path / 'b'}")
+    ).model
     differing = {name.rsplit(".", 1)[1] for name, t in looked.state_dict().items() if not torch.equal(t, drawn[name])}
     assert "lora_A" in differing and "lora_B" not in differing
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import src.data.clips.draw
-import src.train.feature_cache
 from src.config import Config
-from src.core.console import progress_bar
+from src.tasks.base import Validation
+from src.tasks.tracking.task import TrackingTask
+from src.train.callbacks import RunFolder, RunLog, StepLog
 from src.train.feature_cache import CACHE_FOLDER
+from src.train.setup import build_run
 from src.train.trainer import Trainer
 from tests.train.steps import read_steps
 
@@ -29,11 +31,15 @@ NO_ROOM = "training.cache_features.budget_gb=0"
 
 
 def trained(config: Config, resume: str | None = None) -> Trainer:
-    trainer = Trainer(config, resume)
-    with progress_bar(total=trainer.last_step) as bar:
-        while not trainer.is_over():
-            trainer.train_epoch(bar)
-    trainer.log.close()
+    """A run that is logged and saved, and not validated."""
+
+    class Unvalidated(Trainer):
+        def validate(self, label: str) -> Validation:
+            self.state.base_score = 0.0
+            return Validation({})
+
+    trainer = Unvalidated(build_run(config, resume), [RunLog(), RunFolder(), StepLog()])
+    trainer.fit()
     return trainer
 
 
@@ -50,13 +56,13 @@ def said(trainer: Trainer) -> list[str]:
 def encoded(monkeypatch) -> list[int]:
     """Frames of each clip that the encoder was run on."""
     calls: list[int] = []
-    original = src.train.feature_cache.encode_frames
+    original = TrackingTask.encode
 
-    def counted(model, frames_THWC):
-        calls.append(len(frames_THWC))
-        return original(model, frames_THWC)
+    def counted(task, model, batch, number):
+        calls.append(len(batch.frames_BTHWC[number]))
+        return original(task, model, batch, number)
 
-    monkeypatch.setattr(src.train.feature_cache, "encode_frames", counted)
+    monkeypatch.setattr(TrackingTask, "encode", counted)
     return calls
 
 
@@ -120,25 +126,23 @@ def test_with_a_loader_process(make, encoded):
     ids=["full", "decoder", "adapters in the encoder"],
 )
 def test_off_where_features_change_with_training(make, settings):
-    trainer = Trainer(make("run", MEMORY, *settings))
-    trainer.log.close()
-    assert trainer.encoder is None
-    assert len(said(trainer)) == 1
-    assert "training.cache_features is off" in said(trainer)[0]
-    assert trainer.clips.sample_key(VIEWS, 0) == (VIEWS, 0), "without a cache, clips are drawn anew"
+    run = build_run(make("run", MEMORY, *settings))
+    assert run.encoder is None
+    (note,) = [note for note in run.notes if "cache" in note]
+    assert "training.cache_features is off" in note
+    assert run.items.sample_key(VIEWS, 0) == (VIEWS, 0), "without a cache, clips are drawn anew"
 
 
 def test_over_budget(make, encoded):
     """There is room for three clips."""
-    trainer = Trainer(make("run", MEMORY))
-    batch = next(iter(trainer.loader))
-    trainer.encoder(batch)
-    size = trainer.encoder.store.size // len(batch.names)
-    trainer.log.close()
+    run = build_run(make("run", MEMORY))
+    batch = next(iter(run.loader))
+    run.encoder(batch)
+    size = run.encoder.store.size // len(batch.names)
     encoded.clear()
     limited = trained(make("limited", MEMORY, f"training.cache_features.budget_gb={3.5 * size / 2**30}"))
     assert len(encoded) == 3 * CLIPS - 3
-    assert limited.encoder.store.size == 3 * size
+    assert limited.run.encoder.store.size == 3 * size
     (line,) = said(limited)
     assert f"of 3 of {VIEWS * CLIPS} clips" in line
     assert f"take {size * VIEWS * CLIPS / 2**30:.2g}" in line

@@ -66,7 +66,7 @@ def test_it_trains(suggest, tiny_data, tmp_path):
     _, _ = suggest(tiny_data)
     quick = ["model.image_size=64", "training.max_steps=1", "training.device=cpu", "training.domain_gate=false"]
     quick += ["training.batch_size=1", "training.num_workers=0", "training.monitor_clips=0", "evaluation.frames=2"]
-    assert Trainer(load_config(tmp_path / "mine.yaml", [f"output_dir={tmp_path / 'run'}", *quick])).fit()
+    assert Trainer.from_config(load_config(tmp_path / "mine.yaml", [f"output_dir={tmp_path / 'run'}", *quick])).fit()
 
 
 def test_a_single_set_is_divided(suggest, tmp_path):

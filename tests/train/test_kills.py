@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config import load_config
+from src.cli.train import fit
+from src.config import Config, load_config
 from src.lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE
+from src.train.callbacks import Callback, StepReport
 from src.train.trainer import Trainer
 from tests.train.processes import end_as_a_command
 from tests.train.steps import read_steps
@@ -71,7 +73,7 @@ class Runs:
 
     def train(self, *settings: str) -> None:
         """What ``train.py --resume auto`` does."""
-        Trainer(load_config(self.yaml, [f"output_dir={self.folder}", *SETTINGS, *settings]), resume="auto").fit()
+        fit(load_config(self.yaml, [f"output_dir={self.folder}", *SETTINGS, *settings]), resume="auto")
 
     def begin(self, before: Callable[[], object] = lambda: None, *settings: str) -> int:
         def work() -> None:
@@ -276,14 +278,16 @@ def test_ctrl_c_on_the_command_leaves_a_message_and_no_process(tiny_yaml, tmp_pa
 def test_a_loader_that_is_killed_is_told_and_costs_nothing(runs, whole):
     """As by a system that is out of memory."""
 
-    class Victim(Trainer):
-        def log_step(self, *arguments) -> None:
-            super().log_step(*arguments)
+    class KillLoader(Callback):
+        def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
             (loader,) = multiprocessing.active_children()
             os.kill(loader.pid, signal.SIGKILL)
 
+    def train(config: Config) -> None:
+        Trainer.from_config(config, callbacks=[KillLoader()]).fit()
+
     settings = (f"output_dir={runs.folder}", *SETTINGS, "training.num_workers=1")
-    child = begin(lambda: Victim(load_config(runs.yaml, list(settings))).fit(), runs.output)
+    child = begin(lambda: train(load_config(runs.yaml, list(settings))), runs.output)
     assert end(child) == 2
     assert "a process that loads data was killed" in runs.output.read_text()
     assert_same_run(runs.finish(), whole[0])

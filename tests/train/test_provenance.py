@@ -20,7 +20,7 @@ QUICK = ("training.monitor_clips=0", "training.domain_gate=false", "lora.router.
 
 def trained(config: Config) -> tuple[list[dict], dict]:
     """The steps and the last checkpoint of a run."""
-    trainer, folder = Trainer(config), Path(config.output_dir)
+    trainer, folder = Trainer.from_config(config), Path(config.output_dir)
     trainer.fit()
     return read_steps(folder), torch.load(folder / "checkpoints/last.pt", weights_only=True)
 
@@ -39,9 +39,10 @@ def test_a_run_is_the_same_with_any_number_of_workers_and_from_its_own_config(ma
 
 def test_run_json_says_what_was_run_by_what_on_what(make_config, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", "my run.yaml"])
-    trainer = Trainer(make_config(*QUICK))
+    trainer = Trainer.from_config(make_config(*QUICK, "training.max_steps=1"))
+    trainer.fit()
     content = json.loads((trainer.folder / "run.json").read_text())
-    assert content["base_fingerprint"] == trainer.base_fingerprint
+    assert content["base_fingerprint"] == trainer.run.base_fingerprint
     assert content["data"]["train"]["target"].keys() == {"videos", "frames", "objects", "fingerprint"}
     assert content["data"]["valid"]["target"]["videos"] == 2
     (start,) = content["starts"]
@@ -56,9 +57,9 @@ def test_run_json_says_what_was_run_by_what_on_what(make_config, monkeypatch):
 
 
 def test_a_resumed_run_adds_its_start(make_config):
-    first = Trainer(make_config(*QUICK, "training.max_steps=1"))
+    first = Trainer.from_config(make_config(*QUICK, "training.max_steps=1"))
     first.fit()
-    Trainer(make_config(*QUICK), "auto")
+    Trainer.from_config(make_config(*QUICK, "training.max_steps=2"), "auto").fit()
     starts = json.loads((first.folder / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 1]
 

@@ -21,7 +21,7 @@ def first(tiny_yaml, tmp_path_factory) -> Trainer:
     """A run that stopped after a step."""
     folder = tmp_path_factory.mktemp("first") / "run"
     settings = ["training.max_steps=1", "training.monitor_clips=0", "training.domain_gate=false"]
-    trainer = Trainer(load_config(tiny_yaml, [f"output_dir={folder}", *settings]))
+    trainer = Trainer.from_config(load_config(tiny_yaml, [f"output_dir={folder}", *settings]))
     trainer.fit()
     return trainer
 
@@ -50,7 +50,7 @@ class TestOtherRuns:
     )
     def test_what_changes_the_result_is_refused(self, make_config, first, last, setting, difference):
         saved = read_checkpoint(last)
-        arguments = last, saved.base_fingerprint, first.data, make_config(setting)
+        arguments = last, saved.base_fingerprint, first.run.data, make_config(setting)
         with pytest.raises(UserError) as caught:
             check_same_run(saved, *arguments, force=False)
         assert str(caught.value) == f"{last}: does not fit the config: {difference}; --force goes on all the same"
@@ -61,7 +61,7 @@ class TestOtherRuns:
         with pytest.raises(
             UserError, match=r"batch_size is 2 there and 1 here; training\.learning_rate is 0\.001 there and 0\.5 here"
         ):
-            Trainer(config, last)
+            Trainer.from_config(config, last)
         assert [path.name for path in Path(config.output_dir).iterdir()] == ["data_checks"]
 
     def test_other_data_are_refused(self, make_config, last, tiny_data):
@@ -70,7 +70,7 @@ class TestOtherRuns:
             f"dataset.train_img_folder={folder}", f"dataset.train_ann_file={folder}/_annotations.coco.json"
         )
         with pytest.raises(UserError) as caught:
-            Trainer(config, last)
+            Trainer.from_config(config, last)
         for part in ("target.videos is 5 there and 2 here", "target.frames is 5 there", "target.fingerprint is"):
             assert f"training data.{part}" in str(caught.value)
 
@@ -78,46 +78,48 @@ class TestOtherRuns:
         folder = tmp_path / "train"
         shutil.copytree(tiny_data / "train", folder)
         settings = [f"dataset.train_img_folder={folder}", f"dataset.train_ann_file={folder}/_annotations.coco.json"]
-        Trainer(make_config(*settings), last)  # the same in another place
+        Trainer.from_config(make_config(*settings), last)  # the same in another place
         path = folder / "_annotations.coco.json"
         content = json.loads(path.read_text())
         content["annotations"].append({**content["annotations"][0], "id": 999})
         path.write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"target\.objects is \d+ there and \d+ here"):
-            Trainer(make_config(*settings), last)
+            Trainer.from_config(make_config(*settings), last)
 
     def test_what_changes_nothing_is_free(self, make_config, last):
         settings = [
             "training.num_workers=2", "training.monitor_clips=3", "training.max_steps=5", "training.device=auto",
             "training.save_every.minutes=1", "training.save_every.steps=7", "evaluation.source_clips=0",
         ]  # fmt: skip
-        trainer = Trainer(make_config(*settings), last)
-        assert trainer.progress.step == 1
+        trainer = Trainer.from_config(make_config(*settings), last)
+        assert trainer.state.step == 1
 
     def test_force_lists_what_it_overrides_and_uses_it(self, make_config, last):
-        trainer = Trainer(make_config("training.learning_rate=0.5", "training.weight_decay=0.3"), last, force=True)
-        text = (trainer.folder / "logs/training.log").read_text()
+        trainer = Trainer.from_config(
+            make_config("training.learning_rate=0.5", "training.weight_decay=0.3"), last, force=True
+        )
+        text = "\n".join(trainer.run.notes)
         assert "warning: --force overrides: training.learning_rate is 0.001 there and 0.5 here" in text
         assert "warning: --force overrides: training.weight_decay is 0.01 there and 0.3 here" in text
-        fresh = Trainer(make_config("training.learning_rate=0.5", "training.weight_decay=0.3"))
-        fresh.optimizer.step()
-        fresh.schedule.step()
-        found, expected = trainer.optimizer.param_groups, fresh.optimizer.param_groups
+        fresh = Trainer.from_config(make_config("training.learning_rate=0.5", "training.weight_decay=0.3"))
+        fresh.run.train_step.optimizer.step()
+        fresh.run.train_step.schedule.step()
+        found, expected = trainer.run.train_step.optimizer.param_groups, fresh.run.train_step.optimizer.param_groups
         assert [(g["lr"], g["weight_decay"]) for g in found] == [(g["lr"], g["weight_decay"]) for g in expected]
-        assert trainer.optimizer.state_dict()["state"]
+        assert trainer.run.train_step.optimizer.state_dict()["state"]
 
     @pytest.mark.parametrize("setting", ["lora.method=lora", "lora.method=none", "lora.rank=2", "lora.experts=4"])
     def test_other_weights_cannot_be_forced(self, make_config, last, setting):
         with pytest.raises(UserError, match="fit"):
-            Trainer(make_config(setting), last, force=True)
+            Trainer.from_config(make_config(setting), last, force=True)
 
     def test_other_scores_choose_the_best_anew(self, make_config, first, last):
         config = make_config("evaluation.prompt=box", f"output_dir={first.folder}")
         shutil.copytree(first.folder, first.folder.with_name("kept"))
-        trainer = Trainer(config, last)
-        assert trainer.progress.best_J == -float("inf")
-        text = (trainer.folder / "logs/training.log").read_text()
-        assert "the best is chosen anew: evaluation.prompt is mask there and box here" in text
+        trainer = Trainer.from_config(config, last)
+        assert trainer.state.best_score == -float("inf")
+        text = "\n".join(trainer.run.notes)
+        assert "the best is chosen again: evaluation.prompt is mask there and box here" in text
 
 
 class TestFinding:

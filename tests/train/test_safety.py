@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -10,36 +9,31 @@ import pytest
 import torch
 from PIL import Image
 
-import src.train.trainer
 from src.core.errors import UserError
 from src.data.clips import ClipBatch
 from src.lora.injection import routed_layers
+from src.tasks.tracking.task import TrackingTask
 from src.train.safety import check_loss_plateau, check_unused_datasets, dead_experts
 from src.train.trainer import Trainer
+from tests.train.recording import Recorded
+from tests.train.steps import read_steps
 
 QUICK = ("training.max_steps=3", "training.monitor_clips=0", "training.domain_gate=false")
 
 
-class Seen(Trainer):
-    """Keeps the windows of its steps; ``before`` is called before each with the trainer."""
+class Seen(Recorded):
+    """A recorded trainer; ``before`` is called before each step with it."""
 
     def __init__(self, config, before=lambda trainer: None) -> None:
-        super().__init__(config)
-        self.windows: list[list[ClipBatch]] = []
-        self.before = before
-
-    def train_step(self, window, usage):
-        self.windows.append(window)
-        self.before(self)
-        return super().train_step(window, usage)
+        super().__init__(config, before=before)
 
     @property
-    def text(self) -> str:
-        return (self.folder / "logs/training.log").read_text()
+    def windows(self) -> list[list[ClipBatch]]:
+        return self.recorder.micro_batches
 
     @property
     def lines(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "steps.jsonl").read_text().splitlines()]
+        return read_steps(self.folder)
 
 
 @pytest.fixture
@@ -47,13 +41,13 @@ def bad_losses(monkeypatch):
     """``bad_losses(2)``: the second call gives a loss that is NaN."""
 
     def poison(*calls: int) -> None:
-        original, count = src.train.trainer.segmentation_losses, iter(range(1, 99))
+        original, count = TrackingTask.losses, iter(range(1, 99))
 
         def poisoned(*arguments):
             losses = original(*arguments)
             return {**losses, "total": losses["total"] * math.nan} if next(count) in calls else losses
 
-        monkeypatch.setattr(src.train.trainer, "segmentation_losses", poisoned)
+        monkeypatch.setattr(TrackingTask, "losses", poisoned)
 
     return poison
 
@@ -61,7 +55,7 @@ def bad_losses(monkeypatch):
 class TestStop:
     def test_a_gradient_is_named_with_its_parameter_and_clips(self, make_config):
         def infinite(trainer: Seen) -> None:
-            if trainer.progress.step == 1:
+            if trainer.state.step == 1:
                 name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
                 trainer.bad = name
                 parameter.register_hook(lambda gradient: gradient + math.inf)
@@ -86,7 +80,7 @@ class TestStop:
     def test_the_batch_is_written_down(self, make_config, bad_losses):
         trainer = Seen(make_config(*QUICK))
         bad_losses(2)
-        with pytest.raises(UserError, match=f"the batch lies in {trainer.folder}/bad_batch_2"):
+        with pytest.raises(UserError, match=f"the batch is in {trainer.folder}/bad_batch_2"):
             trainer.fit()
         (batch,) = trainer.windows[1]
         folder = trainer.folder / "bad_batch_2"
@@ -115,10 +109,10 @@ class TestSkip:
         assert ["total" in line for line in trainer.lines] == [True, False, True]
         assert not all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
         assert all(torch.equal(a, b) for a, b in zip(kept[1], kept[2], strict=True))
-        (entry,) = trainer.progress.history
+        (entry,) = trainer.state.history
         assert entry["total"] == pytest.approx((trainer.lines[0]["total"] + trainer.lines[2]["total"]) / 2)
         assert f"warning: step skipped: the loss is nan at step 2 on {trainer.windows[1][0].names[0]}" in trainer.text
-        assert trainer.progress.skipped == 0
+        assert trainer.state.skipped == 0
 
     def test_too_many_in_a_row_stop_the_run(self, make_config, bad_losses):
         trainer = Seen(make_config(*QUICK, "training.on_non_finite=skip", "training.max_skips=2"))
@@ -153,9 +147,9 @@ class TestFloat16:
     def overflow(trainer: Seen) -> None:
         """In step 2 only."""
         parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
-        if trainer.progress.step == 1:
+        if trainer.state.step == 1:
             trainer.hook = parameter.register_hook(lambda gradient: gradient + math.inf)
-        elif trainer.progress.step == 2:
+        elif trainer.state.step == 2:
             trainer.hook.remove()
 
     def test_an_overflow_costs_a_step_and_is_no_bad_batch(self, make_config):
@@ -166,10 +160,10 @@ class TestFloat16:
             kept.append([p.detach().clone() for p in trainer.model.parameters() if p.requires_grad])
 
         trainer = Seen(make_config(*self.HALF, "training.max_epochs=1"), before)
-        scale = trainer.scaler.get_scale()
+        scale = trainer.run.train_step.scaler.get_scale()
         trainer.fit()
         assert ["total" in line for line in trainer.lines] == [True, False, True]
-        assert trainer.scaler.get_scale() == scale / 2
+        assert trainer.run.train_step.scaler.get_scale() == scale / 2
         assert not all(torch.equal(a, b) for a, b in zip(kept[0], kept[1], strict=True))
         assert all(torch.equal(a, b) for a, b in zip(kept[1], kept[2], strict=True))
         planned = [trainer.config.training.learning_rate * share for share in (1, 0.75, 0.25)]  # too few for a warm-up
@@ -189,19 +183,17 @@ class TestFloat16:
         next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(
             lambda gradient: gradient + math.inf
         )
-        with pytest.raises(
-            UserError, match=r"is not finite at step 2 on .* lies in .*bad_batch_2 \(training\.max_skips"
-        ):
+        with pytest.raises(UserError, match=r"is not finite at step 2 on .* is in .*bad_batch_2 \(training\.max_skips"):
             trainer.fit()
 
     def test_a_resumed_run_has_the_scale_of_the_one_before(self, make_config, tmp_path):
         whole = Seen(make_config(*self.HALF, f"output_dir={tmp_path / 'whole'}"), self.overflow)
         whole.fit()
         Seen(make_config(*self.HALF, "training.max_steps=2"), self.overflow).fit()
-        again = Trainer(make_config(*self.HALF), "auto")
-        assert again.scaler.get_scale() == whole.scaler.get_scale() == 2**15
+        again = Trainer.from_config(make_config(*self.HALF), "auto")
+        assert again.run.train_step.scaler.get_scale() == whole.run.train_step.scaler.get_scale() == 2**15
         again.fit()
-        assert again.scaler.state_dict() == whole.scaler.state_dict()
+        assert again.run.train_step.scaler.state_dict() == whole.run.train_step.scaler.state_dict()
         assert (again.folder / "steps.jsonl").read_text() == (whole.folder / "steps.jsonl").read_text()
 
 
@@ -209,7 +201,6 @@ class TestWarnings:
     def test_an_expert_that_is_never_chosen(self, make_config):
         trainer = Seen(make_config(*QUICK))
         name, layer = next(iter(routed_layers(trainer.model).items()))
-        assert "never chosen" not in trainer.text
         with torch.no_grad():
             layer.gate.bias[1] = -1e4
         trainer.fit()

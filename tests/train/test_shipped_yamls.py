@@ -31,10 +31,10 @@ def test_it_takes_a_step(path, data_settings, tmp_path):
         f"model.checkpoint={weights if here else 'null'}", "model.image_size=64", f"output_dir={tmp_path}",
         "training.batch_size=1", "training.num_workers=0", "training.device=cpu", "evaluation.domains=[]",
     ]  # fmt: skip
-    trainer = Trainer(load_config(path, [*data_settings, *settings]))
+    trainer = Trainer.from_config(load_config(path, [*data_settings, *settings]))
     assert bool(list(iter_adapter_layers(trainer.model))) == (shipped.lora.method in ("mope", "lora"))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    losses = trainer.train_step(trainer.next_window(iter(trainer.loader)), {})
+    losses = trainer.run.train_step(trainer.run.next_micro_batches(iter(trainer.run.loader)), 0).losses
     assert torch.tensor(list(losses.values())).isfinite().all()
     changed = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from tqdm import tqdm
 
-from src.config import Config, load_config
+from src.config import load_config
+from src.core.console import show_messages
 from src.core.device import pick_device
 from src.core.errors import UserError
 from src.data.clips import ClipBatch
@@ -25,7 +27,10 @@ from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import read_adapter_config
 from src.lora.injection import routed_layers
 from src.models.sam2.build import build_model
+from src.train.callbacks.advice import no_better_than_the_base
+from src.train.setup import build_run
 from src.train.trainer import Trainer
+from tests.train.recording import Recorded
 
 # the same loss for the same batch, whatever was drawn before
 FIXED = ("training.prompts={mask: 1, box: 0, point: 0}", "dataset.clip.frames=2")
@@ -34,24 +39,6 @@ FIXED = ("training.prompts={mask: 1, box: 0, point: 0}", "dataset.clip.frames=2"
 def untouched(folder: Path) -> bool:
     """Whether no run was begun in a folder: it holds at most the report on the data."""
     return not folder.exists() or [path.name for path in folder.iterdir()] == ["data_checks"]
-
-
-class Recorded(Trainer):
-    """Keeps the losses of its steps; ``poisoned`` is the step before which a weight turns into NaN."""
-
-    def __init__(self, config: Config, resume: Path | None = None, poisoned: int | None = None, force=False) -> None:
-        super().__init__(config, resume, force)
-        self.losses: list[dict[str, float]] = []
-        self.names: list[tuple[str, ...]] = []
-        self.poisoned = poisoned
-
-    def train_step(self, window, usage):
-        if self.progress.step + 1 == self.poisoned:
-            with torch.no_grad():
-                next(p for p in self.model.parameters() if p.requires_grad).fill_(math.nan)
-        self.names.append(tuple(name for batch in window for name in batch.names))
-        self.losses.append(super().train_step(window, usage))
-        return self.losses[-1]
 
 
 def checkpoint_path(trainer: Trainer, name: str = "last.pt") -> Path:
@@ -85,13 +72,13 @@ def gradients(trainer: Trainer, window: list[ClipBatch]) -> tuple[dict[str, torc
     def keep(*_: Any) -> None:
         found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
 
-    trainer.optimizer.register_step_pre_hook(keep)
-    losses = trainer.train_step(window, {})
-    return found, losses
+    step = trainer.run.train_step
+    step.optimizer.register_step_pre_hook(keep)
+    return found, step(window, 0).losses
 
 
 def windows(trainer: Trainer, count: int) -> list[ClipBatch]:
-    batches = iter(trainer.loader)
+    batches = iter(trainer.run.loader)
     return [next(batches) for _ in range(count)]
 
 
@@ -164,10 +151,10 @@ class TestResume:
         first.fit()
         second = Recorded(make_config("training.max_epochs=2"), checkpoint_path(first), force=True)
         second.fit()
-        assert second.progress.base_J == first.progress.base_J
-        assert second.progress.best_J >= first.progress.best_J
-        assert [entry["epoch"] for entry in second.progress.history] == [1, 2]
-        assert second.progress.run_name == first.progress.run_name
+        assert second.state.base_score == first.state.base_score
+        assert second.state.best_score >= first.state.best_score
+        assert [entry["epoch"] for entry in second.state.history] == [1, 2]
+        assert second.state.run_name == first.state.run_name
         assert not (second.folder / "earlier").exists()
         assert "going on from" in (second.folder / "logs/training.log").read_text()
 
@@ -175,7 +162,7 @@ class TestResume:
         first = Recorded(make_config("training.max_epochs=1"))
         second = Recorded(make_config("training.max_epochs=2"), first.fit(), force=True)
         second.fit()
-        assert second.progress.step == 6
+        assert second.state.step == 6
 
     def test_with_other_batches_it_goes_on_with_the_clips_that_are_left(self, make_config):
         first = Recorded(make_config("training.batch_size=1", "training.max_steps=4"))
@@ -183,7 +170,7 @@ class TestResume:
         config = make_config("training.batch_size=4", "training.max_epochs=3")
         second = Recorded(config, checkpoint_path(first), force=True)
         second.fit()
-        assert second.progress.step == 6
+        assert second.state.step == 6
         assert [len(names) for names in second.names] == [1, 4]
 
     def test_on_another_base_is_refused(self, make_config, tmp_path):
@@ -194,8 +181,8 @@ class TestResume:
         other = build_model(config.model.model_copy(update={"checkpoint": None}))
         save_file(other.state_dict(), tmp_path / "b.safetensors")
         with pytest.raises(UserError, match="trained on another base") as caught:
-            Trainer(config, best)
-        assert first.base_fingerprint[:12] in str(caught.value)
+            Trainer.from_config(config, best)
+        assert first.run.base_fingerprint[:12] in str(caught.value)
         assert untouched(tmp_path / "other")
 
     @pytest.mark.parametrize(
@@ -211,15 +198,15 @@ class TestResume:
     def test_with_other_adapters_is_refused(self, finished, make_config, setting, difference):
         config = make_config(setting)
         with pytest.raises(UserError, match="does not fit the config") as caught:
-            Trainer(config, finished[1])
+            Trainer.from_config(config, finished[1])
         assert difference in str(caught.value)
         assert untouched(Path(config.output_dir))
 
 
 def test_the_bar_shows_no_score_before_there_is_one(make_config, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr("src.train.trainer.progress_bar", partial(tqdm, file=shown, mininterval=0))
-    Trainer(make_config("training.max_steps=1", "training.domain_gate=false")).fit()
+    monkeypatch.setattr("src.train.callbacks.progress.progress_bar", partial(tqdm, file=shown, mininterval=0))
+    Trainer.from_config(make_config("training.max_steps=1", "training.domain_gate=false")).fit()
     assert "J=not yet validated" in shown.getvalue()
     assert "inf" not in shown.getvalue()
 
@@ -230,7 +217,7 @@ class TestAccumulation:
         settings = [*FIXED, "training.batch_size=1", "training.max_grad_norm=null"]
 
         def trainer() -> Trainer:
-            return Trainer(make_config(*settings, f"training.gradient_accumulation_steps={length}"))
+            return Trainer.from_config(make_config(*settings, f"training.gradient_accumulation_steps={length}"))
 
         window = windows(trainer(), length)
         found, losses = gradients(trainer(), window)
@@ -244,7 +231,7 @@ class TestAccumulation:
     def test_the_last_window_of_an_epoch_is_short(self, make_config):
         settings = ["training.batch_size=1", "training.gradient_accumulation_steps=3", "training.max_epochs=1"]
         trainer = Recorded(make_config(*settings))
-        assert trainer.steps_per_epoch == trainer.last_step == 2
+        assert trainer.run.steps_per_epoch == trainer.run.last_step == 2
         trainer.fit()
         assert [len(names) for names in trainer.names] == [3, 2]
 
@@ -255,8 +242,10 @@ class TestAccumulation:
         assert names[:5] != names[5:]
 
     def test_gradients_are_clipped(self, make_config):
-        free, _ = gradients(trainer := Trainer(make_config(*FIXED, "training.max_grad_norm=null")), windows(trainer, 1))
-        trainer = Trainer(make_config(*FIXED, "training.max_grad_norm=1e-3"))
+        free, _ = gradients(
+            trainer := Trainer.from_config(make_config(*FIXED, "training.max_grad_norm=null")), windows(trainer, 1)
+        )
+        trainer = Trainer.from_config(make_config(*FIXED, "training.max_grad_norm=1e-3"))
         clipped, losses = gradients(trainer, windows(trainer, 1))
         norm = torch.stack([g.norm() for g in free.values()]).norm().item()
         assert losses["grad_norm"] == pytest.approx(norm, rel=1e-4)
@@ -278,7 +267,7 @@ class TestErrors:
     def test_one_frame_cannot_train_memory_attention(self, make_config):
         config = make_config("dataset.clip.frames=1")
         with pytest.raises(UserError, match=r"dataset\.clip\.frames is 1"):
-            Trainer(config)
+            Trainer.from_config(config)
         assert untouched(Path(config.output_dir))
 
     def test_one_frame_can_train_the_decoder(self, make_config):
@@ -288,14 +277,14 @@ class TestErrors:
             )
         )
         trainer.fit()
-        assert trainer.progress.step == 1
+        assert trainer.state.step == 1
 
     def test_a_file_that_is_lost_while_training_is_named(self, make_config, tmp_path, tiny_data):
         import shutil
 
         copy = tmp_path / "train"
         shutil.copytree(tiny_data / "train", copy)
-        trainer = Trainer(
+        trainer = Trainer.from_config(
             make_config(f"dataset.train_img_folder={copy}", f"dataset.train_ann_file={copy}/_annotations.coco.json")
         )
         lost = next(copy.glob("*.jpg"))
@@ -317,13 +306,13 @@ class TestErrors:
     def test_mistakes_are_found_before_anything_is_written(self, make_config, setting, message):
         config = make_config(setting)
         with pytest.raises(UserError) as caught:
-            Trainer(config)
+            Trainer.from_config(config)
         assert message in str(caught.value)
         assert untouched(Path(config.output_dir))
 
     def test_adapters_that_take_no_part_are_told(self, make_config):
         """Clips of one frame and adapters in layers that only tracked frames use, by another name than memory_*."""
-        trainer = Trainer(
+        trainer = Trainer.from_config(
             make_config("dataset.clip.frames=1", "lora.target_modules=[obj_ptr_tpos_proj, memory_attention.*.q_proj]")
         )
         with pytest.raises(UserError, match="nothing can be learned"):
@@ -356,7 +345,7 @@ class TestMethods:
         assert len(biases) == len(routed_layers(trainer.model))
         assert all(b.any() and b.abs().max() < 0.2 and b.sum().abs() < 1e-6 for b in biases.values())
         assert all(torch.equal(checkpoint(trainer)["weights"][name], b) for name, b in biases.items())
-        resumed = Trainer(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
+        resumed = Trainer.from_config(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
         assert all(torch.equal(resumed.model.get_buffer(name), b) for name, b in biases.items())
 
     def test_full_trains_the_whole_model(self, make_config):
@@ -376,12 +365,12 @@ class TestMethods:
         """On one batch, over and over, the loss falls."""
         trainer = Recorded(make_config(*FIXED, "lora.method=full", "training.warmup_steps=0"))
         batch = windows(trainer, 1)
-        losses = [trainer.train_step(batch, {})["total"] for _ in range(5)]
+        losses = [trainer.run.train_step(batch, 0).losses["total"] for _ in range(5)]
         assert losses[-1] < 0.8 * losses[0]
 
     def test_bfloat16_on_the_cpu(self, make_config):
-        plain = Trainer(make_config(*FIXED))
-        mixed = Trainer(make_config(*FIXED, "training.use_amp=true"))
+        plain = Trainer.from_config(make_config(*FIXED))
+        mixed = Trainer.from_config(make_config(*FIXED, "training.use_amp=true"))
         kinds = set()
         mixed.model.memory_attention.layers[0].linear1.register_forward_hook(lambda m, x, y: kinds.add(y.dtype))
         _, expected = gradients(plain, windows(plain, 1))
@@ -389,19 +378,19 @@ class TestMethods:
         assert kinds == {torch.bfloat16}
         assert found["total"] != expected["total"]
         assert found["total"] == pytest.approx(expected["total"], rel=0.02)
-        assert not mixed.scaler.is_enabled()
+        assert not mixed.run.train_step.scaler.is_enabled()
         assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found_gradients.values())
 
     def test_auto_is_full_precision_on_the_cpu(self, make_config):
-        trainer = Trainer(make_config("training.use_amp=auto"))
-        with trainer.autocast():
+        trainer = Trainer.from_config(make_config("training.use_amp=auto"))
+        with trainer.run.precision.training():
             assert not torch.is_autocast_enabled("cpu")
 
     @pytest.mark.parametrize("method", ["mope", "full"])
     def test_activation_checkpointing_changes_no_number(self, make_config, method):
         results = []
         for setting in ("false", "true"):
-            trainer = Trainer(
+            trainer = Trainer.from_config(
                 make_config(*FIXED, f"lora.method={method}", f"training.activation_checkpointing={setting}")
             )
             results.append(gradients(trainer, windows(trainer, 1)))
@@ -410,7 +399,7 @@ class TestMethods:
         assert_same(found, expected)
 
     def test_activation_checkpointing_runs_blocks_again(self, make_config):
-        trainer = Trainer(make_config(*FIXED, "lora.method=full", "training.activation_checkpointing=true"))
+        trainer = Trainer.from_config(make_config(*FIXED, "lora.method=full", "training.activation_checkpointing=true"))
         calls = {"trunk": 0, "attention": 0}
 
         def count(module: nn.Module, name: str) -> None:
@@ -439,9 +428,9 @@ class TestOneRun:
 
     def test_best_is_of_the_best_validation(self, finished):
         trainer, _ = finished
-        scores = {entry["step"]: entry["val_J"] for entry in trainer.progress.history}
+        scores = {entry["step"]: entry["val_J"] for entry in trainer.state.history}
         progress = checkpoint(trainer, "best.pt")["progress"]
-        assert progress["best_J"] == scores[progress["step"]] == max(scores.values()) == trainer.progress.best_J
+        assert progress["best_score"] == scores[progress["step"]] == max(scores.values()) == trainer.state.best_score
 
     def test_the_config_can_be_run_again(self, finished):
         trainer, _ = finished
@@ -449,13 +438,13 @@ class TestOneRun:
 
     def test_a_domain_gate_lies_beside_the_adapter(self, finished):
         trainer, _ = finished
-        gate = DomainGate.load(trainer.folder / "adapter", trainer.base_fingerprint)
+        gate = DomainGate.load(trainer.folder / "adapter", trainer.run.base_fingerprint)
         assert list(gate.domains) == ["target"]
 
     def test_metrics(self, finished):
         trainer, _ = finished
         metrics = json.loads((trainer.folder / "metrics.json").read_text())
-        assert metrics.keys() == {"base_J", "best_J", "strength", "epochs"}
+        assert metrics.keys() == {"base_J", "best_J", "adapter_scale", "epochs"}
         assert [entry["epoch"] for entry in metrics["epochs"]] == [1, 2]
         names = {"total", "mask", "dice", "iou", "occlusion", "balance", "router_z", "grad_norm"}
         scores = {"val_J", "val_F", "val_J&F", "val_mIoU", "val_Dice"}
@@ -467,7 +456,7 @@ class TestOneRun:
     def test_tensorboard(self, finished):
         trainer, _ = finished
         (run,) = [p for p in (trainer.folder / "logs").iterdir() if p.is_dir()]
-        assert run.name == trainer.progress.run_name
+        assert run.name == trainer.state.run_name
         events = EventAccumulator(str(run), {"scalars": 0})
         events.Reload()
         logged = events.Scalars("loss/total")
@@ -493,21 +482,30 @@ class TestOneRun:
         assert text.count("epoch 2, step 6: ") == 2
         assert text.count("of it waiting for data)") == 2
 
-    def test_a_new_run_moves_the_old_one_aside(self, make_config):
+    def test_a_new_run_moves_the_old_one_aside_when_it_begins_to_train(self, make_config):
         first = Recorded(make_config("training.max_steps=1"))
         best = first.fit()
         kept = best.read_bytes()
         (first.folder / "notes.txt").write_text("mine")
+        before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
         second = Recorded(make_config("training.max_steps=1", "lora.rank=2"))
+        assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before, "building writes nothing"
+        second.fit()
         (aside,) = (second.folder / "earlier").iterdir()
         assert (aside / "checkpoints/best.pt").read_bytes() == kept
         assert {p.name for p in aside.iterdir()} == {
             "checkpoints", "adapter", "config.yaml", "metrics.json", "run.json", "steps.jsonl",
         }  # fmt: skip
-        assert {p.name for p in second.folder.iterdir()} == {
-            "earlier", "logs", "notes.txt", "config.yaml", "data_checks", "run.json", "steps.jsonl",
-        }  # fmt: skip
-        assert f"an earlier run was moved to {aside}" in (second.folder / "logs/training.log").read_text()
+        assert (second.folder / "notes.txt").read_text() == "mine"
+        assert f"an earlier run was moved to {aside}" in second.text
+
+    def test_the_log_is_whole_where_the_program_shows_no_messages(self, make_config):
+        """``training.log`` does not depend on the level of the package's logger."""
+        show_messages(quiet=True)
+        trainer = Recorded(make_config("training.max_steps=1", "training.domain_gate=false"))
+        trainer.fit()
+        assert "done: best J" in trainer.text
+        assert not [each for each in logging.getLogger("src.train").handlers]
 
     def test_means_of_an_epoch_are_over_the_steps_that_had_a_loss(self, make_config):
         trainer = Recorded(
@@ -516,7 +514,7 @@ class TestOneRun:
         trainer.fit()
         steps = [json.loads(line) for line in (trainer.folder / "steps.jsonl").read_text().splitlines()]
         assert ["distill_mask" in step for step in steps] == [True, False, True]
-        (entry,) = trainer.progress.history
+        (entry,) = trainer.state.history
         assert entry["distill_mask"] == pytest.approx((steps[0]["distill_mask"] + steps[2]["distill_mask"]) / 2)
         assert entry["total"] == pytest.approx(sum(step["total"] for step in steps) / 3)
 
@@ -528,7 +526,7 @@ class TestSchedule:
             make_config("training.learning_rate=1e-12", "training.early_stopping_patience=1", "training.max_epochs=9")
         )
         trainer.fit()
-        assert trainer.progress.epoch == 2
+        assert trainer.state.epoch == 2
         told = (trainer.folder / "logs/training.log").read_text()
         assert "stopping early: J has not got better for 1 validations" in told
         assert told.count("the best so far") == told.count("the best so far, but no better than the base") == 1
@@ -540,30 +538,31 @@ class TestSchedule:
     )
     def test_what_is_advised_where_prompts_are_as_in_evaluation(self, make_config, since_best, advice):
         trainer = Recorded(make_config(FIXED[0], "training.max_epochs=3", "training.learning_rate=1e-3"))
-        trainer.progress.base_J, trainer.progress.best_J, trainer.progress.since_best = 0.5, 0.4, since_best
-        assert advice in trainer.no_better_than_the_base()
-        trainer.close()
+        trainer.state.base_score, trainer.state.best_score, trainer.state.since_best = 0.5, 0.4, since_best
+        assert advice in no_better_than_the_base(trainer)
 
     def test_validation_every_so_many_epochs_and_at_the_end(self, make_config):
         trainer = Recorded(make_config("training.max_epochs=3", "training.validate_every_epochs=2"))
         trainer.fit()
-        assert ["val_J" in entry for entry in trainer.progress.history] == [False, True, True]
+        assert ["val_J" in entry for entry in trainer.state.history] == [False, True, True]
 
     def test_the_rate_warms_up_for_a_tenth_at_most_and_ends_at_its_floor(self, make_config):
         settings = ["training.warmup_steps=50", "training.learning_rate=1e-2", "training.min_learning_rate=1e-3"]
         trainer = Recorded(make_config(*settings, "training.max_epochs=7"))
-        assert "warm-up takes 2 of the run's 21 steps" in (trainer.folder / "logs/training.log").read_text()
+        assert any("warm-up takes 2 of the run's 21 steps" in note for note in trainer.run.notes)
         rates = []
         for _ in range(22):
-            rates.append(trainer.optimizer.param_groups[0]["lr"])
-            trainer.optimizer.step()
-            trainer.schedule.step()
+            rates.append(trainer.run.train_step.optimizer.param_groups[0]["lr"])
+            trainer.run.train_step.optimizer.step()
+            trainer.run.train_step.schedule.step()
         cosine = [1e-3 + 9e-3 * 0.5 * (1 + math.cos(math.pi * k / 19)) for k in range(20)]
         assert rates == pytest.approx([1e-2 / 3, 2e-2 / 3, *cosine])
 
     def test_biases_are_not_decayed(self, make_config):
-        trainer = Trainer(make_config("training.weight_decay=0.3"))
-        decay = {p: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+        trainer = Trainer.from_config(make_config("training.weight_decay=0.3"))
+        decay = {
+            p: group["weight_decay"] for group in trainer.run.train_step.optimizer.param_groups for p in group["params"]
+        }
         trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         assert len(decay) == len(trained)
         assert all(decay[p] == (0.3 if p.ndim > 1 else 0.0) for p in trained.values())
@@ -576,21 +575,22 @@ def test_the_device_by_name():
 
 
 def test_few_images_still_make_an_epoch_of_256_clips(make_config):
-    trainer = Trainer(make_config("training.clips_per_epoch=null"))
-    assert 256 <= trainer.sampler.length < 256 + 5
-    assert Trainer(make_config("training.clips_per_epoch=3x")).sampler.length == 15
+    trainer = Trainer.from_config(make_config("training.clips_per_epoch=null"))
+    assert 256 <= trainer.run.sampler.length < 256 + 5
+    assert Trainer.from_config(make_config("training.clips_per_epoch=3x")).run.sampler.length == 15
 
 
 def test_objects_too_small_for_the_model_are_warned_about(make_config, monkeypatch):
-    ordinary = Trainer(make_config("training.clips_per_epoch=1x"))
-    assert "too small" not in (ordinary.folder / "logs/training.log").read_text()
-    monkeypatch.setattr("src.train.trainer.SMALL_OBJECT", 60)
-    Trainer(make_config("training.clips_per_epoch=1x"))
-    assert "model.image_size 128 or more" in (ordinary.folder / "logs/training.log").read_text()
+    def notes() -> str:
+        return "\n".join(build_run(make_config("training.clips_per_epoch=1x")).notes)
+
+    assert "too small" not in notes()
+    monkeypatch.setattr("src.tasks.tracking.task.SMALL_OBJECT", 60)
+    assert "model.image_size 128 or more" in notes()
 
 
 def test_epoch_files_do_not_wait_for_validations(make_config):
-    run = Trainer(
+    run = Trainer.from_config(
         make_config("training.max_epochs=4", "training.validate_every_epochs=2", "training.save_every.epochs=3")
     )
     run.fit()
@@ -622,10 +622,10 @@ class TestSeveralSets:
         assert epochs[0].count("other") == epochs[1].count("other") == 3
 
     def test_each_set_is_scored_and_the_mean_decides(self, several):
-        for entry in several.progress.history:
+        for entry in several.state.history:
             assert entry["val_J"] == pytest.approx((entry["val_target/J"] + entry["val_other/J"]) / 2)
             assert entry["val_Dice"] == pytest.approx((entry["val_target/Dice"] + entry["val_other/Dice"]) / 2)
-        assert several.progress.best_J == max(entry["val_J"] for entry in several.progress.history)
+        assert several.state.best_score == max(entry["val_J"] for entry in several.state.history)
 
     def test_all_of_it_is_logged(self, several):
         (run,) = [p for p in (several.folder / "logs").iterdir() if p.is_dir()]

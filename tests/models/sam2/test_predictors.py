@@ -292,7 +292,7 @@ class TestAdapter:
     def test_a_checkpoint_of_a_run(self, tiny_yaml, make_config, capsys, method, said):
         from src.train.trainer import Trainer
 
-        trainer = Trainer(make_config(f"lora.method={method}", "training.max_steps=1"))
+        trainer = Trainer.from_config(make_config(f"lora.method={method}", "training.max_steps=1"))
         trainer.fit()
         loaded = build_sam2_moe(tiny_yaml, device="cpu", adapter=trainer.folder / "checkpoints" / "last.pt")
         assert_same(loaded.state_dict(), trainer.model.state_dict())

@@ -1,49 +1,50 @@
-"""The training data of a run: its sets, the clips drawn from them, and a picture of what the trainer will see."""
+"""Training data of tracking: the clips drawn from data sets, frames for the domain gate, a picture of the clips."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
-from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 
-from ..config import Config, image_size_of
-from ..data.clips import ClipDataset
-from ..data.clips.preview import contact_sheet
-from ..data.loading import load_split
-from ..data.options import LoadOptions
-from ..data.records import DataSet, FrameSource
-from ..gating.domain_gate import DomainGate
-from ..gating.fit import fit_gate
+from ...config import Config, image_size_of
+from ...data.clips import ClipDataset
+from ...data.clips.preview import contact_sheet
+from ...data.loading import load_split
+from ...data.options import LoadOptions
+from ...data.records import DataSet, FrameSource
+from ...gating.domain_gate import DomainGate
+from ...gating.fit import fit_gate
 
-GATE_FRAMES = 128  # of a domain, from which the domain gate learns its looks
+GATE_FRAMES = 128
+"""Frames of a domain that the domain gate is fitted to."""
 
 
 def load_training_sets(config: Config) -> list[DataSet]:
-    """The training split of every domain that the run learns. Raises UserError as :func:`load_split`."""
+    """Return the training split of every domain that the run learns. Raises UserError as :func:`load_split`."""
     options = LoadOptions.from_config(config)
     return [load_split(each, "train", options) for each in config.dataset.domains]
 
 
 def training_clips(config: Config, sets: list[DataSet], views: int | None = None) -> ClipDataset:
-    """The clips that a run trains on, in so many views, or drawn anew every time."""
+    """Return the clips that a run trains on, in so many views, or drawn afresh every time."""
     length = config.training.clips_in_epoch(sum(len(data) for data in sets))
     return ClipDataset(sets, config.dataset, length, image_size_of(config.model), config.training.seed, views)
 
 
 def labelled_frames(data: DataSet, count: int) -> Iterator[FrameSource]:
-    """Frames that show objects, spread over a data set: one a video, or several where there are few videos."""
+    """Yield frames that show objects, spread over a data set: one a video, or several where there are few videos."""
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
     for index in chosen:
         video = data.videos[index]
         shown = [t for t in range(len(video)) if any(obj.segmentations[t] is not None for obj in video.objects)]
         share = min(len(shown), max(1, count // len(chosen)))
-        for place in np.linspace(0, len(shown) - 1, share).round().astype(int):
-            yield video.frames[shown[place]]
+        for position in np.linspace(0, len(shown) - 1, share).round().astype(int):
+            yield video.frames[shown[position]]
 
 
-def fit_gate_to(model: SAM2Base, sets: list[DataSet], gate: DomainGate | None = None) -> DomainGate | None:
-    """Teach a domain gate the looks of data sets, under their names.
+def fit_gate_to(model: nn.Module, sets: list[DataSet], gate: DomainGate | None = None) -> DomainGate | None:
+    """Fit a domain gate to data sets, under their names.
 
     Args:
         model: with its base weights, and with adapters or without.
@@ -62,7 +63,7 @@ def fit_gate_to(model: SAM2Base, sets: list[DataSet], gate: DomainGate | None = 
 
 
 def preview(config: Config, count: int) -> np.ndarray:
-    """Some clips as the run will train on them, drawn into one picture: RGB uint8 (H, W, 3).
+    """Draw some clips as the run will train on them into one picture: RGB uint8 (H, W, 3).
 
     Raises:
         UserError: the training data cannot be read.

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from src.studies.weight_penalty import (
+    Anchor,
+    build_anchor,
+    fisher_information,
+    sampled_log_likelihood,
+    weight_penalty,
+)
 from torch import nn
 
 from src.config import ClipConfig, LoraConfig, ModelConfig, PromptConfig
 from src.data.synthetic import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable
-from src.train.penalty import Anchor, build_anchor, fisher_information, sampled_log_likelihood
-from src.train.trainer import Trainer
+from src.train.setup import build_run
+from tests.errors import refuses
 
 SIZE, FRAMES = 64, 2
 
@@ -74,12 +81,18 @@ def test_a_run_with_it_is_held_back(make_config, tmp_path, penalty):
     common = ["lora.method=decoder", "training.learning_rate=1e-2", "training.warmup_steps=0"]
 
     def penalty_after_training(name, *settings):
-        trainer = Trainer(make_config(*common, f"output_dir={tmp_path / name}", *settings))
-        anchor = build_anchor(trainer.model, make_config(*common, f"training.penalty={penalty}"))
-        batches = iter(trainer.loader)
+        objectives = [weight_penalty] if settings else []
+        run = build_run(make_config(*common, f"output_dir={tmp_path / name}", *settings), objectives=objectives)
+        anchor = build_anchor(run.model, make_config(*common, f"training.penalty={penalty}"))
+        batches = iter(run.loader)
         for _ in range(3):  # the first step is the same: nothing has moved yet
-            losses = trainer.train_step(trainer.next_window(batches), {})
+            losses = run.train_step(run.next_micro_batches(batches), 0).losses
         assert ("penalty" in losses) == (name == "held")
         return anchor.penalty().item()
 
     assert penalty_after_training("held", f"training.penalty={penalty}") < 0.9 * penalty_after_training("free")
+
+
+def test_a_run_does_not_forget_the_penalty_that_its_config_asks_for(make_config):
+    with refuses("training.penalty"):
+        build_run(make_config("training.penalty.weight=1"))

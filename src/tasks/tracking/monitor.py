@@ -1,26 +1,26 @@
-"""What validation looks at beside the scores that choose the best weights: other prompts, kept domains, pictures."""
+"""What validation shows beside the scores that choose the best weights: other prompts, retention domains, pictures."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
-from sam2.modeling.sam2_base import SAM2Base
+from torch import nn
 
-from ..config import Config, Prompt
-from ..data.records import RLE, VideoRecord
-from ..evaluation.domains import Domain
-from ..evaluation.metrics import aggregate
-from ..evaluation.report import overlay_sheet, shown_frames, true_masks
-from ..evaluation.results import DomainResult
-from ..tasks.tracking.evaluation import evaluate_domain
+from ...config import Config, Prompt
+from ...data.records import RLE, VideoRecord
+from ...evaluation.domains import Domain
+from ...evaluation.metrics import aggregate
+from ...evaluation.report import overlay_sheet, shown_frames, true_masks
+from ...evaluation.results import DomainResult
+from .evaluation import evaluate_domain
 
 SCORES = ("J", "J&F")
-"""The scores that are watched, and that stand beside the base's."""
+"""The scores that are monitored, and that stand beside the base's."""
 
 Masks = dict[str, dict[int, list[str | None]]]
 """Tag of a picture → object id → its mask on each frame, as pycocotools' text; None on frames that are not drawn."""
@@ -28,7 +28,7 @@ Masks = dict[str, dict[int, list[str | None]]]
 
 @dataclass(frozen=True)
 class View:
-    """A domain and a prompt that a look scores; views of one tag are averaged."""
+    """A domain and a prompt to score; views of one tag are averaged."""
 
     tag: str
     domain: Domain
@@ -36,33 +36,33 @@ class View:
 
 
 class ValidationMonitor:
-    """Looks at a model in training.
+    """Scores a model in training on a few clips of each view, and draws its masks.
 
     Args:
         config: the run; ``training.monitor_clips`` says on how many clips of each domain.
         learned: the validation sets.
-        kept: what must not be forgotten.
+        retention: what must not be forgotten.
     """
 
-    def __init__(self, config: Config, learned: Sequence[Domain], kept: Sequence[Domain]) -> None:
+    def __init__(self, config: Config, learned: Sequence[Domain], retention: Sequence[Domain]) -> None:
         self.clips = config.training.monitor_clips
         self.prompt, self.learned = config.evaluation.prompt, learned
         others = [prompt for prompt in get_args(Prompt) if prompt != self.prompt]
         self.views = [View(f"prompts/{prompt}", domain, prompt) for prompt in others for domain in learned]
-        self.views += [View(f"kept/{domain.name}", domain, self.prompt) for domain in kept]
+        self.views += [View(f"retention/{domain.name}", domain, self.prompt) for domain in retention]
         if not self.clips:
             self.views = []
 
-    def look(self, model: SAM2Base, results: Sequence[DomainResult]) -> dict[str, float]:
+    def extra_scores(self, model: nn.Module, results: Sequence[DomainResult]) -> dict[str, float]:
         """Score the model on all views.
 
         Args:
             model: the model in training; its mode comes back afterwards.
-            results: what validation found just now, a result for each validation set; of these the same clips are
-                taken, so that prompts can be compared.
+            results: of this validation, one for each validation set. The same clips of these are taken, so that prompts
+                can be compared.
 
         Returns:
-            ``prompts/<prompt>/<score>``, of several validation sets their mean, and ``kept/<domain>/<score>``.
+            ``prompts/<prompt>/<score>``, of several validation sets their mean, and ``retention/<domain>/<score>``.
 
         Raises:
             UserError: as :func:`~src.tasks.tracking.evaluation.evaluate_domain`.
@@ -80,8 +80,16 @@ class ValidationMonitor:
             for score in SCORES
         }
 
+    def prompt_tags(self) -> list[str]:
+        """Return the groups of score tags that say whether the model learns, prompt by prompt."""
+        return [f"prompts/{prompt}" for prompt in get_args(Prompt)] if self.clips else []
+
+    def retention_tags(self) -> list[str]:
+        """Return the groups of score tags that say whether the model forgets."""
+        return [view.tag for view in self.views if view.tag.startswith("retention/")]
+
     def masks(self, results: Sequence[DomainResult]) -> Masks:
-        """The masks that pictures need, as plain data, to be drawn beside later ones."""
+        """Return the masks that pictures need, as plain data, to be drawn beside later ones."""
         return {
             tag: {
                 object_id: [_as_text(mask) if t in shown_frames(video) else None for t, mask in enumerate(masks)]
@@ -90,14 +98,14 @@ class ValidationMonitor:
             for tag, video, predicted in self._drawn(results)
         }
 
-    def sheets(self, results: Sequence[DomainResult], base: Masks) -> Iterator[tuple[str, np.ndarray]]:
-        """The same clips at the same frames every time: truth, base, adapted.
+    def sheets(self, results: Sequence[DomainResult], base: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the same clips at the same frames every time: truth, base, adapted.
 
         Args:
-            results: as of :meth:`look`.
+            results: as of :meth:`extra_scores`.
             base: :meth:`masks` of the base; pictures that it lacks have no such row.
 
-        Returns:
+        Yields:
             The tag, ``overlays/<video>`` or of several sets ``overlays/<set>/<video>``, and RGB uint8 (H, W, 3).
         """
         for tag, video, predicted in self._drawn(results):
@@ -108,7 +116,7 @@ class ValidationMonitor:
             yield tag, overlay_sheet(video, rows | {"adapted": predicted})
 
     def workload(self) -> list[Domain]:
-        """What a look scores, about: each view's domain with as many of its clips."""
+        """Return about what is scored: each view's domain with as many of its clips."""
         return [
             replace(view.domain, data=replace(view.domain.data, videos=view.domain.data.videos[: self.clips]))
             for view in self.views
@@ -124,10 +132,10 @@ class ValidationMonitor:
 def monitors_alike(one: Config, other: Config) -> bool:
     """Whether scores and pictures of two runs on the same data are of the same clips, prompted and scored alike."""
 
-    def watched(config: Config) -> tuple[object, ...]:
+    def monitored(config: Config) -> tuple[object, ...]:
         return config.training.monitor_clips, config.evaluation.model_dump(exclude={"clicks", "overlays"})
 
-    return watched(one) == watched(other)
+    return monitored(one) == monitored(other)
 
 
 def _as_text(mask: RLE) -> str:

@@ -13,7 +13,7 @@ from src.data.writers import write_coco
 from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips
-from src.train.distill import Distillation, difference, general_clips, propose_masks
+from src.tasks.tracking.distillation import SelfDistillation, difference, general_clips, propose_masks
 
 SIZE, FRAMES = 64, 3
 
@@ -25,10 +25,10 @@ def new_model(method="mope", targets=("memory_attention.*.q_proj", "image_encode
     return model.train()
 
 
-def distiller(model, **settings):
+def distillation(model, **settings):
     config = DistillConfig(**{"weight": 2.0, "clips": 6, "batch_size": 2, **settings})
     data = make_videos(SOURCE, 6, 0, FRAMES, SIZE)
-    return Distillation(model, data, ClipConfig(frames=FRAMES), SIZE, config, LossConfig(), seed=0)
+    return SelfDistillation(model, data, ClipConfig(frames=FRAMES), SIZE, config, LossConfig(), seed=0)
 
 
 def disturb(model):
@@ -38,107 +38,109 @@ def disturb(model):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
-class TestDistiller:
+class TestSelfDistillation:
     def test_an_untrained_student_agrees_with_its_teacher(self):
-        losses = distiller(new_model()).losses(0)
-        assert losses["total"].item() == pytest.approx(0, abs=1e-3)  # the teacher's answers are kept in half precision
+        losses = distillation(new_model()).losses(0)
+        assert losses.total.item() == pytest.approx(0, abs=1e-3)  # the teacher's answers are kept in half precision
 
     @pytest.mark.parametrize("features_weight", [0.0, 0.5])
     def test_a_student_that_moved_is_drawn_back(self, features_weight):
         model = new_model()
-        taught = distiller(model, features_weight=features_weight)
+        taught = distillation(model, features_weight=features_weight)
         disturb(model)
         before = taught.losses(1)
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
         for _ in range(40):
             optimizer.zero_grad()
-            taught.losses(1)["total"].backward()
+            taught.losses(1).total.backward()
             optimizer.step()
-        assert taught.losses(1)["total"] < 0.9 * before["total"]
-        assert ("features" in before) == bool(features_weight)
+        assert taught.losses(1).total < 0.9 * before.total
+        assert ("features" in before.logged) == bool(features_weight)
 
     def test_the_teacher_is_the_base_though_the_student_moved(self):
         model = new_model()
-        early = distiller(model)
+        early = distillation(model)
         early.losses(0)
         disturb(model)
-        late = distiller(model)
+        late = distillation(model)
         late.losses(0)
-        for index, lesson in early.lessons.items():
-            assert torch.equal(lesson.taught.logits_TOhw, late.lessons[index].taught.logits_TOhw)
+        for index, target in early.targets.items():
+            assert torch.equal(target.teacher_out.logits_TOhw, late.targets[index].teacher_out.logits_TOhw)
 
     def test_without_adapters_a_copy_teaches(self):
         model = new_model("full")
-        taught = distiller(model)
+        taught = distillation(model)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.2)
-        assert taught.losses(0)["total"] > 0.01
+        assert taught.losses(0).total > 0.01
 
     def test_the_same_step_asks_the_same_and_random_numbers_are_left_alone(self):
         model = new_model()
-        first, second = distiller(model), distiller(model)
+        first, second = distillation(model), distillation(model)
         disturb(model)
         state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()
-        expected = first.losses(3)["total"]
+        expected = first.losses(3).total
         first.losses(4)
-        assert torch.equal(expected, second.losses(3)["total"])
-        assert torch.equal(expected, first.losses(3)["total"])
+        assert torch.equal(expected, second.losses(3).total)
+        assert torch.equal(expected, first.losses(3).total)
         assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numbers).all()
         assert model.training
 
     def test_frames_are_drawn_anew_where_keeping_them_takes_too_much(self, monkeypatch):
         model = new_model()
-        kept, drawn = distiller(model), distiller(model)
+        kept, drawn = distillation(model), distillation(model)
         disturb(model)
         for step in (0, 1, 0):
-            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 1000)
-            expected = drawn.losses(step)["total"]
+            monkeypatch.setattr("src.tasks.tracking.distillation.CACHE_BYTES", 1000)
+            expected = drawn.losses(step).total
             monkeypatch.undo()
-            assert torch.equal(kept.losses(step)["total"], expected)
-        assert all(lesson.frames_THWC is None for lesson in drawn.lessons.values())
-        assert all(lesson.frames_THWC is not None for lesson in kept.lessons.values())
+            assert torch.equal(kept.losses(step).total, expected)
+        assert all(target.frames_THWC is None for target in drawn.targets.values())
+        assert all(target.frames_THWC is not None for target in kept.targets.values())
 
     def test_what_a_frozen_encoder_makes_of_a_clip_is_kept(self, monkeypatch):
         model = new_model(targets=["memory_attention.*.q_proj"])
-        kept, made_anew, encoded = distiller(model), distiller(model), []
+        kept, made_anew, encoded = distillation(model), distillation(model), []
         disturb(model)
-        monkeypatch.setattr("src.train.distill.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of))
+        monkeypatch.setattr(
+            "src.tasks.tracking.distillation.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of)
+        )
         for step in (0, 1, 0, 1):
-            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 1000)
-            expected = made_anew.losses(step)["total"]
-            monkeypatch.setattr("src.train.distill.CACHE_BYTES", 2**30)
+            monkeypatch.setattr("src.tasks.tracking.distillation.CACHE_BYTES", 1000)
+            expected = made_anew.losses(step).total
+            monkeypatch.setattr("src.tasks.tracking.distillation.CACHE_BYTES", 2**30)
             before = len(encoded)
-            assert torch.equal(kept.losses(step)["total"], expected)
+            assert torch.equal(kept.losses(step).total, expected)
         assert before == len(encoded)
-        assert all(lesson.frames_THWC is None for lesson in kept.lessons.values())
-        assert all(lesson.features is None for lesson in made_anew.lessons.values())
+        assert all(target.frames_THWC is None for target in kept.targets.values())
+        assert all(target.features is None for target in made_anew.targets.values())
 
     def test_kept_features_are_those_of_the_frames(self):
         model = new_model(targets=["memory_attention.*.q_proj"])
-        frozen, encoding = distiller(model, batch_size=1), distiller(model, batch_size=1)
+        frozen, encoding = distillation(model, batch_size=1), distillation(model, batch_size=1)
         encoding.frozen = False
         disturb(model)
         for step in (0, 1, 0):
-            assert torch.equal(frozen.losses(step)["total"], encoding.losses(step)["total"])
+            assert torch.equal(frozen.losses(step).total, encoding.losses(step).total)
 
     def test_each_clip_is_asked_about_once(self, monkeypatch):
-        taught = distiller(new_model(), clips=3, batch_size=1)
+        taught = distillation(new_model(), clips=3, batch_size=1)
         for step in range(12):
             taught.losses(step)
-        assert len(taught.lessons) == 3
-        monkeypatch.setattr("src.train.distill.propose_masks", None)
+        assert len(taught.targets) == 3
+        monkeypatch.setattr("src.tasks.tracking.distillation.propose_masks", None)
         for step in range(12):
             taught.losses(step)
 
     def test_every_third_step_is_taught_three_times_as_strongly(self):
         model = new_model()
-        always, seldom = distiller(model), distiller(model, every=3)
+        always, seldom = distillation(model), distillation(model, every=3)
         assert [step for step in range(7) if seldom.is_due(step)] == [0, 3, 6]
         assert all(always.is_due(step) for step in range(7))
         disturb(model)
-        assert seldom.losses(3)["total"].item() == pytest.approx(3 * always.losses(3)["total"].item(), rel=1e-5)
-        assert torch.equal(seldom.losses(3)["mask"], always.losses(3)["mask"])
+        assert seldom.losses(3).total.item() == pytest.approx(3 * always.losses(3).total.item(), rel=1e-5)
+        assert torch.equal(seldom.losses(3).logged["mask"], always.losses(3).logged["mask"])
 
 
 class TestDifference:

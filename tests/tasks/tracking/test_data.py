@@ -7,8 +7,8 @@ import pytest
 
 from src.core.errors import UserError
 from src.data.clips.preview import contact_sheet
-from src.train.data import load_training_sets, preview, training_clips
-from src.train.trainer import Trainer
+from src.tasks.tracking.data import load_training_sets, preview, training_clips
+from src.train.setup import build_run
 
 
 def more(tiny_data, weight: float = 3.0) -> str:
@@ -29,7 +29,7 @@ def test_an_epoch_is_as_long_as_all_sets_together(make_config, tiny_data):
 
 def test_the_preview_shows_what_the_trainer_trains_on(make_config, tiny_data):
     config = make_config(more(tiny_data))
-    assert np.array_equal(preview(config, 3), contact_sheet(Trainer(config).loader.dataset, 3))
+    assert np.array_equal(preview(config, 3), contact_sheet(build_run(config).items, 3))
 
 
 def test_a_set_without_a_training_split_is_told(make_config):

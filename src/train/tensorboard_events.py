@@ -8,19 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ..config import Config, Prompt, one_line_yaml
+from ..config import Config, one_line_yaml
 from ..evaluation.expert_report import short_names
 from ..evaluation.figures import heat_map
-from ..evaluation.report import summary_markdown
-from ..evaluation.results import Comparison
-from ..evaluation.tables import gate_rates
+from ..tasks.base import FinalScores, Task
 
 BASE = "_base"
 """What the tag of the base's score ends with, beside that of the model in training."""
@@ -52,17 +50,16 @@ class TensorBoardLogger:
     def __init__(self, folder: Path, first: int) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=first or None)
 
-    def begin(self, config: Config, learned: Sequence[str], kept: Sequence[str], step: int) -> None:
+    def begin(self, config: Config, task: Task, step: int) -> None:
         """Show what a run is, before it goes on from a step: its config, its line among runs, the layout of curves.
 
         Args:
             config: the run.
-            learned: names of the domains that it learns.
-            kept: names of those that it must keep.
+            task: its task, which says what its scores and losses are called.
             step: the last that was done; the config holds from the next one on.
         """
         self._writer.add_text("config", f"```yaml\n{config.to_yaml()}\n```", step + 1)
-        self._writer.add_custom_scalars(layout(config, learned, kept))
+        self._writer.add_custom_scalars(layout(config, task))
         # without a list of columns, TensorBoard finds them itself, and shows those first in which runs differ
         _, start, _ = hparams(compared(config), {})
         self._writer._get_file_writer().add_summary(start)
@@ -93,7 +90,7 @@ class TensorBoardLogger:
         shares = {layer: use.double() / use.sum() for layer, use in usage.items() if use.sum() > 0}
         if not shares:
             return
-        write_expert_use(self._writer, "router/use", shares, step)
+        write_expert_use(self._writer, "router/utilization", shares, step)
         values_LE = np.stack([share.numpy() for share in shares.values()])
         names = [*map(str, range(experts)), *(["null"] if values_LE.shape[1] > experts else [])]
         inside, layers = short_names(list(shares))
@@ -101,8 +98,8 @@ class TensorBoardLogger:
             values_LE, layers, names, f"use of experts up to step {step}, layers in {inside}", "share of choices",
             (0, 1 / top_k), row_title="layer", column_title="expert",
         )  # fmt: skip
-        self._writer.add_figure("router/use", figure, step)
-        self._writer.add_scalar("router/evenness", load_balance(values_LE[:, :experts]), step)
+        self._writer.add_figure("router/utilization", figure, step)
+        self._writer.add_scalar("router/load_balance", load_balance(values_LE[:, :experts]), step)
         if values_LE.shape[1] > experts:
             self._writer.add_scalar("router/null_share", float(values_LE[:, experts].mean()), step)
 
@@ -114,53 +111,23 @@ class TensorBoardLogger:
         self._writer.close()
 
 
-def write_results(folder: Path, step: int, config: Config, comparisons: Sequence[Comparison]) -> None:
-    """Add a run's final table, its scores and its domain gate's rates to its events, and close its hparams.
+def write_results(folder: Path, step: int, final: FinalScores) -> None:
+    """Add a run's final scores and table to its events, and close its line among runs.
 
     They stand one step after the last, so that they give way to those of the run when it goes on.
 
     Args:
         folder: the run's, as of :class:`TensorBoardLogger`.
         step: the run's last.
-        config: the run.
-        comparisons: base and adapted model, domain by domain.
+        final: scores by tag, and tables.
     """
-    learned = [data.name for data in config.dataset.domains]
     writer = SummaryWriter(str(folder), purge_step=step + 1)
-    for tag, value in (final_scores(comparisons, learned) | gate_scores(comparisons, learned)).items():
+    for tag, value in final.scalars.items():
         writer.add_scalar(tag, value, step + 1)
-    writer.add_text("results", summary_markdown(comparisons), step + 1)
+    writer.add_text("results", final.markdown, step + 1)
     _, _, end = hparams({}, {})
     writer._get_file_writer().add_summary(end)
     writer.close()
-
-
-def final_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
-    """J of each domain, the gain on learned and the loss on kept ones; of the base alone only its J."""
-    by_domain = {c.domain.name: (c.adapted or c.base).scores["J"] for c in comparisons}
-    scores = {f"final/J/{name}": value for name, value in by_domain.items()}
-    if any(c.adapted is None for c in comparisons):
-        return scores
-    changes = {c.domain.name: by_domain[c.domain.name] - c.base.scores["J"] for c in comparisons}
-    return scores | {f"final/{name}": value for name, value in _gain_and_forgetting(changes, learned).items()}
-
-
-def gate_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
-    """What becomes of all domains with the domain gate deciding: rates, known shares, gain and loss of J."""
-    gated = {c.domain.name: (c, c.gated) for c in comparisons if c.gated is not None}
-    if not gated:
-        return {}
-    changes = {name: of.result.scores["J"] - c.base.scores["J"] for name, (c, of) in gated.items()}
-    known = {f"gate/known/{name}": of.known / len(of.result.videos) for name, (_, of) in gated.items()}
-    rates = gate_rates(list(comparisons)) | _gain_and_forgetting(changes, learned)
-    return known | {f"gate/{name}": value for name, value in rates.items()}
-
-
-def _gain_and_forgetting(changes: Mapping[str, float], learned: Sequence[str]) -> dict[str, float]:
-    """``gain``, the mean change of learned domains, and where there are others ``forgetting``, their mean loss."""
-    gains = [change for name, change in changes.items() if name in learned]
-    losses = [-change for name, change in changes.items() if name not in learned]
-    return {"gain": float(np.mean(gains)), **({"forgetting": float(np.mean(losses))} if losses else {})}
 
 
 def compared(config: Config) -> dict[str, Any]:
@@ -175,22 +142,19 @@ def compared(config: Config) -> dict[str, Any]:
     return {key: value_of(key) for key in COMPARED}
 
 
-def layout(config: Config, learned: Sequence[str], kept: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
-    """The charts of the custom scalars view: category → title → kind and patterns of tags.
+def layout(config: Config, task: Task) -> dict[str, dict[str, list[Any]]]:
+    """Return the charts of the custom scalars view: category → title → kind and patterns of tags.
 
     Charts of what a run does not have are left out.
     """
-    several = [f"validation/{name}" for name in learned] if len(learned) > 1 else []
-    prompts = [f"prompts/{prompt}" for prompt in get_args(Prompt)] if config.training.monitor_clips else []
-    forgets = [f"kept/{name}" for name in kept] if config.training.monitor_clips else []
     routed = config.lora.method == "mope"
-    parts = ["total", "mask", "dice", "iou", "occlusion", *(["balance", "router_z"] if routed else [])]
+    parts = [*task.loss_names, *(["balance", "router_z"] if routed else [])]
     parts += ["penalty"] if config.training.penalty.weight else []
     distilled = {"distillation": ["Multiline", ["^loss/distill_.*$"]]} if config.training.distill.weight else {}
-    routing = ["router/evenness", *(["router/null_share"] if config.lora.router.null_expert else [])]
+    routing = ["router/load_balance", *(["router/null_share"] if config.lora.router.null_expert else [])]
     charts = {
-        "Does it learn?": _beside_the_base(["validation", *several, *prompts]),
-        "Does it forget?": _beside_the_base(forgets),
+        question: _beside_the_base(groups, task.headline) for question, groups in task.monitored_tags().items()
+    } | {
         "What is the loss made of?": _one_by_one([f"loss/{part}" for part in parts]) | distilled,
         "Do the experts share the work?": _one_by_one(routing) if routed else {},
         "How does it run?": _one_by_one([f"step/{name}" for name in PER_STEP]),
@@ -198,9 +162,11 @@ def layout(config: Config, learned: Sequence[str], kept: Sequence[str]) -> dict[
     return {question: answers for question, answers in charts.items() if answers}
 
 
-def _beside_the_base(groups: Sequence[str]) -> dict[str, list[Any]]:
-    """A chart for each group of tags: its J, and that of the base."""
-    return {f"{group}: J, beside the base's": _lines(f"{group}/J", f"{group}/J{BASE}") for group in groups}
+def _beside_the_base(groups: Sequence[str], score: str) -> dict[str, list[Any]]:
+    """A chart for each group of tags: its headline score, and that of the base."""
+    return {
+        f"{group}: {score}, beside the base's": _lines(f"{group}/{score}", f"{group}/{score}{BASE}") for group in groups
+    }
 
 
 def _one_by_one(tags: Sequence[str]) -> dict[str, list[Any]]:

@@ -1,12 +1,13 @@
-"""Penalties that hold weights where they began, L2-SP and EWC: baselines beside distillation."""
+"""An objective that holds weights where they began, L2-SP or EWC: a baseline beside distillation."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training.model.sam2 import SAM2Train
 
 from ..config import ClipConfig, Config, image_size_of
 from ..core import distributed
@@ -16,11 +17,12 @@ from ..data.clips import sample_unlabelled
 from ..data.records import DataSet
 from ..data.unlabelled import open_unlabelled
 from ..models.sam2.train_forward import Tracked, track_clips
-from .distill import PROMPTS, general_clips, pseudo_labels
+from ..tasks.base import LossTerms, Task
+from ..tasks.tracking.distillation import PROMPTS, general_clips, pseudo_labels
 
 
 class Anchor:
-    """Half the weighted squared distance of the trainable parameters from where they were when this was made.
+    """Half the weighted squared distance of the trainable parameters from where they were at first.
 
     With weight 1 for every parameter it is L2-SP (Li, Grandvalet & Davoine, "Explicit Inductive Bias for Transfer
     Learning with Convolutional Networks", ICML 2018); with the diagonal of the Fisher information on the old domain,
@@ -37,7 +39,7 @@ class Anchor:
         self.importance = importance
 
     def penalty(self) -> Tensor:
-        """The penalty, a scalar with graph."""
+        """Return the penalty, a scalar with graph."""
         parts = []
         for name, parameter in _trainable(self.model).items():
             moved = (parameter - self.start[name].to(parameter.device)).square()
@@ -47,12 +49,40 @@ class Anchor:
         return torch.stack(parts).sum() / 2
 
 
-def build_anchor(model: SAM2Train, config: Config) -> Anchor:
-    """The penalty of ``config.training.penalty``, from where the model is now.
+class WeightPenalty:
+    """The penalty of ``training.penalty`` as an objective of a run (:class:`src.train.step.Objective`).
+
+    Args:
+        anchor: the distance from where the weights began.
+        weight: of the penalty.
+    """
+
+    source = "training.penalty"
+
+    def __init__(self, anchor: Anchor, weight: float) -> None:
+        self.anchor, self.weight = anchor, weight
+
+    def is_due(self, step: int) -> bool:
+        """Every step has it."""
+        return True
+
+    def losses(self, step: int) -> LossTerms:
+        """Return this process' share, the same one as every other's."""
+        share = self.anchor.penalty() / distributed.world_size()
+        return LossTerms(self.weight * share, {"penalty": share})
+
+
+def weight_penalty(task: Task, model: nn.Module) -> WeightPenalty:
+    """Build the penalty that a run's config asks for, from where the model is now.
 
     Raises:
         UserError: the general clips or folders that the Fisher information needs cannot be read.
     """
+    return WeightPenalty(build_anchor(model, task.config), task.config.training.penalty.weight)
+
+
+def build_anchor(model: nn.Module, config: Config) -> Anchor:
+    """Return the distance of ``config.training.penalty``, from where the model is now. Raises as above."""
     settings, seed = config.training.penalty, config.training.seed
     if settings.kind == "l2sp":
         return Anchor(model)
@@ -66,13 +96,13 @@ def build_anchor(model: SAM2Train, config: Config) -> Anchor:
 
 
 def fisher_information(
-    model: SAM2Train, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
+    model: Any, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of the trainable parameters, on clips without labels.
+    """Return the diagonal of the Fisher information of the trainable parameters, on clips without labels.
 
     Each process of a run takes some of the clips.
 
-    The model finds things on a clip's first frame and tracks them; masks and object scores are drawn from what it then
+    The model finds objects on a clip's first frame and tracks them; masks and object scores are drawn from what it then
     predicts, and the squared gradients of their log-likelihood are averaged over clips.
 
     Args:
@@ -81,8 +111,8 @@ def fisher_information(
         clips: how many clips are drawn from them.
         clip: length of a clip, and simulated motion for stills.
         size: side of its frames in pixels.
-        seed: of all draws.
-        objects: things followed per clip.
+        seed: random seed.
+        objects: tracked per clip.
 
     Returns:
         Parameter name → values of its shape, on its device.
@@ -94,10 +124,10 @@ def fisher_information(
             rng = np.random.default_rng((seed, index, 4))
             frames_THWC = sample_unlabelled(data.videos[index % len(data)], clip, size, rng)
             batch = pseudo_labels(model, f"general {index}", frames_THWC, objects, rng)
-            said = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
+            out = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
             draws = torch.Generator().manual_seed(int(rng.integers(2**31)))
             gradients = torch.autograd.grad(
-                sampled_log_likelihood(said, draws), list(trainable.values()), allow_unused=True
+                sampled_log_likelihood(out, draws), list(trainable.values()), allow_unused=True
             )
             for name, gradient in zip(trainable, gradients, strict=True):
                 if gradient is not None:
@@ -106,10 +136,10 @@ def fisher_information(
     return information
 
 
-def sampled_log_likelihood(said: Tracked, generator: torch.Generator) -> Tensor:
+def sampled_log_likelihood(out: Tracked, generator: torch.Generator) -> Tensor:
     """The log-likelihood of masks (a mean over pixels, summed over objects and frames) and scores drawn from them."""
-    total = torch.zeros((), device=said.scores_TO.device)
-    for logits, pixels in ((said.logits_TOhw, said.logits_TOhw[0, 0].numel()), (said.scores_TO, 1)):
+    total = torch.zeros((), device=out.scores_TO.device)
+    for logits, pixels in ((out.logits_TOhw, out.logits_TOhw[0, 0].numel()), (out.scores_TO, 1)):
         drawn = torch.bernoulli(logits.detach().sigmoid().cpu(), generator=generator).to(logits.device)
         total = total - F.binary_cross_entropy_with_logits(logits, drawn, reduction="sum") / pixels
     return total

@@ -18,7 +18,10 @@ from src.evaluation.results import Comparison
 from src.evaluation.run import evaluate
 from src.evaluation.tables import gate_rates
 from src.lora.adapter import iter_adapter_layers
-from src.train.board import COMPARED, compared, load_balance, write_results
+from src.studies.weight_penalty import weight_penalty
+from src.tasks.tracking.final_scores import final_results
+from src.train.callbacks import Callback
+from src.train.tensorboard_events import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer
 
 SETTINGS = (
@@ -33,21 +36,25 @@ class Killed(Exception):
     pass
 
 
-class DiesUnsaved(Trainer):
-    """Dies after the first validation, which is on the board but in no checkpoint."""
+class DieUnsaved(Callback):
+    """Dies after the first validation of what was trained, which is shown but in no checkpoint."""
 
-    def validate_and_save(self):
-        super().validate_and_save()
-        raise Killed
+    def on_validation_end(self, trainer, validation):
+        if trainer.state.step:
+            raise Killed
 
 
-class DiesAfter(Trainer):
+class DieAfter(Callback):
     """Dies after step 5, which no checkpoint holds, nor step 4."""
 
-    def log_step(self, *arguments):
-        super().log_step(*arguments)
-        if self.progress.step == 5:
+    def on_step_end(self, trainer, report):
+        if trainer.state.step == 5:
             raise Killed
+
+
+def new_trainer(config: Config, callback: Callback | None = None) -> Trainer:
+    callbacks = [] if callback is None else [callback]
+    return Trainer.from_config(config, "auto", objectives=[weight_penalty], callbacks=callbacks)
 
 
 class Run:
@@ -78,12 +85,12 @@ def run(tiny_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two epochs of three steps, in three attempts, and the table at the end."""
     folder = tmp_path_factory.mktemp("board")
     config = load_config(tiny_yaml, [f"output_dir={folder}", *SETTINGS])
-    for mortal in (DiesUnsaved, DiesAfter):
+    for mortal in (DieUnsaved(), DieAfter()):
         with pytest.raises(Killed):
-            mortal(config, resume="auto").fit()
-    trainer = Trainer(config, resume="auto")
+            new_trainer(config, mortal).fit()
+    trainer = new_trainer(config)
     comparisons = evaluate(config, trainer.fit()).comparisons
-    write_results(trainer.board_folder, trainer.progress.step, config, comparisons)
+    write_results(trainer.events_folder, trainer.state.step, final_results(comparisons, ["target"]))
     return Run(trainer, config, comparisons)
 
 
@@ -117,7 +124,7 @@ def test_no_tag_goes_back_or_repeats_a_step(run):
 
 
 def test_validation_beside_the_base(run):
-    history = {entry["step"]: entry for entry in run.trainer.progress.history}
+    history = {entry["step"]: entry for entry in run.trainer.state.history}
     for score in ("J", "F", "J&F", "mIoU", "Dice", "J_decay"):
         shown = run.scalars(f"validation/{score}")
         assert list(shown) == [0, 3, 6]
@@ -141,24 +148,24 @@ def test_every_prompt_is_scored_on_the_same_clips(run):
 def test_what_must_be_kept_is_seen_beside_the_base_while_training(run):
     (_, source) = run.comparisons
     for score in ("J", "J&F"):
-        kept = run.scalars(f"kept/source/{score}")
+        kept = run.scalars(f"retention/source/{score}")
         assert list(kept) == [0, 3, 6]
         assert kept[0] == pytest.approx(source.base.scores[score], abs=1e-6)
-        assert run.scalars(f"kept/source/{score}_base") == {step: pytest.approx(kept[0]) for step in (0, 3, 6)}
-    assert run.scalars("kept/source/J")[3] != run.scalars("kept/source/J")[0]
+        assert run.scalars(f"retention/source/{score}_base") == {step: pytest.approx(kept[0]) for step in (0, 3, 6)}
+    assert run.scalars("retention/source/J")[3] != run.scalars("retention/source/J")[0]
 
 
 def test_experts_as_bars_map_and_numbers(run):
     layers = [name for name, _ in iter_adapter_layers(run.trainer.model)]
-    assert set(run.tags["histograms"]) == {f"router/use/{layer}" for layer in layers}
+    assert set(run.tags["histograms"]) == {f"router/utilization/{layer}" for layer in layers}
     for tag in run.tags["histograms"]:
         events = run.events.Histograms(tag)
         assert [event.step for event in events] == [3, 6]
         assert len(events[-1].histogram_value.bucket) == EXPERTS + 1
         assert sum(events[-1].histogram_value.bucket) == pytest.approx(1)
-    assert [event.step for event in run.events.Images("router/use")] == [3, 6]
-    assert list(run.scalars("router/null_share")) == list(run.scalars("router/evenness")) == [3, 6]
-    assert all(0 < value <= 1 for value in run.scalars("router/evenness").values())
+    assert [event.step for event in run.events.Images("router/utilization")] == [3, 6]
+    assert list(run.scalars("router/null_share")) == list(run.scalars("router/load_balance")) == [3, 6]
+    assert all(0 < value <= 1 for value in run.scalars("router/load_balance").values())
 
 
 def test_the_same_clip_is_drawn_as_truth_base_and_adapted(run, tmp_path):
@@ -234,9 +241,9 @@ def test_every_chart_of_the_layout_has_curves(run):
 
 
 def test_a_finished_run_that_is_resumed_shows_its_results_once(run):
-    trainer = Trainer(run.config, resume="auto")
+    trainer = new_trainer(run.config)
     trainer.fit()
-    write_results(trainer.board_folder, trainer.progress.step, run.config, run.comparisons)
+    write_results(trainer.events_folder, trainer.state.step, final_results(run.comparisons, ["target"]))
     again = Run(trainer, run.config, run.comparisons)
     assert list(again.scalars("final/gain")) == [7]
     assert list(again.text("results/text_summary")) == [7]
@@ -246,13 +253,12 @@ def test_a_finished_run_that_is_resumed_shows_its_results_once(run):
 def test_a_base_of_other_clips_is_not_shown_beside_later_scores(run, tmp_path):
     settings = run.config.training.model_copy(update={"monitor_clips": 2, "max_epochs": 2})
     config = run.config.model_copy(update={"training": settings, "output_dir": str(tmp_path / "other")})
-    trainer = Trainer(config, resume=run.trainer.checkpoints / "last.pt")
-    trainer.close()
-    assert trainer.progress.base_scores == {}
-    assert trainer.progress.base_masks == {}
+    trainer = Trainer.from_config(config, run.trainer.checkpoints / "last.pt", objectives=[weight_penalty])
+    assert trainer.state.base_scores == {}
+    assert trainer.state.base_masks == {}
 
 
-def test_evenness():
+def test_load_balance():
     assert load_balance(np.array([[1.0, 1.0, 1.0]])) == pytest.approx(1)
     assert load_balance(np.array([[0.0, 5.0, 0.0]])) == pytest.approx(0, abs=1e-6)
     assert load_balance(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 2.0]])) == pytest.approx((np.log(2) / np.log(3) + 1) / 2)
