@@ -134,7 +134,7 @@ class TestRead:
         found = read_checkpoint(run.folder / "checkpoints/last.pt")
         assert isinstance(found, Checkpoint)
         assert found.config == run.config
-        assert found.base_fingerprint == run.base_fingerprint
+        assert found.base_fingerprint == run.run.base_fingerprint
         assert found.progress["step"] == 3
 
     def test_a_missing_file_is_named_with_its_neighbours(self, best):
