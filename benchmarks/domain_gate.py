@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from src import cli
 from src.config import ModelConfig
+from src.data.decode.masks import bounding_box
 from src.data.records import VideoRecord
 from src.data.synthetic import (
     CELLS,
@@ -42,7 +43,6 @@ from src.gating.fit import VIEWS, photometric_jitter
 from src.models.sam2.build import build_model
 from src.models.sam2.gate_hooks import gate_features, to_pixels
 from src.models.sam2.pixels import FAMILY
-from src.tasks.tracking.predict import bounding_box
 
 NEW = (CELLS, TISSUE, THERMAL, FLAKES)
 ALL_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SHIFTS)
@@ -174,7 +174,7 @@ class Images:
 
     def __init__(self, model: SAM2Base, count: int, train: int) -> None:
         self.model, self.count, self.train = model, count, train
-        self._known: dict[tuple, Tensor] = {}
+        self._known: dict[tuple[Any, ...], Tensor] = {}
 
     def test(self, way: Way, domain: Domain, kind: ShiftKind | Literal[""]) -> Tensor:
         """Held-out images of a domain, shifted or not, (B, D)."""
@@ -221,7 +221,7 @@ def _around(mask_HW: np.ndarray) -> tuple[float, ...]:
     return tuple(float(np.clip(v, 0, 1)) for v in corners)
 
 
-def wrong_shares(images: Images, way: Way, known: Domain, percentile: float) -> tuple[dict, dict]:
+def wrong_shares(images: Images, way: Way, known: Domain, percentile: float) -> tuple[dict[Any, float], dict[Any, float]]:
     """Wrongly rejected shares per set of the known domain, wrongly accepted ones per set of the others."""
     source = torch.cat([images.training(way, d).flatten(0, 1) for d in (SOURCE, shifted(SOURCE, "grey"))])
     inside = way.fit(images.training(way, known), source, percentile)

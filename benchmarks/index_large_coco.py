@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def make_coco(folder: Path, images: int) -> Path:
     return path
 
 
-def annotation(number: int, rng: np.random.Generator) -> dict:
+def annotation(number: int, rng: np.random.Generator) -> dict[str, Any]:
     """A star-shaped polygon, with two decimals as COCO has them."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(12, 37)))
     radius = rng.uniform(10, 60) * rng.uniform(0.7, 1, angles.size)
@@ -70,7 +71,7 @@ def memory(field: str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-class Records(Dataset):
+class Records(Dataset[float]):
     """Reads records; with the last one tells the private memory, in MB, of the process that has read them."""
 
     def __init__(self, source: Source) -> None:

@@ -67,7 +67,7 @@ FLIP_ONLY = AugmentationConfig(
 )  # fmt: skip
 
 
-class FreshClips(IterableDataset):
+class FreshClips(IterableDataset[Clip]):
     """Endless clips of the source domain, each from a seed of its own."""
 
     def __init__(self, domain: Domain, frames: int, first_seed: int, side: int) -> None:
@@ -132,7 +132,7 @@ def pretrain(output: Path, share: float, first_phase: int, workers: int, device:
         print(f"phase {number} done, weights written to {output}")
 
 
-def _loader(clips: FreshClips, batch_size: int, workers: int) -> DataLoader:
+def _loader(clips: FreshClips, batch_size: int, workers: int) -> DataLoader[Clip]:
     return DataLoader(
         clips, batch_size, collate_fn=ClipBatch.collate, num_workers=workers, prefetch_factor=4 if workers else None
     )
