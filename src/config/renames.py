@@ -19,7 +19,7 @@ RENAMED: Mapping[str, str] = {
     "training.strengths": "training.adapter_scales",
     "training.cache_features.where": "training.cache_features.store",
 }
-"""Keys of earlier versions and their names today; a YAML that has one is told the new name."""
+"""Keys of earlier versions and their names today; each is logged where a YAML has it."""
 
 ALIASES: Mapping[str, str] = {"dataset.resolution": "model.image_size"}
 """Second names that stay, which those who come from SAM3-LoRA know."""

@@ -103,13 +103,11 @@ class TestMistakes:
         assert f"{tmp_path / 'last.pt'}: no such checkpoint" in message
 
     def test_evaluating_before_training(self, refused):
-        assert "best.pt does not exist: train first" in refused(script="evaluate.py")
+        assert "best.pt does not exist" in refused(script="evaluate.py")
 
     def test_a_test_split_that_is_not_there(self, refused):
         settings = ("dataset.test_img_folder=null", "lora.method=none")
-        assert "set its test_img_folder under dataset" in refused(
-            *settings, script="evaluate.py", arguments=("--split", "test")
-        )
+        assert "test_img_folder" in refused(*settings, script="evaluate.py", arguments=("--split", "test"))
 
     def test_domains_to_keep_are_looked_at_before_training(self, refused, tmp_path):
         message = refused(f"evaluation.domains=[{{name: old, img_folder: {tmp_path / 'none'}}}]")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from src.config import Config, LoraConfig, PromptConfig, load_config
-from src.core.errors import UserError
+from tests.errors import refuses
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +21,8 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Config:
     return load_config(path, list(overrides))
 
 
-def mistakes_in(tmp_path: Path, text: str, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
+def mistakes_in(tmp_path: Path, text: str, *overrides: str, code: str = "config.mistakes") -> str:
+    with refuses(code) as caught:
         load(tmp_path, text, *overrides)
     return str(caught.value)
 
@@ -32,42 +32,38 @@ def test_an_empty_file_is_the_default_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("text", "key", "facts"),
     [
-        ("training: {learning_rat: 1.0}", "training.learning_rat: unknown key; did you mean 'learning_rate'?"),
-        ("lora: {router: {balance_weigth: 1}}", "lora.router.balance_weigth: unknown key; did you mean 'balance_weig"),
-        ("trainin: {}", "trainin: unknown key; did you mean 'training'?"),
-        ("lora: {router: {qqq: 1}}", "lora.router.qqq: unknown key; known keys here: balance_weight, z_weight"),
+        ("training: {learning_rat: 1.0}", "training.learning_rat", ["unknown key", "'learning_rate'"]),
+        ("lora: {router: {balance_weigth: 1}}", "lora.router.balance_weigth", ["'balance_weight'"]),
+        ("trainin: {}", "trainin", ["'training'"]),
+        ("lora: {router: {qqq: 1}}", "lora.router.qqq", ["balance_weight, z_weight"]),
         (
             "evaluation: {domains: [{name: a, img_folder: b, ann_fil: c, ann_file: d}]}",
-            "evaluation.domains.0.ann_fil: unknown key; did you mean 'ann_file'?",
+            "evaluation.domains.0.ann_fil",
+            ["'ann_file'"],
         ),
-        ("model: {image_size: 100}", "model.image_size: must be a multiple of 32, such as 96 (found 100)"),
-        ("lora: {rank: 0}", "lora.rank: input should be greater than 0 (found 0)"),
-        ("lora: {rank: 2.5}", "lora.rank: input should be a valid integer"),
-        ("lora: {target_modules: q_proj}", "lora.target_modules: input should be a valid list (found 'q_proj')"),
-        ("lora: {target_modules: []}", "lora.target_modules: list should have at least 1 item"),
-        (
-            "lora: {method: moe}",
-            "lora.method: input should be 'mope', 'lora', 'full', 'decoder' or 'none' (found 'moe')",
-        ),
-        ("training: {learning_rate: fast}", "training.learning_rate: input should be a valid number"),
-        ("training: {learning_rate: .inf}", "training.learning_rate: input should be a finite number"),
-        ("training: [1, 2]", "training: input should be a valid dictionary"),
-        ("training: 3", "training: input should be a valid dictionary"),
-        ("dataset: {clip: [4]}", "dataset.clip: input should be a valid dictionary"),
-        ("lora: {experts: 3, top_k: 4}", "lora: top_k is 4, but there are only 3 experts to choose from"),
-        (
-            "training: {prompts: {mask: 0.5, box: 0.5, point: 0.5}}",
-            "training.prompts: the shares mask + box + point must sum to 1, not 1.5",
-        ),
-        ("training: {use_amp: sometimes}", "training.use_amp"),
+        ("model: {image_size: 100}", "model.image_size", ["32", "96", "100"]),
+        ("lora: {rank: 0}", "lora.rank", ["greater than 0", "found 0"]),
+        ("lora: {rank: 2.5}", "lora.rank", ["2.5"]),
+        ("lora: {target_modules: q_proj}", "lora.target_modules", ["'q_proj'"]),
+        ("lora: {target_modules: []}", "lora.target_modules", []),
+        ("lora: {method: moe}", "lora.method", ["'mope'", "'none'", "'moe'"]),
+        ("training: {learning_rate: fast}", "training.learning_rate", ["'fast'"]),
+        ("training: {learning_rate: .inf}", "training.learning_rate", ["finite"]),
+        ("training: [1, 2]", "training", ["[1, 2]"]),
+        ("training: 3", "training", ["3"]),
+        ("dataset: {clip: [4]}", "dataset.clip", ["[4]"]),
+        ("lora: {experts: 3, top_k: 4}", "lora", ["top_k", "4", "3"]),
+        ("training: {prompts: {mask: 0.5, box: 0.5, point: 0.5}}", "training.prompts", ["1.5"]),
+        ("training: {use_amp: sometimes}", "training.use_amp", ["'sometimes'"]),
     ],
 )
-def test_a_mistake_is_named_with_its_dotted_key(tmp_path, text, expected):
+def test_a_mistake_is_named_with_its_dotted_key(tmp_path, text, key, facts):
     message = mistakes_in(tmp_path, text)
     assert message.startswith(f"{tmp_path / 'run.yaml'}: ")
-    assert f"  {expected}" in message
+    (mistake,) = [line for line in message.splitlines() if line.startswith(f"  {key}: ")]
+    assert all(fact in mistake for fact in facts)
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path):
@@ -94,8 +90,8 @@ def test_text_that_only_looks_like_an_exponent_stays_text(tmp_path):
 
 
 def test_a_key_given_twice_is_refused(tmp_path):
-    message = mistakes_in(tmp_path, "lora:\n  rank: 4\n  rank: 8\n")
-    assert "key 'rank' is given twice" in message
+    message = mistakes_in(tmp_path, "lora:\n  rank: 4\n  rank: 8\n", code="config.not-yaml")
+    assert "'rank'" in message
     assert "line 3" in message
     assert "\n" not in message
 
@@ -103,9 +99,9 @@ def test_a_key_given_twice_is_refused(tmp_path):
 def test_domain_names_are_unique_and_free(tmp_path):
     domain = "{{name: {}, img_folder: a, ann_file: b}}"
     twice = mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('x')}, {domain.format('x')}]}}")
-    assert "must be unique and none of source, auto, on, off: x" in twice
-    assert "off: target" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('target')}]}}")
-    assert "off: source" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('source')}]}}")
+    assert "source, auto, on, off: x" in twice
+    assert ": target" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('target')}]}}")
+    assert ": source" in mistakes_in(tmp_path, f"evaluation: {{domains: [{domain.format('source')}]}}")
     assert len(load(tmp_path, f"evaluation: {{domains: [{domain.format('x')}]}}").evaluation.domains) == 1
 
 
@@ -152,46 +148,46 @@ class TestOverrides:
         assert load(tmp_path, "lora:\n", "lora.rank=5").lora.rank == 5
 
     @pytest.mark.parametrize(
-        ("override", "expected"),
+        ("override", "code", "fact"),
         [
-            ("lora.rank", "write it as section.key=value"),
-            ("=4", "write it as section.key=value"),
-            ("lora..rank=4", "write it as section.key=value"),
-            ("lora.target_modules=[q_proj", "the value is not valid YAML"),
-            ("lora.rank.deep=3", "'lora.rank' is a value, not a section"),
-            ("lora.rnk=3", "lora.rnk: unknown key; did you mean 'rank'?"),
-            ("lora.rank=many", "lora.rank: input should be a valid integer"),
+            ("lora.rank", "config.override", "section.key=value"),
+            ("=4", "config.override", "section.key=value"),
+            ("lora..rank=4", "config.override", "section.key=value"),
+            ("lora.target_modules=[q_proj", "config.override", "YAML"),
+            ("lora.rank.deep=3", "config.not-a-section", "'lora.rank'"),
+            ("lora.rnk=3", "config.mistakes", "'rank'"),
+            ("lora.rank=many", "config.mistakes", "'many'"),
         ],
     )
-    def test_a_bad_one_is_explained(self, tmp_path, override, expected):
-        assert expected in mistakes_in(tmp_path, "lora: {rank: 4}", override)
+    def test_a_bad_one_is_explained(self, tmp_path, override, code, fact):
+        message = mistakes_in(tmp_path, "lora: {rank: 4}", override, code=code)
+        assert override.partition("=")[0] in message and fact in message
 
 
 class TestFiles:
     def test_a_missing_file_is_named_with_its_neighbours(self, tmp_path):
         (tmp_path / "mope.yaml").touch()
-        with pytest.raises(UserError, match=r"mop\.yaml: no such config file; .* holds mope\.yaml"):
+        with refuses("config.missing") as caught:
             load_config(tmp_path / "mop.yaml")
+        assert "mop.yaml" in str(caught.value) and "mope.yaml" in str(caught.value)
 
     def test_a_folder_is_not_a_config(self, tmp_path):
-        with pytest.raises(UserError, match="cannot be read"):
+        with refuses("config.unreadable"):
             load_config(tmp_path)
 
     @pytest.mark.parametrize("text", ["lora: {rank: 4", "a: b: c", "\tlora: 3", "lora: !!python/object:os.system {}"])
     def test_what_is_not_yaml_is_refused_in_one_line(self, tmp_path, text):
-        message = mistakes_in(tmp_path, text)
-        assert "not valid YAML" in message
-        assert "\n" not in message
+        assert "\n" not in mistakes_in(tmp_path, text, code="config.not-yaml")
 
     def test_bytes_that_are_not_text(self, tmp_path):
         path = tmp_path / "run.yaml"
         path.write_bytes(b"\xff\xfe\x00lora")
-        with pytest.raises(UserError, match="cannot be read"):
+        with refuses("config.unreadable"):
             load_config(path)
 
     @pytest.mark.parametrize(("text", "kind"), [("- a\n- b", "list"), ("hello", "str"), ("3", "int")])
     def test_something_else_than_sections(self, tmp_path, text, kind):
-        assert f"expected sections such as 'model:' and 'training:', found {kind}" in mistakes_in(tmp_path, text)
+        assert f"found {kind}" in mistakes_in(tmp_path, text, code="config.not-sections")
 
     def test_a_byte_order_mark_is_no_mistake(self, tmp_path):
         assert load(tmp_path, "\ufefflora: {rank: 3}").lora.rank == 3

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.core.errors import UserError
 from src.core.files import remove_leftovers, write_atomically, write_folder_atomically, write_text
 from src.core.torch_files import save_pt
+from tests.errors import refuses
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ WRITERS = {
 def test_a_full_disk_is_told_and_leaves_the_earlier_file(tmp_path, small_files, kind):
     path = tmp_path / "file"
     path.write_text("earlier")
-    with pytest.raises(UserError) as caught:
+    with refuses("files.not-written") as caught:
         write_atomically(path, WRITERS[kind], keep=tmp_path / "kept")
     assert str(caught.value) == f"{path}: cannot be written: File too large"
     assert path.read_text() == "earlier"
@@ -79,7 +79,7 @@ def test_file_and_folder_are_synced_around_the_renaming(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"inner\.txt: cannot be written"):
+    with refuses("files.not-written"):
         write_text(tmp_path / "file" / "inner.txt", "x")
 
 
@@ -95,7 +95,7 @@ def test_a_folder_appears_when_all_of_it_is_written(tmp_path):
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_of_a_folder_on_a_full_disk_nothing_is_left(tmp_path, small_files, kind):
-    with pytest.raises(UserError, match="folder: cannot be written: File too large"):
+    with refuses("files.not-written"):
         write_folder_atomically(tmp_path / "folder", lambda folder: WRITERS[kind](folder / "file"))
     assert list(tmp_path.iterdir()) == []
 
