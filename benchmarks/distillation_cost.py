@@ -12,6 +12,7 @@ import itertools
 import time
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from src import cli
 from src.core.errors import UserError
@@ -28,7 +29,8 @@ def measure(settings: list[str], config_file: str, steps: int, rounds: int) -> d
         step = run.train_step
         if step is None or not step.objectives:
             raise UserError("training.distill.weight is 0: there is nothing to measure", "benchmark.nothing")
-        (objective,) = objectives = step.objectives
+        objectives = step.objectives
+        objective: Any = objectives[0]
         distillation = objective.distillation
         clock = time.process_time if run.device.type == "cpu" else time.perf_counter
 

@@ -221,7 +221,9 @@ def _around(mask_HW: np.ndarray) -> tuple[float, ...]:
     return tuple(float(np.clip(v, 0, 1)) for v in corners)
 
 
-def wrong_shares(images: Images, way: Way, known: Domain, percentile: float) -> tuple[dict[Any, float], dict[Any, float]]:
+def wrong_shares(
+    images: Images, way: Way, known: Domain, percentile: float
+) -> tuple[dict[Any, float], dict[Any, float]]:
     """Wrongly rejected shares per set of the known domain, wrongly accepted ones per set of the others."""
     source = torch.cat([images.training(way, d).flatten(0, 1) for d in (SOURCE, shifted(SOURCE, "grey"))])
     inside = way.fit(images.training(way, known), source, percentile)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -88,7 +89,7 @@ def measure(arguments: argparse.Namespace, now: Callable[[], float], folder: Pat
     return seconds
 
 
-def train_epoch(run: Run, losses: list[float], bar: tqdm) -> None:
+def train_epoch(run: Run, losses: list[float], bar: tqdm[Any]) -> None:
     """The next epoch, with the same clicks and dropout whatever was trained before; adds the loss of every step."""
     torch.manual_seed(run.state.epoch)
     for micro_batches in steps_of_an_epoch(run):

@@ -50,6 +50,7 @@ def stages(config_file: str, overrides: list[str]) -> list[tuple[str, float, flo
     done("build: data, model, optimizer")
     micro_batches = run.next_micro_batches(iter(run.loader))
     done("load the first batch")
+    assert run.train_step is not None
     run.train_step(micro_batches, 0)
     done("the first step")
     return found
