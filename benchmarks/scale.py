@@ -42,7 +42,8 @@ from src.config import (
 )
 from src.core.errors import UserError
 from src.data.clips import Clip, ClipBatch, sample_clip
-from src.data.decode.video import VideoWriter, open_stream
+from src.data.decode.video import open_stream
+from src.data.decode.video_writer import VideoWriter
 from src.data.formats import sav
 from src.data.formats.reader import Location, OpenOptions
 from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from sam2_mope import cli
-from sam2_mope.data.decode.video import VideoWriter, open_stream
+from sam2_mope.data.decode.video import open_stream
+from sam2_mope.data.decode.video_writer import VideoWriter
 from sam2_mope.data.drawing import draw_masks
 from sam2_mope.models.checkpoint import ADAPTER_FOLDER
 from sam2_mope.models.sam2.inference_state import DECISION

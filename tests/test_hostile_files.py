@@ -26,7 +26,9 @@ from src.core.errors import UserError
 from src.data.checks.validate import check
 from src.data.decode.images import read_image
 from src.data.decode.segmentation import check_segmentation
-from src.data.decode.video import VideoWriter, open_stream, read_header
+from src.data.decode.video import open_stream
+from src.data.decode.video_frames import read_header
+from src.data.decode.video_writer import VideoWriter
 from src.data.formats.json_files import ROBOFLOW, read_json
 from src.data.formats.parsing import Bounds, IssueLog, open_frames
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord

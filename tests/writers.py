@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from src.core.files import inside
-from src.data.decode.video import VideoWriter
+from src.data.decode.video_writer import VideoWriter
 from src.data.formats.sav import KINDS, STEP, VIDEO_SUFFIX
 from src.data.records import RLE, DataSet
 from src.data.writers import (

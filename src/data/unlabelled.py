@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from .decode.images import ImageFile, image_size
-from .decode.video import VideoFrame, is_image, read_header
+from .decode.video import is_image
+from .decode.video_frames import VideoFrame, read_header
 from .formats.parsing import Bounds
 from .records import DataSet, FrameSource, VideoRecord
 

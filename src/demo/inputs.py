@@ -14,7 +14,8 @@ from ..config import Config, MotionConfig
 from ..core.errors import UserError
 from ..data.clips import animate_picture
 from ..data.decode.images import ImageFile
-from ..data.decode.video import FrameFiles, VideoFrame, open_stream, read_header
+from ..data.decode.video import FrameFiles, open_stream
+from ..data.decode.video_frames import VideoFrame, read_header
 from ..data.records import ArrayFrame, FrameSource
 from ..evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
 

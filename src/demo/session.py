@@ -29,7 +29,7 @@ from PIL import Image
 
 from ..core.errors import UserError
 from ..core.files import write_atomically
-from ..data.decode.video import VideoWriter
+from ..data.decode.video_writer import VideoWriter
 from ..data.drawing import draw_masks, draw_prompts
 from ..data.prompts import PromptsByFrame
 from ..data.records import RLE

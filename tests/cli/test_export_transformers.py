@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from src.config import Config, LoraConfig, load_config
-from src.data.decode.video import VideoWriter, open_stream
+from src.data.decode.video import open_stream
+from src.data.decode.video_writer import VideoWriter
 from src.data.synthetic import CELLS, make_videos
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import iter_adapter_layers

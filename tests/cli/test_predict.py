@@ -12,7 +12,8 @@ from PIL import Image
 
 from src.cli.predict import frame_rate
 from src.config import LoraConfig, load_config
-from src.data.decode.video import VideoWriter, open_stream
+from src.data.decode.video import open_stream
+from src.data.decode.video_writer import VideoWriter
 from src.data.prompts import Prompt, parse_prompts
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
 from src.gating.fit import fit_gate

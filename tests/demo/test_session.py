@@ -13,7 +13,8 @@ from PIL import Image
 
 from src.config import Config, LoraConfig, load_config
 from src.core.errors import UserError
-from src.data.decode.video import VideoWriter, open_stream
+from src.data.decode.video import open_stream
+from src.data.decode.video_writer import VideoWriter
 from src.data.prompts import Prompt
 from src.data.records import ArrayFrame
 from src.demo.inputs import DemoInput, StillMotion, find_samples, open_input

@@ -20,7 +20,8 @@ from typing import Any
 
 from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
-from ..decode.video import VideoFrame, natural, read_header
+from ..decode.video import natural
+from ..decode.video_frames import VideoFrame, read_header
 from ..records import RLE, Issue, VideoRecord
 from .json_files import find_json, holds_keys, read_json
 from .parsing import Bounds, IssueLog, as_id, choose_videos, declared_size, make_objects, sides

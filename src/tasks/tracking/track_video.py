@@ -27,7 +27,8 @@ from ...core.console import progress_bar
 from ...core.device import pick_device
 from ...core.errors import UserError
 from ...core.files import write_atomically
-from ...data.decode.video import FrameStream, VideoWriter
+from ...data.decode.video import FrameStream
+from ...data.decode.video_writer import VideoWriter
 from ...data.drawing import draw_masks
 from ...data.prompts import PromptsByFrame, check_prompts
 from ...data.records import RLE

@@ -17,15 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.decode.video import (
-    MAX_OPEN_VIDEOS,
-    FrameFiles,
-    VideoFile,
-    VideoFrame,
-    VideoWriter,
-    open_stream,
-    read_header,
-)
+from src.data.decode.video import FrameFiles, VideoFile, open_stream
+from src.data.decode.video_frames import MAX_OPEN_VIDEOS, VideoFrame, read_header
+from src.data.decode.video_writer import VideoWriter
 from tests.errors import refuses
 
 

@@ -15,6 +15,8 @@ from src.data import formats
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.formats import format_names, readers
+from src.data.formats.reader import Location
+from src.data.formats.registry import recognise
 from src.data.records import DataSet
 from src.data.synthetic import SOURCE, make_videos
 from src.data.writers import write_coco, write_davis
@@ -210,6 +212,11 @@ class TestANewFormat:
     def test_is_a_name_that_a_config_may_have(self, tmp_path):
         with pytest.raises(ValidationError, match="must be one of auto, coco, davis, folder, sav, toy, ytvis"):
             place(tmp_path, format="toys")
+
+
+def test_a_format_that_there_is_not_is_refused(tmp_path):
+    with refuses("data.unknown-format", "'coco'"):
+        recognise(Location(tmp_path), "cocoa")
 
 
 def test_modules_are_called_as_their_formats():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from src.data.checks.validate import check
-from src.data.decode.video import VideoWriter
+from src.data.decode.video_writer import VideoWriter
 from src.data.formats.sav import STEP
 from src.data.records import RLE, Issue
 from tests.errors import refuses
