@@ -1,6 +1,6 @@
 """Every private name of torch that the program uses outside the models' rooms, each with its reason.
 
-They were seen with torch 2.5 to 2.15. ``tests/core/test_torch_compat.py`` fails when one is gone or does something else.
+They were seen with torch 2.5 to 2.15. ``tests/core/test_torch_compat.py`` fails where one does something else.
 """
 
 from __future__ import annotations

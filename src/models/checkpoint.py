@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]:
-    """What a run changes: the adapters' weights, or those of all the model or its mask decoder; with none nothing."""
+    """Return the weights that a run changes: the adapters', the whole model's, or its decoder's."""
     if method == "full":
         return model.state_dict()
     if method == "decoder":
@@ -99,12 +99,12 @@ def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]
 
 
 def inject_adapters(model: nn.Module, lora: LoraConfig, groups: dict[str, LoraConfig]) -> dict[str, AdapterLayer]:
-    """Make a base model what a run trains, weights aside; returns the adapters that train, by dotted name.
+    """Put a run's adapters into a base model, untrained, and return those that train, by dotted name.
 
     Args:
         model: without adapters.
         lora: what the run trains.
-        groups: where it trains an expert group, all groups, that one last.
+        groups: all expert groups, the one that trains last; empty without groups.
 
     Raises:
         UserError: as :func:`~src.lora.injection.apply_method` and :func:`~src.lora.expert_groups.add_adapter`.
@@ -120,7 +120,7 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
     Args:
         model: with its base weights and without adapters.
         path: a checkpoint file of a run, or an adapter folder.
-        lora: what the adapters are expected to be; None takes what the file says.
+        lora: the adapters' expected config; None takes the file's.
 
     Returns:
         The adapters' config, or with expert groups that of each.
@@ -179,11 +179,11 @@ def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora:
 
 
 def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
-    """Where nested mappings (and lists of them) differ: dotted key → a text with both values."""
+    """Return where nested mappings (and lists of them) differ: dotted key → a text with both values."""
     if isinstance(theirs, list) and isinstance(ours, list) and all(isinstance(x, dict) for x in [*theirs, *ours]):
         theirs, ours = dict(enumerate(theirs)), dict(enumerate(ours))
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
-        return {} if theirs == ours else {place: f"{place} is {_told(theirs)} there and {_told(ours)} here"}
+        return {} if theirs == ours else {place: f"{place} is {_shown(theirs)} there and {_shown(ours)} here"}
     found: dict[str, str] = {}
     for key in [*ours, *(key for key in theirs if key not in ours)]:
         found |= differences(theirs.get(key, _ABSENT), ours.get(key, _ABSENT), f"{place}.{key}" if place else str(key))
@@ -193,7 +193,7 @@ def differences(theirs: Any, ours: Any, place: str) -> dict[str, str]:
 _ABSENT = "absent"
 
 
-def _told(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "set" if isinstance(value, dict) else str(value)
 
 

@@ -42,7 +42,7 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     """Write a run's adapters or weights.
 
     Args:
-        config: the run's, which says what the base is.
+        config: the run's, which names the base.
         trained: the run's checkpoint or adapter folder.
         form: ``official``, ``transformers``, ``adapter``, ``peft``, or ``auto`` for what suits the method best.
         output: the file (official) or folder (all others) to write; must not exist.

@@ -105,7 +105,7 @@ def model_names() -> list[str]:
 def spec_of(model: object) -> ModelSpec:
     """Return the spec of a model's kind: of models that share a class, the first one.
 
-    What it says of parts, pixels and room holds for all of them; its name and image size may be another's.
+    Its parts, pixels and room are those of all of them; its name and image size may be another's.
 
     Raises:
         TypeError: no registered model is of this class.

@@ -121,7 +121,7 @@ def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in a ``.safetensors`` or official ``.pt`` file, on the CPU; nothing in the file is executed.
+    """Return the state dict in a ``.safetensors`` or official ``.pt`` file, on the CPU, and execute nothing in it.
 
     Raises:
         UserError: the file is missing, truncated, or holds something else.
@@ -135,9 +135,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors: dict[str, torch.Tensor] = load_file(path)
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or not a safetensors file: {error}", "base.damaged") from None
+        return tensors
     content = read_pt(path)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):

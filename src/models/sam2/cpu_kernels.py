@@ -1,6 +1,6 @@
-"""Parts of SAM 2 that do less work: the same numbers without copies, and dropout that a CPU draws faster.
+"""Fast CPU kernels for parts of SAM 2: the same numbers without copies, and dropout that a CPU draws faster.
 
-A part becomes lean by taking a class derived from its own, so that names, weights and settings stay as they are. What
+A module becomes fast by taking a class derived from its own, so that names, weights and settings stay as they are. What
 is compiled stays as SAM 2 has it: a compiler merges such steps itself.
 """
 
@@ -20,27 +20,27 @@ from torch.nn import functional as F
 
 from .patches import FunctionOverride, take_classes
 
-LEVELS = 2**16  # of the random numbers that decide what is dropped
-SCORES_AT_ONCE = 2**18  # what is done to so many of them one after another stays in a CPU's cache
+LEVELS = 2**16  # values of the random numbers that decide what is dropped
+SCORES_AT_ONCE = 2**18  # so many, worked on one step after another, stay in a CPU's cache
 
 
 def use_fast_cpu_kernels(model: nn.Module) -> None:
     """Spare copies that change no number: of positions for each frame, and of the encoder's learned positions."""
-    take_classes(model, {PositionEmbeddingSine: SharedPositions, Hiera: HieraWithKeptPositions})
+    take_classes(model, {PositionEmbeddingSine: SharedPositions, Hiera: CachedPositionsHiera})
 
 
 def use_fast_dropout(model: nn.Module) -> None:
     """Draw dropout in ``nn.Dropout`` and in SAM 2's rotary attention from faster random numbers, on a CPU."""
-    take_classes(model, {nn.Dropout: LeanDropout, RoPEAttention: LeanRoPEAttention})
+    take_classes(model, {nn.Dropout: FastDropout, RoPEAttention: FastRoPEAttention})
 
 
 def use_reference_kernels(model: nn.Module) -> None:
-    """Undo both, so that a model is SAM 2's own again, which ours can be compared with."""
+    """Undo both, so that a model is SAM 2's own again, to compare with."""
     take_classes(model, {type(m): type(m).__bases__[0] for m in model.modules() if type(m).__module__ == __name__})
 
 
 class SharedPositions(PositionEmbeddingSine):
-    """SAM 2's sine positions (N, C, h, w), of which all N are views of the same memory, where SAM 2 copies them."""
+    """SAM 2's sine positions (N, C, h, w), all N as views of the same memory, where SAM 2 copies them."""
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -52,7 +52,7 @@ class SharedPositions(PositionEmbeddingSine):
         return self.cache[size].to(x.device).expand(len(x), -1, -1, -1)
 
 
-class HieraWithKeptPositions(Hiera):
+class CachedPositionsHiera(Hiera):
     """SAM 2's image encoder, which makes its learned positions for an image size once, while they do not change.
 
     On a CPU only, where comparing them takes nothing beside making them.
@@ -63,14 +63,14 @@ class HieraWithKeptPositions(Hiera):
         trains = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         if trains or torch.compiler.is_compiling() or not all(source.is_cpu for source in sources):
             return super()._get_pos_embed(hw)
-        kept, key = self.__dict__.setdefault("_kept_positions", {}), (*hw, self.pos_embed.dtype)
+        kept, key = self.__dict__.setdefault("_cached_positions", {}), (*hw, self.pos_embed.dtype)
         if key not in kept or not all(map(torch.equal, kept[key][:-1], sources)):
             with torch.inference_mode(False), torch.no_grad():
                 kept[key] = *(source.clone() for source in sources), super()._get_pos_embed(hw)
         return kept[key][-1]
 
 
-class LeanDropout(nn.Dropout):
+class FastDropout(nn.Dropout):
     """``nn.Dropout``, which on a CPU drops with the multiple of 1 / 65,536 next to its probability.
 
     It keeps one byte for each number, and scales by what that probability asks for. Seeded by torch's generator.
@@ -82,7 +82,7 @@ class LeanDropout(nn.Dropout):
         return _Dropout.apply(x, _levels(self.p))
 
 
-class LeanRoPEAttention(RoPEAttention):
+class FastRoPEAttention(RoPEAttention):
     """RoPEAttention, whose dropout in float32 on a CPU is that of :func:`attention_with_dropout`."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
@@ -95,12 +95,12 @@ class LeanRoPEAttention(RoPEAttention):
 def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """``F.scaled_dot_product_attention`` with dropout, in the time that a CPU takes for it without.
 
-    Scores are normalised and dropped a few rows at a time, while they lie in the cache; for the backward pass they are
-    kept twice, with and without dropout. The probability is rounded as by :class:`LeanDropout`.
+    Scores are normalised and dropped a few rows at a time, while they are in the cache. For the backward pass they are
+    kept twice, with and without dropout. The probability is rounded as by :class:`FastDropout`.
 
     Args:
         q, k, v: (…, N, D), (…, M, D) and (…, M, O) with the same leading shape.
-        dropout_p: of each of the N x M scores after the softmax, 0 ≤ dropout_p < 1.
+        dropout_p: probability for each of the N x M scores after the softmax, 0 ≤ dropout_p < 1.
 
     Returns:
         (…, N, O).
@@ -114,10 +114,10 @@ def _drops_in_float32(args: Any, kwargs: Any) -> bool:
 
 
 class _Kept:
-    """Which numbers dropout keeps, drawn from numpy's fastest generator, which torch's seeds.
+    """Draws which numbers dropout keeps, from numpy's fastest generator, seeded by torch's.
 
     Args:
-        dropped: of 65,536 numbers.
+        dropped: how many of 65,536 numbers are dropped.
     """
 
     def __init__(self, dropped: int) -> None:
@@ -125,7 +125,7 @@ class _Kept:
         self.least = dropped - LEVELS // 2
 
     def draw(self, shape: torch.Size) -> Tensor:
-        """The next ones, bool."""
+        """Return the next ones, bool."""
         raw = self.bits.random_raw(-(-shape.numel() // 4)).view(np.int16)
         return torch.from_numpy(raw)[: shape.numel()].view(shape) >= self.least
 
@@ -145,7 +145,7 @@ class _Dropout(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """Of q (B, N, D), k (B, M, D) and v (B, M, O)."""
+    """Attention with dropout, of q (B, N, D), k (B, M, D) and v (B, M, O)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropped: int) -> Tensor:
@@ -176,16 +176,16 @@ class _Attention(torch.autograd.Function):
 
 
 def _levels(p: float) -> int:
-    """How many of the random numbers mean that something is dropped; not all of them."""
+    """Return how many of the random numbers drop something; never all of them."""
     return min(round(p * LEVELS), LEVELS - 1)
 
 
 def _scale(dropped: int) -> float:
-    """What numbers that are kept are multiplied by."""
+    """Return the factor of numbers that are kept."""
     return LEVELS / (LEVELS - dropped)
 
 
 def _few_rows(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of contiguous tensors (B, N, …), cut into the same rows, of which few lie in the cache together."""
+    """Cut contiguous tensors (B, N, …) into views of the same rows, so few that they fit into the cache together."""
     rows = max(1, SCORES_AT_ONCE // first.shape[-1])
     return zip(*(tensor.view(-1, tensor.shape[-1]).split(rows) for tensor in (first, *others)), strict=True)

@@ -139,7 +139,7 @@ def probe(model: SAM2Base) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def probe_transformers(model: Sam2VideoModel, folder: Path) -> dict[str, Tensor]:
-    """:func:`probe` of a model of transformers, with the processor that lies in a folder."""
+    """:func:`probe` of a model of transformers, with the processor in a folder."""
     image, frames, box = probe_inputs(model.config.image_size)
     levels = model.get_image_features(image).fpn_hidden_states
     attended: list[Tensor] = []

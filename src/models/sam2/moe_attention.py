@@ -20,12 +20,12 @@ class MoERoPEAttention(RoPEAttention):
     """RoPEAttention whose four projections are :class:`~src.lora.moe_layer.MoELoRALinear`.
 
     A drop-in: being a RoPEAttention, SAM 2's memory attention treats it as one, and a SAM 2 config can name it as
-    ``_target_: src.models.sam2.moe_attention.MoERoPEAttention``. At initialisation its output is that of its base layers, bit
-    for bit. Modules and weights have the names they get when adapters are injected into ``q_proj``, ``k_proj``,
-    ``v_proj`` and ``out_proj``, so both ways of building a model read the same adapter folders.
+    ``_target_: src.models.sam2.moe_attention.MoERoPEAttention``. At initialisation its output is that of its base
+    layers, bit for bit. Modules and weights have the names they get when adapters are injected into ``q_proj``,
+    ``k_proj``, ``v_proj`` and ``out_proj``, so both ways of building a model read the same adapter folders.
 
     SAM 2 clones one layer into all layers of memory attention, so named in a config the experts of all layers start
-    from the same random A and gate; injected adapters are drawn one by one.
+    from the same random A and router; injected adapters are drawn one by one.
 
     Args:
         args, kwargs: RoPEAttention's own.
@@ -34,7 +34,7 @@ class MoERoPEAttention(RoPEAttention):
         top_k: K, experts chosen per token.
         lora_alpha: experts are scaled by lora_alpha / lora_rank.
         lora_dropout: on the experts' input; ``dropout`` is the attention's own.
-        null_expert: whether the gate may also choose an expert that adds nothing.
+        null_expert: whether the router may also select an expert that adds nothing.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class MoERoPEAttention(RoPEAttention):
 
     @torch.no_grad()
     def get_expert_statistics(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> dict[str, Tensor]:
-        """Run the attention and say how often each expert was chosen.
+        """Run the attention and return how often each expert was selected.
 
         Args:
             q, k, v: (B, N, D) as for ``forward``.
             num_k_exclude_rope: as for ``forward``.
 
         Returns:
-            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` the experts' shares of all choices: (E,), or
+            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` the experts' shares of all selections: (E,), or
             (E + 1,) with the null expert last; sums to 1. A projection that is switched off chooses nothing and is left
             out.
         """
@@ -78,7 +78,7 @@ def convert_rope_attention_to_moe(
     lora_dropout: float = 0.0,
     null_expert: bool = False,
 ) -> MoERoPEAttention:
-    """A MoERoPEAttention with copies of the attention's weights and settings; its output is the same, bit for bit.
+    """Return a MoERoPEAttention with copies of the attention's weights and settings; its output is the same, bit for bit.
 
     Rotary settings, dropout, dtype, device, mode and what is frozen are the original's, which is not changed. Experts
     are float32 and trainable. Further arguments are those of :class:`MoERoPEAttention`.

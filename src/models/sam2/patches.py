@@ -1,6 +1,6 @@
 """Every place where this room reaches into SAM 2, its training package or torch: what is touched, and why.
 
-All class swaps, replaced globals, rebound methods and function overrides of the room are made by the functions here, and
+All class swaps, replaced globals, rebound methods and function overrides of the room are made by the functions here.
 :data:`TOUCHED` lists the private or replaced names that they and other files of the room depend on. They were seen with
 ``sam2`` 1.1.0, to which the project is pinned, torch 2.5 to 2.15 and transformers 5.20 to 5.23.
 ``tests/models/sam2/test_patches.py`` fails when a name is gone or what it stands for has changed.
@@ -42,7 +42,7 @@ TOUCHED: Mapping[str, str] = {
     "sam2.sam2_video_predictor:SAM2VideoPredictor.propagate_in_video": "reads and fills that dictionary",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._get_orig_video_res_output": "scales mask logits to the frame's size",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.__init__": "has the feature maps' sides for 1024 px written into it",
-    "sam2.modeling.sam2_base:SAM2Base._prepare_memory_conditioned_features": "says which memories can be reached",
+    "sam2.modeling.sam2_base:SAM2Base._prepare_memory_conditioned_features": "decides which memories can be reached",
     "training.model.sam2:SAM2Train.prepare_prompt_inputs": "draws prompts among all frames, annotated or not",
     "training.model.sam2:SAM2Train.track_step": "encodes a last frame that nothing looks at",
     "training.loss_fns:MultiStepMultiMasksAndIous._forward": "the loss of a frame, of annotated objects here",

@@ -1,8 +1,8 @@
 """SAM 2's builders and predictors with adapters in place: whoever uses SAM 2 keeps their code.
 
 The models and predictors are stock classes of the ``sam2`` package, built by its own builders, but for parts that give
-the same numbers in less time (:mod:`src.models.sam2.cpu_kernels`). With untrained adapters, or with adapters switched off
-(:func:`src.lora.adapter.disable_adapters`), their masks are stock SAM 2's bit for bit.
+the same numbers in less time (:mod:`src.models.sam2.cpu_kernels`). With untrained adapters, or with adapters switched
+off (:func:`src.lora.adapter.disable_adapters`), their masks are stock SAM 2's bit for bit.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .build import config_overrides, load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor
 from .patches import set_feature_sizes
+from .pixels import FAMILY
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def build_sam2_moe(
 ) -> SAM2Base:
     """``sam2.build_sam.build_sam2`` with adapters in place, for :func:`image_predictor` or for training.
 
-    Base weights load strictly, and a line on the screen says how many adapter keys are new beside them.
+    Base weights load strictly, and a log message counts the adapter keys that are new beside them.
 
     Args:
         config_file: a run's YAML, which says which model, base weights, image size and adapters; or the name of a
@@ -66,7 +67,7 @@ def build_sam2_moe(
         device: ``auto`` is CUDA where there is one, else the CPU.
         mode: ``train`` leaves the model in training mode, ``eval`` in evaluation mode; in both exactly the adapters ask
             for gradients (with ``lora.method: full`` all weights).
-        adapter: an adapter folder or a run's checkpoint to load; it says itself what its adapters are. None: untrained
+        adapter: an adapter folder or a run's checkpoint to load, with the config of its adapters. None: untrained
             adapters.
         lora: which adapters, in place of the YAML's or the default ones; not together with ``adapter``. None with a
             SAM 2 config that has adapters in it (:class:`~src.models.sam2.moe_attention.MoERoPEAttention`) keeps those.
@@ -151,7 +152,7 @@ def _build(
     if mode not in ("eval", "train"):
         raise ValueError(f"mode must be 'eval' or 'train', not {mode!r}")
     if adapter is not None and lora is not None:
-        raise ValueError("give adapter or lora, not both: an adapter file says itself what its adapters are")
+        raise ValueError("give adapter or lora, not both: an adapter file has the config of its adapters")
     name, overrides, seed = str(config_file), list(hydra_overrides_extra), None
     if find_config(config_file).is_file():
         config = load_config(config_file)
@@ -164,7 +165,7 @@ def _build(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         try:
-            model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
+            model: Model = build(name, device="cpu", hydra_overrides_extra=overrides, **options)
         except MissingConfigException:
             raise UserError(
                 f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}", "config.missing"
@@ -175,16 +176,17 @@ def _build(
     _put_adapters(model, adapter, lora)
     install_saved_gate(model, adapter, gate)
     logger.info(load_summary(model, ckpt_path, adapter))
-    return model.to(pick_device(str(device))).train(mode == "train")
+    model.to(pick_device(str(device))).train(mode == "train")
+    return model
 
 
 def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig | None) -> None:
-    """Adapters as a file says, or untrained ones as ``lora`` says; with neither, those in the model or default ones."""
+    """Inject a file's adapters, or untrained ones by ``lora``; with neither, keep the model's or inject the default."""
     in_config = any(iter_adapter_layers(model))
     if adapter is not None:
         load_trained(model, adapter)
     elif lora is not None or not in_config:
-        apply_method(model, lora or LoraConfig())
+        apply_method(model, lora or LoraConfig(), FAMILY.decoder)
     if in_config:
         freeze_base(model)
 

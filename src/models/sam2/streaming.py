@@ -93,7 +93,7 @@ class StreamingTracker:
     def encode(self, frame: np.ndarray, bank: MemoryBank) -> EncodedFrame:
         """Run the image encoder on a frame, RGB, uint8, (H, W, 3), for use in its place below.
 
-        The bank is the one the frame will be used with: a domain gate's decision in it says which adapters are on.
+        The bank is the one the frame will be used with: a domain gate's decision in it switches adapters.
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is RGB, uint8, (H, W, 3), not {frame.dtype} {frame.shape}")
@@ -164,11 +164,13 @@ class StreamingTracker:
         return prediction, to_bank(predictor, state, bank, encoded.size)
 
     def _on_frame(self, state: State, index: int, t: int) -> dict[str, Any]:
-        """An object's output on the current frame, which is tracked unless it is there already."""
+        """Return an object's output on the current frame, which is tracked unless it is there already."""
         outputs = state["output_dict_per_obj"][index]
         for kind in ("cond_frame_outputs", "non_cond_frame_outputs"):
             if t in outputs[kind]:
-                return outputs[kind][t]
+                known: dict[str, Any] = outputs[kind][t]
+                return known
+        output: dict[str, Any]
         output, _ = self.predictor._run_single_frame_inference(
             inference_state=state, output_dict=outputs, frame_idx=t, batch_size=1, is_init_cond_frame=False,
             point_inputs=None, mask_inputs=None, reverse=False, run_mem_encoder=True,

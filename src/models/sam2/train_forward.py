@@ -1,8 +1,8 @@
-"""The one place that touches SAM 2's training package: its training forward, its loss, its batch, its predictor class.
+"""SAM 2's training package: its training forward, its loss, its batch.
 
 Prompt sampling, correction clicks, memory bank, multi-mask, IoU and occlusion losses are Meta's recipe
 (``training.model.sam2.SAM2Train``, ``training.loss_fns.MultiStepMultiMasksAndIous``). Frames that nobody annotated,
-which that recipe does not know, are tracked through: they are not prompted, and there is no loss on them.
+which that recipe does not know, are tracked through: they are not prompted, and have no loss.
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ __all__ = [
 ]
 
 PIXELS_AT_ONCE = 256**2
-"""Of frames that a CPU encodes together: what is made of more of them falls out of its caches."""
+"""Pixels of the frames that a CPU encodes together: the features of more of them do not fit into its caches."""
 
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
 
 @tensorclass
 class Datapoint(BatchedVideoDatapoint):
-    """What SAM 2's training forward takes, and ``annotated_TO``, which stays on the CPU.
+    """SAM 2's training batch with ``annotated_TO``, which stays on the CPU.
 
-    That is as in :class:`ClipBatch`; but of a batch that several processes share, False too where another process'
-    objects are not annotated.
+    It is as in :class:`ClipBatch`. Where several processes share a batch, it is also False on frames on which another
+    process' objects are not annotated.
     """
 
     annotated_TO: Tensor
 
 
 class TrainableSAM2(SAM2Train):
-    """SAM2Train that prompts and corrects annotated frames only, and takes image features that are known already.
+    """SAM2Train that prompts and corrects annotated frames only, and takes cached image features.
 
     The frame tracked last is not put into memory, where no other frame would look for it.
     """
@@ -77,21 +77,25 @@ class TrainableSAM2(SAM2Train):
     num_frames_to_correct_for_train: int
 
     def forward(self, input: Datapoint, features: Features | None = None) -> list[dict[str, Any]]:
-        """As SAM2Train, clip by clip in a row; ``features``: :func:`encode_frames` of all clips' frames, if known."""
+        """Run SAM2Train's forward; ``features`` are :func:`encode_frames` of all clips' frames, None if not cached."""
+        outputs: list[dict[str, Any]]
         if features is None:
-            return super().forward(input)
-        return self.forward_tracking(self.prepare_prompt_inputs(self.with_positions(features), input), input)
+            outputs = super().forward(input)
+        else:
+            outputs = self.forward_tracking(self.prepare_prompt_inputs(self.with_positions(features), input), input)
+        return outputs
 
     def with_positions(self, features: Features) -> dict[str, Any]:
-        """What ``forward_image`` says of frames whose features are known."""
+        """Return ``forward_image``'s output for frames whose features are cached."""
         positions = [self.image_encoder.neck.position_encoding(level).to(level.dtype) for level in features]
         return {"backbone_fpn": features, "vision_pos_enc": positions}
 
     def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
-        """As SAM2Train, on one frame of a clip; ``output_dict`` holds those tracked before it."""
+        """Track one frame of a clip as SAM2Train does; ``output_dict`` holds the frames tracked before it."""
         before = sum(len(output_dict[kind]) for kind in ("cond_frame_outputs", "non_cond_frame_outputs"))
         step["run_mem_encoder"] = before + 1 < num_frames
-        return super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
+        output: dict[str, Any] = super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
+        return output
 
     def prepare_prompt_inputs(
         self, backbone_out: dict[str, Any], input: Datapoint, start_frame_idx: int = 0
@@ -100,8 +104,10 @@ class TrainableSAM2(SAM2Train):
 
         One of these stays without a first prompt, if there is more than one, so that memory attention gets a gradient.
         """
+        out: dict[str, Any]
         if input.annotated_TO.all():
-            return super().prepare_prompt_inputs(backbone_out, input, start_frame_idx)
+            out = super().prepare_prompt_inputs(backbone_out, input, start_frame_idx)
+            return out
         frames = input.annotated_TO.all(dim=1).nonzero().flatten().tolist()
         limits = self.num_init_cond_frames_for_train, self.num_frames_to_correct_for_train
         most = max(1, len(frames) - 1)
@@ -126,12 +132,12 @@ class AnnotatedLoss(MultiStepMultiMasksAndIous):
     def forward(
         self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor, objects: int | None = None
     ) -> dict[str, Tensor]:
-        """As the base class, without what it does where there are several processes.
+        """Return the base class' losses, without its averaging over processes.
 
         Args:
-            outs_batch, targets_batch: what the model says, and the true masks.
+            outs_batch, targets_batch: the model's outputs, and the true masks.
             annotated_TO: bool; other pairs of frame and object have no loss.
-            objects: that the sum is divided by; None: O.
+            objects: the number that the sum is divided by; None: O.
         """
         losses: dict[str, Any] = defaultdict(int)
         for outs, targets, annotated_O in zip(outs_batch, targets_batch, annotated_TO, strict=True):
@@ -155,7 +161,7 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
     """
     clicked = prompts.box + prompts.point
     prompted_frames = max(1, min(2, frames - 1))
-    model = build_model(
+    model: TrainableSAM2 = build_model(
         config,
         f"{__name__}.{TrainableSAM2.__qualname__}",
         prob_to_use_pt_input_for_train=clicked,
@@ -173,7 +179,7 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
 
 
 def build_loss(config: LossConfig, enable_segmentation: bool = True) -> AnnotatedLoss:
-    """SAM 2's loss with the run's weights; without segmentation, mask and dice losses have weight 0."""
+    """Return SAM 2's loss with the run's weights; without segmentation, mask and dice losses have weight 0."""
     return AnnotatedLoss(
         weight_dict={
             "loss_mask": config.mask if enable_segmentation else 0.0,
@@ -189,13 +195,13 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
     )
 
 
-def to_datapoint(batch: ClipBatch, device: torch.device, whole: BatchTotals | None = None) -> Datapoint:
-    """The batch as the model takes it, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
+def to_datapoint(batch: ClipBatch, device: torch.device, totals: BatchTotals | None = None) -> Datapoint:
+    """Return the batch in the model's form, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
 
     Args:
         batch: clips.
         device: where the model is.
-        whole: what the batch is a part of; None: it is all there is.
+        totals: of the batch that this is a part of; None: it is the whole batch.
     """
     images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
     masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
@@ -213,24 +219,24 @@ def to_datapoint(batch: ClipBatch, device: torch.device, whole: BatchTotals | No
             frame_orig_size=torch.tensor([height, width], device=device).expand(frames, objects, 2),
         ),
         dict_key="clips",
-        annotated_TO=batch.annotated_TO if whole is None else batch.annotated_TO & whole.annotated_T[:, None],
+        annotated_TO=batch.annotated_TO if totals is None else batch.annotated_TO & totals.annotated_T[:, None],
         batch_size=[frames],
     )
 
 
-def seed_draws(model: SAM2Train, rank: int, *address: int) -> None:
-    """Let all that a training forward draws begin from an address, such as a run's seed, a step and a batch in it.
+def seed_draws(model: SAM2Train, rank: int, *key: int) -> None:
+    """Let all that a training forward draws begin from a key, such as a run's seed, a step and a batch in it.
 
     Which kind of prompt a batch gets, and on which frames, is the same in all processes that share the batch; dropout
     and noise differ between them. What is drawn for an object comes from its clip's seed (:func:`segmentation_losses`).
 
     Args:
-        model: that will draw.
-        rank: which of the processes this is.
-        address: whole numbers, at least 0.
+        model: the model that will draw.
+        rank: number of this process.
+        key: whole numbers, at least 0.
     """
-    model.rng = np.random.default_rng((*address, 0))
-    torch.manual_seed(int(np.random.default_rng((*address, 1, rank)).integers(2**63)))
+    model.rng = np.random.default_rng((*key, 0))
+    torch.manual_seed(int(np.random.default_rng((*key, 1, rank)).integers(2**63)))
 
 
 @contextmanager
@@ -265,7 +271,7 @@ def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
 
 
 def has_frozen_encoder(model: SAM2Base) -> bool:
-    """Whether training leaves image features as they are: nothing that makes them trains or is adapted."""
+    """Return whether training leaves image features as they are: nothing that makes them trains or is adapted."""
     parts = [model.image_encoder]
     if model.use_high_res_features_in_sam:
         parts += [model.sam_mask_decoder.conv_s0, model.sam_mask_decoder.conv_s1]
@@ -275,10 +281,10 @@ def has_frozen_encoder(model: SAM2Base) -> bool:
 
 @torch.no_grad()
 def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
-    """The image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
+    """Return the image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
     frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
     together = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
-    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in frames.split(together)]
+    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in torch.split(frames, together)]
     return join_features(parts, frames.device)
 
 
@@ -286,7 +292,7 @@ def segmentation_losses(
     model: SAM2Train,
     loss: AnnotatedLoss,
     batch: ClipBatch,
-    whole: BatchTotals | None = None,
+    totals: BatchTotals | None = None,
     features: Features | None = None,
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
@@ -296,7 +302,7 @@ def segmentation_losses(
         loss: of :func:`build_loss`.
         batch: clips, which need no pixels where features are given. What is drawn for their objects comes from their
             seeds, all else from ``model.rng`` and torch.
-        whole: what the batch is a part of; None: it is all there is.
+        totals: of the batch that this is a part of; None: it is the whole batch.
         features: :func:`encode_frames` of the clips one after another, which a :class:`TrainableSAM2` takes; None: the
             model encodes their frames.
 
@@ -305,12 +311,12 @@ def segmentation_losses(
         all averaged over objects and summed over annotated frames; of a part, its share: the parts' add up to the
         whole batch's.
     """
-    whole = BatchTotals.from_batch(batch) if whole is None else whole
-    datapoint = to_datapoint(batch, next(model.parameters()).device, whole)
-    known = () if features is None else (features,)
+    totals = BatchTotals.from_batch(batch) if totals is None else totals
+    datapoint = to_datapoint(batch, next(model.parameters()).device, totals)
+    cached = () if features is None else (features,)
     with _drawn_by_object(batch):
-        outputs = model(datapoint, *known)
-    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, whole.objects)
+        outputs = model(datapoint, *cached)
+    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, totals.objects)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}
@@ -326,7 +332,7 @@ def track_clips(
         batch: clips of T frames, which need no pixels where features are given; of their masks only those of the first
             frame are used.
         prompt: the mask itself, its tight box, or one click, at the mask's innermost pixel.
-        keep_tracked: whether to keep what memory attention made of the tracked frames.
+        keep_tracked: whether to keep memory attention's output on the tracked frames.
         features: :func:`encode_frames` of the clips one after another; None: the model encodes their frames.
 
     Returns:
@@ -354,10 +360,10 @@ def track_clips(
     finally:
         if hook is not None:
             hook.remove()
-    told = outputs[1:] if prompt == "mask" else outputs
+    supervised = outputs[1:] if prompt == "mask" else outputs
     return Tracked(
-        torch.stack([output["pred_masks"][:, 0] for output in told]),
-        torch.stack([output["multistep_object_score_logits"][-1][:, 0] for output in told]),
+        torch.stack([output["pred_masks"][:, 0] for output in supervised]),
+        torch.stack([output["multistep_object_score_logits"][-1][:, 0] for output in supervised]),
         torch.stack(kept) if kept else None,
     )
 

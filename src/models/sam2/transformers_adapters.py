@@ -53,9 +53,9 @@ def add_adapter_to_transformers(
 ) -> AdapterConfig:
     """Put the adapters of a folder into a transformers model with the base they were trained on, and freeze the base.
 
-    Of expert groups a single one is active, of several none, until the gate or
-    :func:`~src.lora.expert_groups.set_adapter` says so. A Sam2Model has no memory, so adapters there are left out, which a
-    line on the screen says.
+    A single expert group is active; of several none is, until the domain gate or
+    :func:`~src.lora.expert_groups.set_adapter` chooses one. A Sam2Model has no memory, so adapters
+    there are left out, with a log message.
 
     Args:
         model: with its base weights in float32, without adapters. A Sam2Model holds a part of the base only, so it must
@@ -66,7 +66,7 @@ def add_adapter_to_transformers(
             A Sam2Model asks no gate: with one in the folder, say ``off`` or the domain's name there.
 
     Returns:
-        What the folder's JSON file says.
+        The content of the folder's JSON file.
 
     Raises:
         UserError: a file is missing or damaged, the base is another, the model lacks what is adapted, or the gate's

@@ -1,6 +1,6 @@
 """SAM 2.1 as Hugging Face ``transformers`` has it: names of layers and weights, the config, and a folder to load.
 
-``transformers`` is optional: whatever needs it asks :func:`load_transformers`, which says if it is missing or too old.
+``transformers`` is optional: whatever needs it asks :func:`load_transformers`, which refuses a missing or old version.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _norms(count: int) -> dict[str, str]:
     return {f"norm{i}": f"layer_norm{i}" for i in range(1, count + 1)}
 
 
-# part of SAM 2 → part of transformers' model, and what lies in them; a * is any number, the same on both sides
+# part of SAM 2 → part of transformers' model, and the names in them; a * is any number, the same on both sides
 _NAMES: dict[tuple[str, str], dict[str, str]] = {
     ("", ""): {
         "maskmem_tpos_enc": "memory_temporal_positional_encoding",
@@ -149,7 +149,7 @@ _to_ours = _Renaming([(theirs, ours) for ours, theirs in _PAIRS])
 
 
 def transformers_name(name: str) -> str:
-    """What transformers calls a layer or weight, such as ``memory_attention.layers.0.self_attn.out_proj``.
+    """Return transformers' name of a layer or weight, such as ``memory_attention.layers.0.self_attn.out_proj``.
 
     Raises:
         UserError: SAM 2.1 has none of this name, or it is one of the embeddings of points, which transformers has as
@@ -159,7 +159,7 @@ def transformers_name(name: str) -> str:
 
 
 def transformers_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A SAM2Base's state dict, without adapters, under the names and in the form of transformers' Sam2VideoModel."""
+    """Return a SAM2Base's state dict, without adapters, in the form of transformers' Sam2VideoModel."""
     points = sorted(int(found[1]) for name in weights if (found := _POINT.fullmatch(name)))
     renamed = {transformers_name(name): tensor for name, tensor in weights.items() if not _POINT.fullmatch(name)}
     renamed[_POINTS] = torch.cat([weights[f"sam_prompt_encoder.point_embeddings.{i}.weight"] for i in points])
@@ -168,16 +168,16 @@ def transformers_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sam2_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: a Sam2VideoModel's state dict, without adapters, as SAM 2 has it."""
+    """Return a Sam2VideoModel's state dict, without adapters, as SAM 2 has it."""
     special = (_POINTS, _FREQUENCIES_AGAIN)
     renamed = {_to_ours(name): tensor for name, tensor in weights.items() if name not in special}
-    for i, point in enumerate(weights[_POINTS].split(1)):
+    for i, point in enumerate(torch.split(weights[_POINTS], 1)):
         renamed[f"sam_prompt_encoder.point_embeddings.{i}.weight"] = point
     return renamed
 
 
 def load_transformers() -> ModuleType:
-    """The package.
+    """Import the package.
 
     Raises:
         UserError: it is not installed, or older than what is used of it.
@@ -194,7 +194,8 @@ def load_transformers() -> ModuleType:
             f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={MINIMUM_VERSION}'",
             "transformers.too-old",
         )
-    return transformers
+    package: ModuleType = transformers
+    return package
 
 
 @contextmanager
@@ -211,7 +212,7 @@ def without_its_bars() -> Iterator[None]:
 
 
 def transformers_config(model: SAM2Base) -> Sam2VideoConfig:
-    """The config of a Sam2VideoModel of the same architecture and image size, read from the model's own modules.
+    """Return the config of a Sam2VideoModel of the same architecture and image size, read from the model's own modules.
 
     Raises:
         UserError: transformers is missing or too old, or cannot express the model: it has 64 channels of memory written
@@ -328,7 +329,7 @@ def _vision_config(model: SAM2Base, transformers: ModuleType) -> Any:
 
 
 def to_transformers(model: SAM2Base) -> Sam2VideoModel:
-    """A Sam2VideoModel with the model's base weights, in eval mode on the CPU; adapters are left out.
+    """Return a Sam2VideoModel with the model's base weights, in eval mode on the CPU; adapters are left out.
 
     Raises:
         UserError: as :func:`transformers_config`, or this version of transformers has other weights.

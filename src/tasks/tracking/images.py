@@ -1,6 +1,6 @@
 """Single images, prompted by ground truth: COCO's AP, mean IoU and Dice from a box and from more and more clicks.
 
-Every object is prompted on the first frame that shows it, at the image's own size, through ``SAM2ImagePredictor``:
+Every object is prompted on the first frame that shows it, at the image's own size, through the model's image predictor:
 nothing is tracked. Clicks are simulated as SAM's evaluation does (Kirillov et al., 2023, https://arxiv.org/abs/2304.02643,
 section 7.1 and appendix D.1): the first on the pixel deepest inside the object, each further one on the pixel deepest
 inside what is still wrong, positive where something is missing and negative where something is too much, along with the
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -69,7 +70,7 @@ def _by_first_frame(video: VideoRecord, max_objects: int) -> Iterator[tuple[int,
 def _segment(
     predictor: ImagePredictor, video: VideoRecord, image: str, t: int, objects: list[ObjectTrack], clicks: int
 ) -> list[ImageObject]:
-    """Prompt some objects of the image that is set; one that lies in the void is left out."""
+    """Prompt some objects of the image that is set; one that is in the void is left out."""
     counts_HW = np.ones((video.height, video.width), bool)
     if t in video.void:
         counts_HW &= ~video.void[t].decode()
@@ -135,10 +136,8 @@ def next_click(mask_HW: np.ndarray, true_HW: np.ndarray) -> tuple[tuple[float, f
     return (missing.xy, 1) if missing.depth >= too_much.depth else (too_much.xy, 0)
 
 
-def _predict(
-    predictor: ImagePredictor, **prompts: np.ndarray | bool | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``SAM2ImagePredictor.predict``, with an axis of objects even for one: (O, C, H, W) bool, (O, C), (O, C, h, w)."""
+def _predict(predictor: ImagePredictor, **prompts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predict with an axis of objects even for one: (O, C, H, W) bool, (O, C), (O, C, h, w)."""
     masks, scores, logits = predictor.predict(**prompts)
     if scores.ndim == 1:
         masks, scores, logits = masks[None], scores[None], logits[None]

@@ -1,8 +1,8 @@
-"""Follow what is pointed at through an image, a folder of frames or a video, and write down what is found.
+"""Track prompted objects through an image, a folder of frames or a video, and write the results.
 
-``track_video`` gives the objects frame by frame, :class:`PredictionWriter` writes them as they come: masks as palette PNGs,
-all of them as COCO JSON, and the frames with the masks drawn on them. Neither keeps frames, so memory does not grow
-with the length of the video.
+``track_video`` gives the objects frame by frame, :class:`PredictionWriter` writes them as they come: masks as palette
+PNGs, all of them as COCO JSON, and the frames with the masks drawn on them. Neither keeps frames, so memory does not
+grow with the length of the video.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ Overlay = Literal["video", "images", "none"]
 def track_video(
     tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame
 ) -> Iterator[tuple[np.ndarray, Prediction]]:
-    """Every frame, RGB uint8 (H, W, 3), with the objects found on it.
+    """Yield every frame, RGB uint8 (H, W, 3), with the objects found on it.
 
     Raises:
-        UserError: a prompt lies outside the frames or after the last one.
+        UserError: a prompt is outside the frames or after the last one.
     """
     last = max(prompts)
     if footage.count is not None and last >= footage.count:
@@ -78,7 +78,7 @@ def track_video(
 def write_prediction(
     tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame, output: Path, overlay: Overlay
 ) -> tuple[int, dict[int, int]]:
-    """Follow, and write everything as it comes.
+    """Track objects, and write everything as it comes.
 
     Returns:
         The number of frames, and object id → the number of frames it was found on.
@@ -143,19 +143,20 @@ class PredictionWriter:
 
 
 def gate_line(decision: Decision) -> str:
-    """What the domain gate measured on the frame prompted first, and what came of it, in a line."""
+    """Return one line on what the domain gate measured on the frame prompted first, and decided."""
     distances = ", ".join(f"{name} {distance:.2f}" for name, distance in decision.distances.items())
     chosen = "no domain it knows, adapters off" if decision.domain is None else f"{decision.domain}, adapters on"
     return f"domain gate: {chosen} (distance to {distances}; inside is up to 1)"
 
 
 def label_frame(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
-    """Object numbers, uint8, (H, W); where objects overlap, the one with the highest logit."""
+    """Return object numbers, uint8, (H, W); where objects overlap, the one with the highest logit."""
     if not prediction.logits:
         return np.zeros(size, dtype=np.uint8)
     ids = np.array(list(prediction.logits), dtype=np.uint8)
     highest, winner = torch.stack(list(prediction.logits.values())).max(dim=0)
-    return np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
+    numbers: np.ndarray = np.where((highest > 0).cpu().numpy(), ids[winner.cpu().numpy()], np.uint8(0))
+    return numbers
 
 
 def write_picture(path: Path, picture_HWC: np.ndarray) -> None:
@@ -226,7 +227,7 @@ def _beyond_the_end(frame: int, count: int) -> UserError:
 
 
 def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:
-    """The run's base model, with the adapters (and domain gate) of a checkpoint or adapter folder if there is one."""
+    """Build the run's model, with the adapters and domain gate of a checkpoint or adapter folder if one is given."""
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""Lean parts of SAM 2: the stock parts' numbers, or for dropout their distribution, and gradients that fit."""
+"""Fast parts of SAM 2: the stock parts' numbers, or for dropout their distribution, and gradients that fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from src.config import ModelConfig, PromptConfig
 from src.models.activation_checkpointing import checkpoint_activations
 from src.models.sam2.build import build_model
 from src.models.sam2.cpu_kernels import (
-    LeanDropout,
+    FastDropout,
     SharedPositions,
     attention_with_dropout,
     use_fast_cpu_kernels,
@@ -117,7 +117,7 @@ class TestEncoder:
 class TestDropout:
     def test_numbers_are_dropped_at_random_and_the_others_scaled(self):
         torch.manual_seed(0)
-        layer, x = LeanDropout(0.25), torch.rand(300, 401) + 1
+        layer, x = FastDropout(0.25), torch.rand(300, 401) + 1
         out = layer(x)
         kept = out != 0
         assert kept.float().mean().item() == pytest.approx(0.75, abs=0.01)
@@ -126,12 +126,12 @@ class TestDropout:
 
     def test_the_gradient_passes_where_numbers_were_kept(self):
         x = torch.rand(30, 41, requires_grad=True)
-        out = LeanDropout(0.5)(x)
+        out = FastDropout(0.5)(x)
         out.sum().backward()
         assert torch.equal(x.grad, (out != 0) * 2.0)
 
     def test_torchs_seed_decides(self):
-        layer, x = LeanDropout(0.5), torch.ones(100)
+        layer, x = FastDropout(0.5), torch.ones(100)
         torch.manual_seed(1)
         first, second = layer(x), layer(x)
         torch.manual_seed(1)
@@ -139,10 +139,10 @@ class TestDropout:
         assert not torch.equal(first, second)
 
     def test_nearly_and_really_all_numbers_are_dropped(self):
-        assert not LeanDropout(1.0)(torch.ones(1000)).any()
-        assert LeanDropout(1 - 1e-9)(torch.ones(1000)).isfinite().all()
+        assert not FastDropout(1.0)(torch.ones(1000)).any()
+        assert FastDropout(1 - 1e-9)(torch.ones(1000)).isfinite().all()
 
-    @pytest.mark.parametrize("layer", [LeanDropout(0.5).eval(), LeanDropout(0.0), LeanDropout(1e-9)])
+    @pytest.mark.parametrize("layer", [FastDropout(0.5).eval(), FastDropout(0.0), FastDropout(1e-9)])
     def test_without_dropout_nothing_changes(self, layer):
         x = torch.randn(50)
         assert torch.equal(layer(x), x)
