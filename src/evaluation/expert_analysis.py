@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..config import Config, LoraConfig, Prompt, image_size_of
+from ..config import Config, LoraConfig, Prompt
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.files import write_text
@@ -35,9 +35,9 @@ from ..lora.expert_groups import DEFAULT_ADAPTER, adopt_unnamed
 from ..lora.pruning import experts_used
 from ..models.checkpoint import load_trained
 from ..models.spec import model_spec
-from ..tasks.tracking.evaluation import describe, evaluate_domain
+from ..tasks.base import get_task
 from .domains import Domain, DomainOptions, retention_domains, target_domain
-from .expert_report import as_json, heat_maps_of, summary
+from .expert_report import as_json, heat_maps_of, summary, write_histogram
 from .expert_utilization import (
     DomainUtilization,
     GroupUtilization,
@@ -89,7 +89,8 @@ def analyze(config: Config, adapter: Path, output: Path, logs: Path, options: An
     used = {name: groups[name] for name in dict.fromkeys(group_of.values())}
     check_keeps(options.keeps, used)
 
-    score = partial(evaluate_domain, prompt=options.prompt)
+    task = get_task(model_spec(config.model.name).task)(config)
+    score = partial(task.score_domain, prompt=options.prompt)
     utilizations = [measure_utilization(model, group_of[domain.name], domain, score) for domain in domains]
     reports = {}
     for name, lora in used.items():
@@ -99,7 +100,7 @@ def analyze(config: Config, adapter: Path, output: Path, logs: Path, options: An
         reports[name] = GroupUtilization(lora, own, dead_experts(own, options.dead_below), pruning)
 
     about = {
-        "about": describe(config.model.name, image_size_of(config.model), options.prompt, config.evaluation.protocol),
+        "about": task.describe_scores(options.prompt),
         "adapter": str(adapter),
         "prompt": options.prompt,
         "dead_below": options.dead_below,
@@ -204,18 +205,8 @@ def write_events(folder: Path, utilizations: Sequence[DomainUtilization], pictur
     for utilization in utilizations:
         for layer, of_layer in utilization.layers.items():
             if of_layer.decisions_T.any():
-                write_histogram(writer, f"router/use/{utilization.domain}/{layer}", of_layer.share_E, 0)
+                write_histogram(writer, f"router/utilization/{utilization.domain}/{layer}", of_layer.share_E, 0)
     for path in pictures:
         with Image.open(path) as picture:
             writer.add_image(f"router/{path.stem}", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
     writer.close()
-
-
-def write_histogram(writer: SummaryWriter, tag: str, share_E: np.ndarray, step: int) -> None:
-    """Write a histogram with one bar per expert: its share of all selections."""
-    index = np.arange(len(share_E))
-    writer.add_histogram_raw(
-        tag, min=0.0, max=float(len(share_E)), num=1.0, sum=float((index * share_E).sum()),
-        sum_squares=float((index**2 * share_E).sum()), bucket_limits=(index + 1.0).tolist(),
-        bucket_counts=share_E.tolist(), global_step=step,
-    )  # fmt: skip

@@ -25,6 +25,7 @@ from .tables import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch.utils.tensorboard import SummaryWriter
 
 MOST_USED = 3  # experts named per layer and domain on the screen
 LAYER_NUMBERS = ("entropy", "entropy_share", "null_share")
@@ -288,3 +289,13 @@ def _without_repeats(rows: list[list[str]]) -> list[list[str]]:
 
 def _cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def write_histogram(writer: SummaryWriter, tag: str, share_E: np.ndarray, step: int) -> None:
+    """Write a histogram with one bar per expert: its share of all selections."""
+    index = np.arange(len(share_E))
+    writer.add_histogram_raw(
+        tag, min=0.0, max=float(len(share_E)), num=1.0, sum=float((index * share_E).sum()),
+        sum_squares=float((index**2 * share_E).sum()), bucket_limits=(index + 1.0).tolist(),
+        bucket_counts=share_E.tolist(), global_step=step,
+    )  # fmt: skip

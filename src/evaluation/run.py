@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config import Config, ModelConfig, Prompt, Split, image_size_of
+from ..config import Config, ModelConfig, Prompt, Split
 from ..core import distributed
 from ..core.console import PROGRAM
 from ..core.device import pick_device
@@ -23,8 +23,8 @@ from ..lora.adapter import list_groups
 from ..lora.expert_groups import active_adapter
 from ..models.build import build_model
 from ..models.checkpoint import load_trained, saved_gate
-from ..tasks.tracking.evaluation import describe, evaluate_domain
-from ..tasks.tracking.images import evaluate_images
+from ..models.spec import model_spec
+from ..tasks.base import Task, get_task
 from .card import card_folder, write_card
 from .domains import Domain, DomainOptions, retention_domains, target_domain
 from .report import write_report
@@ -73,6 +73,7 @@ def evaluate(
         save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
     """
     settings, prompt = config.evaluation, prompt or config.evaluation.prompt
+    task = get_task(model_spec(config.model.name).task)(config)
     options = DomainOptions.from_config(config)
     learned = [target_domain(data, split, options) for data in config.dataset.domains]
     folder = Path(config.output_dir)
@@ -80,11 +81,11 @@ def evaluate(
     gate = saved_gate(models["base"], checkpoint)
     masks = folder / "predictions" if save_masks else None
     comparisons = [
-        _compare(models, gate, domain, prompt, masks, settings.clicks)
+        _compare(task, models, gate, domain, prompt, masks, settings.clicks)
         for domain in [*learned, *retention_domains(options)]
     ]
     distributed.barrier()
-    about = describe(config.model.name, image_size_of(config.model), prompt, settings.protocol)
+    about = task.describe_scores(prompt)
     if not distributed.is_main_process():
         return Evaluation(about, [])
     facts = {
@@ -105,6 +106,7 @@ def evaluate(
 
 
 def _compare(
+    task: Task,
     models: Mapping[str, nn.Module],
     gate: DomainGate | None,
     domain: Domain,
@@ -115,6 +117,7 @@ def _compare(
     """Score the models on a domain; in several processes only the first one returns the results.
 
     Args:
+        task: the models' task.
         models: ``base``, and where there is one ``adapted``.
         gate: the adapter's domain gate.
         domain: the evaluated data set.
@@ -127,9 +130,9 @@ def _compare(
         label = f"{domain.name}: {name}"
         own_masks = None if masks is None else masks / name / domain.name
         with _adapters_on(model, gate):
-            tracked[name] = evaluate_domain(model, domain, prompt, label, own_masks, shard=distributed.shard())
+            tracked[name] = task.score_domain(model, domain, prompt, label, own_masks, shard=distributed.shard())
             if clicks and distributed.is_main_process():
-                images[name] = evaluate_images(model, domain, clicks, label)
+                images[name] = task.score_images(model, domain, clicks, label)
     if not distributed.is_main_process():
         return None
     both = (images["base"], images.get("adapted")) if images else None

@@ -7,18 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, Prompt
 from ..core.distributed import ALL, Shard
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
+
+if TYPE_CHECKING:  # evaluation asks tasks for scores
+    from ..evaluation.domains import Domain
+    from ..evaluation.image_results import ImageResult
+    from ..evaluation.results import DomainResult
 
 SampleKey: TypeAlias = tuple[int, int]
 """(epoch, index): with the run's seed, all that a training item is drawn from."""
@@ -287,6 +292,39 @@ class Task(ABC):
     def advice(self) -> str | None:
         """Return what another run should change where training got no better than the base, if the task knows."""
         return None
+
+    # Evaluation
+
+    def score_domain(
+        self,
+        model: nn.Module,
+        domain: Domain,
+        prompt: Prompt,
+        label: str = "",
+        masks: Path | None = None,
+        after_frame: Callable[[int], None] | None = None,
+        shard: Shard = ALL,
+    ) -> DomainResult:
+        """Score the model on any domain; its train or eval mode comes back afterwards.
+
+        Args:
+            model: the model, with or without adapters.
+            domain: the data.
+            prompt: how objects are prompted.
+            label: text of the progress bar; the domain's name if empty.
+            masks: the folder to save predicted masks in; None: they are not saved.
+            after_frame: called with a frame's number once all of it is computed.
+            shard: this process' share; only the first process gets the results of all videos.
+        """
+        raise NotImplementedError
+
+    def score_images(self, model: nn.Module, domain: Domain, clicks: int, label: str = "") -> ImageResult:
+        """Score the model on single images of a domain, from a box and from up to so many clicks."""
+        raise NotImplementedError
+
+    def describe_scores(self, prompt: Prompt) -> str:
+        """Return one line that says what the scores of :meth:`score_domain` mean."""
+        raise NotImplementedError
 
     # After training
 

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ..config import Config, one_line_yaml
-from ..evaluation.expert_report import short_names
+from ..evaluation.expert_report import short_names, write_histogram
 from ..evaluation.figures import heat_map
 from ..tasks.base import FinalScores, Task
 
@@ -90,7 +90,7 @@ class TensorBoardLogger:
         shares = {layer: use.double() / use.sum() for layer, use in usage.items() if use.sum() > 0}
         if not shares:
             return
-        write_expert_use(self._writer, "router/utilization", shares, step)
+        write_utilization(self._writer, "router/utilization", shares, step)
         values_LE = np.stack([share.numpy() for share in shares.values()])
         names = [*map(str, range(experts)), *(["null"] if values_LE.shape[1] > experts else [])]
         inside, layers = short_names(list(shares))
@@ -187,13 +187,7 @@ def load_balance(use_LE: np.ndarray) -> float:
     return float(entropy_L.mean() / np.log(use_LE.shape[1])) if use_LE.shape[1] > 1 else float("nan")
 
 
-def write_expert_use(writer: SummaryWriter, name: str, usage: Mapping[str, Tensor], step: int) -> None:
-    """A histogram per layer, ``name/layer``, with one bar per expert: its share of all choices."""
+def write_utilization(writer: SummaryWriter, name: str, usage: Mapping[str, Tensor], step: int) -> None:
+    """Write a histogram per layer, ``name/layer``, with one bar per expert: its share of all selections."""
     for layer, share_E in usage.items():
-        share = share_E.double().numpy()
-        index = np.arange(len(share))
-        writer.add_histogram_raw(
-            f"{name}/{layer}", min=0.0, max=float(len(share)), num=1.0, sum=float((index * share).sum()),
-            sum_squares=float((index**2 * share).sum()), bucket_limits=(index + 1.0).tolist(),
-            bucket_counts=share.tolist(), global_step=step,
-        )  # fmt: skip
+        write_histogram(writer, f"{name}/{layer}", share_E.double().numpy(), step)

@@ -80,7 +80,7 @@ def test_everything_is_written(adapter, command, tiny_data, tmp_path):
         assert picture.width > 300
     board = EventAccumulator(str(tmp_path / "out" / "logs")).Reload()
     assert set(board.Tags()["images"]) == {f"router/{name}" for name in names | {"overlap", "overlap_layers"}}
-    assert f"router/use/target/{LAYER}" in board.Tags()["histograms"]
+    assert f"router/utilization/target/{LAYER}" in board.Tags()["histograms"]
     for part in ("Overlap of use", "Experts used most", "dead experts", "1 of 3", "recommended: keep"):
         assert part in text
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config import Config, image_size_of
+from ...config import Config, Prompt, image_size_of
 from ...core.distributed import ALL, Shard
 from ...core.errors import UserError
 from ...data.checks.cache import state_of_files
@@ -20,8 +20,12 @@ from ...data.clips import Clip, ClipBatch, ClipDataset, collate
 from ...data.options import LoadOptions
 from ...data.records import DataSet
 from ...evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
+from ...evaluation.image_results import ImageResult
+from ...evaluation.results import DomainResult
+from ...evaluation.run import evaluate
 from ...gating.domain_gate import DomainGate
 from ...lora.adapter import AdapterLayer
+from ...models.protocols import AfterFrame
 from ...models.sam2.train_forward import (
     BatchTotals,
     build_loss,
@@ -37,8 +41,9 @@ from ..base import Distillation, Features, FinalScores, Items, Task, Validation,
 from .bad_batch import dump_batches
 from .data import fit_gate_to, load_training_sets, training_clips
 from .distillation import SelfDistillation, general_clips
-from .evaluation import evaluate_domain
+from .evaluation import describe, evaluate_domain
 from .final_scores import final_results
+from .images import evaluate_images
 from .monitor import SCORES, ValidationMonitor, monitors_alike
 
 SMALL_OBJECT = 8
@@ -262,6 +267,29 @@ class TrackingTask(Task):
             return None
         return f"Try training.prompts.{prompt}=1 and the others 0: it is scored by {prompt} prompts alone"
 
+    # Evaluation
+
+    def score_domain(
+        self,
+        model: Any,
+        domain: Domain,
+        prompt: Prompt,
+        label: str = "",
+        masks: Path | None = None,
+        after_frame: AfterFrame | None = None,
+        shard: Shard = ALL,
+    ) -> DomainResult:
+        """Track the objects of a domain, and score them by its protocol."""
+        return evaluate_domain(model, domain, prompt, label, masks, after_frame, shard=shard)
+
+    def score_images(self, model: Any, domain: Domain, clicks: int, label: str = "") -> ImageResult:
+        """Segment the objects of a domain on single images."""
+        return evaluate_images(model, domain, clicks, label)
+
+    def describe_scores(self, prompt: Prompt) -> str:
+        """Return the model, its image size, the prompt and the protocol, in one line."""
+        return describe(self.spec.name, self.image_size, prompt, self.config.evaluation.protocol)
+
     # After training
 
     def fit_domain_gate(self, model: Any, gate: DomainGate | None = None) -> DomainGate | None:
@@ -270,8 +298,6 @@ class TrackingTask(Task):
 
     def evaluate(self, checkpoint: str | Path | None) -> FinalScores | None:
         """Score base and trained model, domain by domain, and write the results into the run's folder."""
-        from ...evaluation.run import evaluate  # which imports this room
-
         evaluation = evaluate(self.config, checkpoint)
         if not evaluation.comparisons:
             return None
