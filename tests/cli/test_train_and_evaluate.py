@@ -129,7 +129,7 @@ class TestMistakes:
 def test_help_ends_with_an_example(command, script):
     status, output, _ = command(script, "--help")
     assert status == 0
-    assert f"python {script} --config src/configs/mope.yaml" in output
+    assert f"{script.removesuffix('.py')} --config src/configs/mope.yaml" in output
     for option in ("--config", "--set", "--skip-bad", "--debug"):
         assert option in output
 
