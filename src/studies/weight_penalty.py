@@ -16,7 +16,8 @@ from ..core.device import evaluating
 from ..data.clips import sample_unlabelled
 from ..data.records import DataSet
 from ..data.unlabelled import open_unlabelled
-from ..models.sam2.train_forward import Tracked, track_clips
+from ..models.protocols import Tracked
+from ..models.spec import spec_of
 from ..tasks.base import LossTerms, Task
 from ..tasks.tracking.distillation import PROMPTS, general_clips, pseudo_labels
 
@@ -124,7 +125,7 @@ def fisher_information(
             rng = np.random.default_rng((seed, index, 4))
             frames_THWC = sample_unlabelled(data.videos[index % len(data)], clip, size, rng)
             batch = pseudo_labels(model, f"general {index}", frames_THWC, objects, rng)
-            out = track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
+            out = spec_of(model).load().track_clips(model, batch, PROMPTS[index % len(PROMPTS)])
             draws = torch.Generator().manual_seed(int(rng.integers(2**31)))
             gradients = torch.autograd.grad(
                 sampled_log_likelihood(out, draws), list(trainable.values()), allow_unused=True

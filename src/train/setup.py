@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..config import Config, LoraConfig
 from ..core import distributed
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..core.shutdown import leave_signals_to_the_parent
+from ..core.torch_compat import end_workers
 from ..data.clips import BatchSampler, EpochSampler
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import base_fingerprint
@@ -126,13 +126,8 @@ class Run:
         )
 
     def close(self) -> None:
-        """End the loader's processes.
-
-        They ignore signals, so an interpreter that ends while something still holds the run would wait for them.
-        """
-        if isinstance(self.loader._iterator, _MultiProcessingDataLoaderIter):
-            self.loader._iterator._shutdown_workers()
-            self.loader._iterator = None
+        """End the loader's processes."""
+        end_workers(self.loader)
 
 
 @dataclass(frozen=True)

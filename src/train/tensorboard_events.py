@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ..config import Config, one_line_yaml
+from ..core.torch_compat import add_summary
 from ..evaluation.expert_report import short_names, write_histogram
 from ..evaluation.figures import heat_map
 from ..tasks.base import FinalScores, Task
@@ -62,7 +63,7 @@ class TensorBoardLogger:
         self._writer.add_custom_scalars(layout(config, task))
         # without a list of columns, TensorBoard finds them itself, and shows those first in which runs differ
         _, start, _ = hparams(compared(config), {})
-        self._writer._get_file_writer().add_summary(start)
+        add_summary(self._writer, start)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Draw a step: a line of ``steps.jsonl``, and ``seconds``, how long it took with the wait for its data."""
@@ -126,7 +127,7 @@ def write_results(folder: Path, step: int, final: FinalScores) -> None:
         writer.add_scalar(tag, value, step + 1)
     writer.add_text("results", final.markdown, step + 1)
     _, _, end = hparams({}, {})
-    writer._get_file_writer().add_summary(end)
+    add_summary(writer, end)
     writer.close()
 
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
+from src.config import ClipConfig, LoraConfig, ModelConfig, PromptConfig
+from src.data.synthetic import SOURCE, make_videos
+from src.lora.injection import apply_method
+from src.models.sam2.train_forward import Tracked, build_trainable
 from src.studies.weight_penalty import (
     Anchor,
     build_anchor,
@@ -11,12 +17,6 @@ from src.studies.weight_penalty import (
     sampled_log_likelihood,
     weight_penalty,
 )
-from torch import nn
-
-from src.config import ClipConfig, LoraConfig, ModelConfig, PromptConfig
-from src.data.synthetic import SOURCE, make_videos
-from src.lora.injection import apply_method
-from src.models.sam2.train_forward import Tracked, build_trainable
 from src.train.setup import build_run
 from tests.errors import refuses
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import ClipConfig, Config, DistillConfig, LossConfig, Prompt, image_size_of
 from ...core import distributed
@@ -25,17 +25,8 @@ from ...data.records import RLE, DataSet
 from ...data.synthetic import GENERAL_SEED, SOURCE, make_videos
 from ...data.unlabelled import open_unlabelled
 from ...lora.adapter import disable_adapters, iter_adapter_layers
-from ...models.sam2.predictors import image_predictor
-from ...models.sam2.train_forward import (
-    Features,
-    Tracked,
-    TrainableSAM2,
-    encode_frames,
-    has_frozen_encoder,
-    join_features,
-    track_clips,
-)
-from ...models.spec import model_spec
+from ...models.protocols import Features, Tracked, join_features
+from ...models.spec import model_spec, spec_of
 from ..base import LossTerms
 
 PROMPTS: tuple[Prompt, ...] = ("mask", "box", "point")  # in turn, clip by clip
@@ -79,13 +70,14 @@ class SelfDistillation:
     """
 
     def __init__(
-        self, model: TrainableSAM2, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
+        self, model: nn.Module, data: DataSet, clip: ClipConfig, size: int, config: DistillConfig, loss: LossConfig,
         seed: int,
     ) -> None:  # fmt: skip
         self.model, self.data, self.config, self.weights, self.seed = model, data, config, loss, seed
         self.clip, self.size = clip, size
         self.copy = None if any(iter_adapter_layers(model)) else copy.deepcopy(model).requires_grad_(False)
-        self.frozen = has_frozen_encoder(model)
+        self._room = spec_of(model).load()
+        self.frozen = self._room.has_frozen_encoder(model)
         self.targets: dict[int, TeacherTarget] = {}
 
     def is_due(self, step: int) -> bool:
@@ -116,7 +108,7 @@ class SelfDistillation:
             cached = [target.features for target in targets if target.features is not None]
             features = join_features(cached, device) if cached else None
             keep = teacher_out.features_TNOC is not None
-            student_out = track_clips(self.model, batch, PROMPTS[kind], keep, features)
+            student_out = self._room.track_clips(self.model, batch, PROMPTS[kind], keep, features)
         parts = {name: objects / all_objects * value for name, value in difference(student_out, teacher_out).items()}
         weights = {
             "mask": self.weights.mask, "dice": self.weights.dice, "score": self.weights.occlusion,
@@ -137,7 +129,7 @@ class SelfDistillation:
             return target
         video = self.data.videos[index % len(self.data)]
         frames_THWC = sample_unlabelled(video, self.clip, self.size, np.random.default_rng((self.seed, index, 2)))
-        features = encode_frames(self.model, torch.from_numpy(frames_THWC)) if self.frozen else None
+        features = self._room.encode_frames(self.model, torch.from_numpy(frames_THWC)) if self.frozen else None
         if target is None:
             target = self._ask(index, frames_THWC, features)
             self.targets[index] = target
@@ -161,12 +153,12 @@ class SelfDistillation:
             clicks = np.random.default_rng((self.seed, index, 3))
             batch = pseudo_labels(teacher, _name(index), frames_THWC, self.config.objects, clicks)
             prompt, keep = PROMPTS[index % len(PROMPTS)], self.config.features_weight > 0
-            teacher_out = track_clips(teacher, batch, prompt, keep, features)
+            teacher_out = self._room.track_clips(teacher, batch, prompt, keep, features)
         masks = [RLE.encode(mask_HW) for mask_HW in batch.masks_TOHW[0].numpy()]
         return TeacherTarget(masks, _stored(teacher_out), None, None)
 
     @contextmanager
-    def _teacher(self) -> Iterator[TrainableSAM2]:
+    def _teacher(self) -> Iterator[nn.Module]:
         if self.copy is not None:
             yield self.copy.to(next(self.model.parameters()).device).eval()
         else:
@@ -228,7 +220,7 @@ def _relative_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     return cross - F.binary_cross_entropy_with_logits(teacher, q, reduction="none")
 
 
-def propose_masks(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def propose_masks(model: nn.Module, picture_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Find objects on a picture: the masks of random clicks that the model trusts most.
 
     Args:
@@ -240,7 +232,7 @@ def propose_masks(model: TrainableSAM2, picture_HWC: np.ndarray, count: int, rng
     Returns:
         Masks bool (O, H, W), 1 ≤ O ≤ ``count``, no two of them of the same object.
     """
-    predictor = image_predictor(model)
+    predictor = spec_of(model).load().image_predictor(model)
     predictor.set_image(picture_HWC)
     points = rng.uniform(0, picture_HWC.shape[0], (CLICKS, 1, 2)).astype(np.float32)
     masks_PMHW, scores_PM, _ = predictor.predict(points, np.ones((CLICKS, 1), np.int32), multimask_output=True)
@@ -261,7 +253,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 @torch.no_grad()
 def pseudo_labels(
-    model: TrainableSAM2, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
+    model: nn.Module, name: str, frames_THWC: np.ndarray, count: int, rng: np.random.Generator
 ) -> ClipBatch:  # fmt: skip
     """Return a clip without labels as a batch to track: the masks of its first frame are :func:`propose_masks`."""
     return ClipBatch.collate([_clip(name, frames_THWC, propose_masks(model, frames_THWC[0], count, rng))])

@@ -25,17 +25,7 @@ from ...evaluation.results import DomainResult
 from ...evaluation.run import evaluate
 from ...gating.domain_gate import DomainGate
 from ...lora.adapter import AdapterLayer
-from ...models.protocols import AfterFrame
-from ...models.sam2.train_forward import (
-    BatchTotals,
-    build_loss,
-    build_trainable,
-    encode_frames,
-    has_frozen_encoder,
-    seed_draws,
-    segmentation_losses,
-    track_clips,
-)
+from ...models.protocols import AfterFrame, BatchTotals
 from ...models.spec import model_spec
 from ..base import Distillation, Features, FinalScores, Items, Task, Validation, Workload, register_task
 from .bad_batch import dump_batches
@@ -70,11 +60,12 @@ class TrackingTask(Task):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.spec = model_spec(config.model.name)
+        self._room = self.spec.load()
         self.image_size = image_size_of(config.model)
         self.train_sets: list[DataSet] = []
         self.validation: list[Domain] = []
         self.retention: list[Domain] = []
-        self._loss = build_loss(config.training.loss, config.training.enable_segmentation)
+        self._loss = self._room.build_loss(config.training.loss, config.training.enable_segmentation)
 
     # Data
 
@@ -132,13 +123,15 @@ class TrackingTask(Task):
 
     def build_model(self) -> nn.Module:
         """Build the model with SAM 2's training forward."""
-        return build_trainable(self.config.model, self.config.training.prompts, self.config.dataset.clip.frames)
+        return self._room.build_trainable(
+            self.config.model, self.config.training.prompts, self.config.dataset.clip.frames
+        )
 
     def losses(
         self, model: Any, batch: ClipBatch, totals: BatchTotals | None = None, features: Features | None = None
     ) -> dict[str, Tensor]:
         """Return SAM 2's losses: averaged over objects, summed over annotated frames."""
-        return segmentation_losses(model, self._loss, batch, totals, features)
+        return self._room.segmentation_losses(model, self._loss, batch, totals, features)
 
     def batch_totals(self, batch: ClipBatch) -> BatchTotals:
         """Return a part's objects, and which frames are annotated for all of them."""
@@ -151,11 +144,11 @@ class TrackingTask(Task):
 
     def seed_draws(self, model: Any, rank: int, *key: int) -> None:
         """Let prompts, dropout and noise begin from a key."""
-        seed_draws(model, rank, *key)
+        self._room.seed_draws(model, rank, *key)
 
     def run_item(self, model: Any, item: Clip) -> None:
         """Track a clip's objects from their masks."""
-        track_clips(model, ClipBatch.collate([item]), "mask")
+        self._room.track_clips(model, ClipBatch.collate([item]), "mask")
 
     def check_adapters(self, adapters: Mapping[str, AdapterLayer]) -> None:
         """Refuse clips of one frame where all adapters are in the memory, which only later frames use."""
@@ -183,11 +176,11 @@ class TrackingTask(Task):
 
     def has_frozen_encoder(self, model: Any) -> bool:
         """Whether image features stay as they are."""
-        return has_frozen_encoder(model)
+        return self._room.has_frozen_encoder(model)
 
     def encode(self, model: Any, batch: ClipBatch, number: int) -> Features:
         """Return the image features of a clip's frames."""
-        return encode_frames(model, batch.frames_BTHWC[number])
+        return self._room.encode_frames(model, batch.frames_BTHWC[number])
 
     def distillation(self, model: Any) -> Distillation | None:
         """Return the objective of self-distillation on general clips."""

@@ -103,9 +103,7 @@ class TestSelfDistillation:
         model = new_model(targets=["memory_attention.*.q_proj"])
         kept, made_anew, encoded = distillation(model), distillation(model), []
         disturb(model)
-        monkeypatch.setattr(
-            "src.tasks.tracking.distillation.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of)
-        )
+        monkeypatch.setattr("src.models.sam2.room.encode_frames", lambda *of: encoded.append(of) or encode_frames(*of))
         for step in (0, 1, 0, 1):
             monkeypatch.setattr("src.tasks.tracking.distillation.CACHE_BYTES", 1000)
             expected = made_anew.losses(step).total
