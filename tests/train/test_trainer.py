@@ -505,7 +505,7 @@ class TestOneRun:
         trainer = Recorded(make_config("training.max_steps=1", "training.domain_gate=false"))
         trainer.fit()
         assert "done: best J" in trainer.text
-        assert not [each for each in logging.getLogger("src.train").handlers]
+        assert not logging.getLogger("src.train").handlers
 
     def test_means_of_an_epoch_are_over_the_steps_that_had_a_loss(self, make_config):
         trainer = Recorded(

@@ -60,9 +60,8 @@ class MoERoPEAttention(RoPEAttention):
             num_k_exclude_rope: as for ``forward``.
 
         Returns:
-            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` the experts' shares of all selections: (E,), or
-            (E + 1,) with the null expert last; sums to 1. A projection that is switched off chooses nothing and is left
-            out.
+            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` the experts' shares of all selections: (E,),
+            or (E + 1,) with the null expert last; sums to 1. A projection that is switched off is left out.
         """
         with record_routing(self) as routing:
             self(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
@@ -78,7 +77,7 @@ def convert_rope_attention_to_moe(
     lora_dropout: float = 0.0,
     null_expert: bool = False,
 ) -> MoERoPEAttention:
-    """Return a MoERoPEAttention with copies of the attention's weights and settings; its output is the same, bit for bit.
+    """Return a MoERoPEAttention with copies of the attention's weights and settings, and its output, bit for bit.
 
     Rotary settings, dropout, dtype, device, mode and what is frozen are the original's, which is not changed. Experts
     are float32 and trainable. Further arguments are those of :class:`MoERoPEAttention`.
