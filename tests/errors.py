@@ -12,7 +12,7 @@ from src.core.errors import UserError
 
 @contextmanager
 def refuses(code: str, *facts: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
-    """Expect a UserError of this code inside, whose message holds some facts; ``value`` of what is given is the error."""
+    """Expect a UserError of this code, whose message holds some facts; the error is ``value`` of what is given."""
     with pytest.raises(UserError) as caught:
         yield caught
     assert caught.value.code == code, f"{caught.value.code}: {caught.value}"

@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> int:
     logger.info(f"{arguments.config}: read; loading SAM 2")  # takes seconds
     from ..train.dry_run import dry_run
 
-    return 0 if dry_run(config, objectives=extra_objectives(config)) else 2
+    return 0 if dry_run(config, print, objectives=extra_objectives(config)) else 2
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int | None:
     if arguments.dry_run:
         from ..train.dry_run import dry_run
 
-        return 0 if dry_run(config, objectives=extra_objectives(config)) else 2
+        return 0 if dry_run(config, print, objectives=extra_objectives(config)) else 2
     from ..core import distributed
     from ..models.spec import model_spec
     from ..tasks.base import get_task

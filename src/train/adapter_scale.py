@@ -1,6 +1,6 @@
 """Keeping a share of what adapters learned.
 
-An adapter adds to its base layer, so a share of it lies on the straight line from the base's weights to the fine-tuned
+An adapter adds to its base layer, so a share of it is on the straight line from the base's weights to the fine-tuned
 ones, where much of the gain is often kept and less is forgotten (WiSE-FT: Wortsman et al., "Robust fine-tuning of
 zero-shot models", CVPR 2022).
 """

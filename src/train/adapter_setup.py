@@ -71,11 +71,12 @@ def setup_adapters(
 
 
 def _refuse_inside(config: Config, key: str, path: str | None) -> None:
-    """Raise UserError where what a run begins with lies where the run moves earlier results away."""
+    """Raise UserError where what a run begins with is stored where the run moves earlier results away."""
     if path is not None and Path(path).resolve().is_relative_to(Path(config.output_dir).resolve()):
         raise UserError(
-            f"training.{key}: {path} lies in output_dir, {config.output_dir}, from which a new run moves earlier "
-            "results away: set another output_dir"
+            f"training.{key}: {path} is in output_dir, {config.output_dir}, from which a new run moves earlier "
+            "results away: set another output_dir",
+            "adapters.inside-output",
         )
 
 
@@ -95,7 +96,8 @@ def _earlier_groups(model: nn.Module, task: Task, folder: str, fingerprint: str)
     if len(known) > 1:
         raise UserError(
             f"{folder}: these adapters learned {', '.join(known)} together, so they are no group of one domain; "
-            "train one domain at a time to extend"
+            "train one domain at a time to extend",
+            "extend.several-domains",
         )
     adopt_unnamed(model, known[0])
     return {known[0]: config}

@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -70,11 +70,17 @@ class Change:
         return " ".join(f"--set {key}={one_line_yaml(value)}" for key, value in self.settings.items())
 
 
-def dry_run(config: Config, memory: int | None = None, objectives: Sequence[ObjectiveFactory] = ()) -> bool:
-    """Rehearse a run and print what it takes; returns whether it fits.
+def dry_run(
+    config: Config,
+    show: Callable[[str], object],
+    memory: int | None = None,
+    objectives: Sequence[ObjectiveFactory] = (),
+) -> bool:
+    """Rehearse a run and show what it takes; returns whether it fits.
 
     Args:
         config: the run.
+        show: called with each part of the report as soon as it is known, such as ``print``.
         memory: bytes that it may take; None: what is free on its device.
         objectives: as of :func:`~src.train.setup.build_run`.
 
@@ -87,10 +93,10 @@ def dry_run(config: Config, memory: int | None = None, objectives: Sequence[Obje
     limit = machine.memory if memory is None else memory
     logger.info(f"rehearsing: the data, {STEPS} steps, and the validation of a video or image")
     found = rehearse_apart(config, limit, objectives)
-    print(_report(found, config, machine, limit))
+    show(_report(found, config, machine, limit))
     if found is not None and found.memory <= limit:
         return True
-    print(_advice(config, limit, objectives))
+    show(_advice(config, limit, objectives))
     return False
 
 
@@ -233,10 +239,10 @@ def _advice(config: Config, limit: int, objectives: Sequence[ObjectiveFactory]) 
         return "\n".join(["any of these makes it fit:", *fitting[:SUGGESTED]])
     ranked = [change for change, _ in measured] + unmeasured
     for count in range(min(2, len(ranked)), len(ranked) + 1):
-        together = Change({key: value for change in ranked[:count] for key, value in change.settings.items()})
-        found = rehearse_apart(together.applied(config), limit, objectives, quiet=True)
+        combined = Change({key: value for change in ranked[:count] for key, value in change.settings.items()})
+        found = rehearse_apart(combined.applied(config), limit, objectives, quiet=True)
         if found is not None and found.memory <= limit:
-            return f"together these make it fit:\n  {together}: {_cost(found)}"
+            return f"together these make it fit:\n  {combined}: {_cost(found)}"
     return "no setting of batch, clip or image size makes it fit: take a smaller model.name, or another machine"
 
 

@@ -64,23 +64,23 @@ def write_suggestion(folder: Path, output: Path) -> None:
     splits = _complete(find_splits(folder), output)
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
-        raise UserError(f"{there} exists already; name another file with --output, or delete it")
-    looks = {split: summarize(chosen.named) for split, chosen in splits.items()}
+        raise UserError(f"{there} exists already; name another file with --output, or delete it", "init.exists")
+    summaries = {split: summarize(chosen.named) for split, chosen in splits.items()}
     machine = this_machine()
     model, why_model = choose_base(machine)
     shipped = load_config(_shipped_yaml(model))
     settings = [
-        *_model_settings(shipped, machine, looks["train"], why_model),
-        *_data_settings(folder, splits, looks),
-        *_clip_settings(shipped, looks["train"]),
-        *_training_settings(shipped, machine, looks),
-        *_evaluation_settings(machine, looks),
+        *_model_settings(shipped, machine, summaries["train"], why_model),
+        *_data_settings(folder, splits, summaries),
+        *_clip_settings(shipped, summaries["train"]),
+        *_training_settings(shipped, machine, summaries),
+        *_evaluation_settings(machine, summaries),
         Setting("output_dir", f"experiments/{_domain_name(folder)}", "checkpoints, adapter, logs and results"),
     ]
     for split in splits.values():
         if split.list_file is not None:
             write_text(split.list_file, "".join(f"{name}\n" for name in split.names))
-    write_text(output, _render(settings, shipped, _headline(folder, looks, machine, output)))
+    write_text(output, _render(settings, shipped, _headline(folder, summaries, machine, output)))
     load_config(output)
 
 
@@ -175,12 +175,12 @@ def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, wh
     size, needed = spec.image_size, int(np.ceil(WELL_SEEN / side / 64)) * 64
     most = LARGEST_SMALL.get(machine.device.type, 256) if spec.source_world else size
     chosen = max(size, min(needed, most, int(np.median(train.longest_sides_N)) // spec.stride * spec.stride))
-    told = f"half of the objects are smaller than {side * chosen:.0f} px there"
+    seen = f"half of the objects are smaller than {side * chosen:.0f} px there"
     if chosen > size:
-        told += f" (at its own {size}: {side * size:.0f})"
+        seen += f" (at its own {size}: {side * size:.0f})"
     if side * chosen < WELL_SEEN / 2:
-        told += ", which is little: crops of the images, or a larger base, would see them better"
-    yield Setting("model.image_size", chosen, told)
+        seen += ", which is little: crops of the images, or a larger base, would see them better"
+    yield Setting("model.image_size", chosen, seen)
     lora = shipped.lora
     yield Setting(
         "lora.method", lora.method, f"{lora.experts} experts of rank {lora.rank}; lora and full are the others"
@@ -188,25 +188,25 @@ def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, wh
 
 
 def _data_settings(
-    folder: Path, splits: dict[Split, ChosenSplit], looks: dict[Split, DatasetSummary]
+    folder: Path, splits: dict[Split, ChosenSplit], summaries: dict[Split, DatasetSummary]
 ) -> Iterator[Setting]:
     yield Setting("dataset.name", _domain_name(folder), "what tables call it")
-    yield Setting("dataset.format", looks["train"].kind, "recognised by the files")
+    yield Setting("dataset.format", summaries["train"].kind, "recognised by the files")
     for split, chosen in splits.items():
         prefix, place = "val" if split == "valid" else split, chosen.place
-        yield Setting(f"dataset.{prefix}_img_folder", place.img_folder, f"{chosen.reason}: {_count(looks[split])}")
+        yield Setting(f"dataset.{prefix}_img_folder", place.img_folder, f"{chosen.reason}: {_count(summaries[split])}")
         if place.ann_file is not None:
             yield Setting(f"dataset.{prefix}_ann_file", place.ann_file, "its annotations")
         if place.videos is not None:
             yield Setting(f"dataset.{prefix}_videos", place.videos, f"only these: {chosen.reason}")
-    most = max(int(look.objects_N.max()) for look in looks.values())
+    most = max(int(summary.objects_N.max()) for summary in summaries.values())
     kept = max(200, most)
     yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")
-    errors = [issue for look in looks.values() for issue in look.errors]
-    told = "true: damaged entries are left out; a look met none, training checks all"
+    errors = [issue for summary in summaries.values() for issue in summary.errors]
+    why = "true: damaged entries are left out; a look met none, training checks all"
     if errors:
-        told = f"a look met {len(errors)} damaged entries: left out, and listed in skipped.json; false: training stops"
-    yield Setting("dataset.skip_bad", bool(errors), told)
+        why = f"a look met {len(errors)} damaged entries: left out, and listed in skipped.json; false: training stops"
+    yield Setting("dataset.skip_bad", bool(errors), why)
 
 
 def _clip_settings(shipped: Config, train: DatasetSummary) -> Iterator[Setting]:
@@ -226,8 +226,8 @@ def _clip_settings(shipped: Config, train: DatasetSummary) -> Iterator[Setting]:
     yield Setting("dataset.clip.max_objects", objects, f"drawn per clip; {where} has {_spread(train.objects_N)}")
 
 
-def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, DatasetSummary]) -> Iterator[Setting]:
-    training, listed = shipped.training, looks["train"].count
+def _training_settings(shipped: Config, machine: Machine, summaries: dict[Split, DatasetSummary]) -> Iterator[Setting]:
+    training, listed = shipped.training, summaries["train"].count
     clips = max(256, listed)
     epochs = int(np.clip(round(CLIPS_IN_ALL / clips), 2, training.max_epochs))
     yield Setting("training.max_epochs", epochs, f"of {clips} clips or a few more each; the best one is kept")
@@ -240,31 +240,31 @@ def _training_settings(shipped: Config, machine: Machine, looks: dict[Split, Dat
     yield Setting("training.activation_checkpointing", recompute, "true: less memory, more time")
     yield from _prompt_settings(shipped)
     workers = int(np.clip(machine.cores - 1, 0, 4))
-    told = "one for each core but one, up to 4" if workers else "there is one core only, and training takes it"
-    yield Setting("training.num_workers", workers, told)
+    why = "one for each core but one, up to 4" if workers else "there is one core only, and training takes it"
+    yield Setting("training.num_workers", workers, why)
 
 
 def _prompt_settings(shipped: Config) -> Iterator[Setting]:
     """With the bundled base the prompt of evaluation alone; with an official one what its shipped YAML has."""
     if model_spec(shipped.model.name).source_world is None:
         return
-    told = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
+    why = "as evaluation.prompt: on new pictures this base mistakes many boxes and clicks, and memory cannot mend that"
     for prompt in get_args(Prompt):
         used = prompt == shipped.evaluation.prompt
-        yield Setting(f"training.prompts.{prompt}", float(used), told if used else "")
+        yield Setting(f"training.prompts.{prompt}", float(used), why if used else "")
 
 
-def _evaluation_settings(machine: Machine, looks: dict[Split, DatasetSummary]) -> Iterator[Setting]:
-    valid = looks["valid"].count
+def _evaluation_settings(machine: Machine, summaries: dict[Split, DatasetSummary]) -> Iterator[Setting]:
+    valid = summaries["valid"].count
     if machine.device.type == "cpu" and valid > MOST_VALIDATED:
-        told = f"of {valid} validation videos or images: they are scored after each epoch, and there is no GPU"
-        yield Setting("evaluation.max_images", MOST_VALIDATED, told)
+        why = f"of {valid} validation videos or images: they are scored after each epoch, and there is no GPU"
+        yield Setting("evaluation.max_images", MOST_VALIDATED, why)
     else:
         yield Setting("evaluation.max_images", None, f"all {valid} validation videos or images are scored")
 
 
-def _headline(folder: Path, looks: dict[Split, DatasetSummary], machine: Machine, output: Path) -> list[str]:
-    counts = "; ".join(f"{split}: {_count(look)}" for split, look in looks.items())
+def _headline(folder: Path, summaries: dict[Split, DatasetSummary], machine: Machine, output: Path) -> list[str]:
+    counts = "; ".join(f"{split}: {_count(summary)}" for split, summary in summaries.items())
     return [
         f"For the data in {folder} ({counts}),",
         f"on a machine with {machine.name}, {_gigabytes(machine.memory)} of memory free, cores: {machine.cores}.",
@@ -272,9 +272,9 @@ def _headline(folder: Path, looks: dict[Split, DatasetSummary], machine: Machine
     ]
 
 
-def _count(look: DatasetSummary) -> str:
-    what = "images" if look.stills else "videos"
-    return f"{look.count} {what if look.count > 1 else what[:-1]}"
+def _count(summary: DatasetSummary) -> str:
+    what = "images" if summary.stills else "videos"
+    return f"{summary.count} {what if summary.count > 1 else what[:-1]}"
 
 
 def _spread(counts_N: np.ndarray) -> str:

@@ -55,7 +55,10 @@ def find_checkpoint(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
         except UserError as error:
             damaged.append(str(error))
     if damaged:
-        raise UserError(f"{folder}: no checkpoint in it is intact; move them away to start anew: {'; '.join(damaged)}")
+        raise UserError(
+            f"{folder}: no checkpoint in it is intact; move them away to start again: {'; '.join(damaged)}",
+            "resume.damaged",
+        )
     return None
 
 
@@ -66,7 +69,7 @@ def check_same_run(
 
     Args:
         checkpoint: of the earlier run.
-        path: where it lies.
+        path: its file.
         fingerprint: of the base's weights.
         data: what is in the data sets (:meth:`~src.tasks.base.Task.data_fingerprints`).
         config: how the run is to go on.
@@ -91,7 +94,7 @@ def check_same_run(
         found |= differences(checkpoint.data["train"], data["train"], "training data")
     if found and (not force or "lora.method" in found):
         hint = "" if "lora.method" in found else "; --force goes on all the same"
-        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}{hint}")
+        raise UserError(f"{path}: does not fit the config: {'; '.join(found.values())}{hint}", "resume.other-run")
     return list(found.values())
 
 

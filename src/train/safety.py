@@ -92,18 +92,18 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def dead_experts(usage: dict[str, Tensor], experts: int) -> str | None:
-    """A warning about experts that no gate of their layer chose.
+    """Return a warning about experts that no router selected, if there are any.
 
     Args:
-        usage: per layer, how often each expert was chosen, (E,), or (E + 1,) with the null expert last.
+        usage: per layer, how often each expert was selected, (E,), or (E + 1,) with the null expert last.
         experts: E.
     """
     dead = {layer: (use[:experts] == 0).nonzero().flatten().tolist() for layer, use in usage.items()}
-    told = [f"{layer} (expert {', '.join(map(str, numbers))})" for layer, numbers in dead.items() if numbers]
-    if not told:
+    lines = [f"{layer} (expert {', '.join(map(str, numbers))})" for layer, numbers in dead.items() if numbers]
+    if not lines:
         return None
     return (
-        f"experts were never chosen in {len(told)} of {len(usage)} layers: {quoted(told)}; a higher "
+        f"experts were never chosen in {len(lines)} of {len(usage)} layers: {quoted(lines)}; a higher "
         "lora.router.balance_weight, or lora.router.bias_rate, spreads the choices"
     )
 

@@ -10,7 +10,7 @@ from src.train.dry_run import Rehearsal, dry_run, rehearse_apart, savings
 
 def test_it_measures_and_leaves_nothing(make_config, tmp_path, capfd):
     config = make_config()
-    assert dry_run(config)
+    assert dry_run(config, print)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["data_checks"]
     said = capfd.readouterr().out
     assert config.output_dir in said
@@ -27,7 +27,7 @@ def test_a_run_that_does_not_fit_is_told_what_would(make_config, monkeypatch, ca
         return Rehearsal(memory * 2**20, 1.0, 1.0, 1.0, 3, 6)
 
     monkeypatch.setattr("src.train.dry_run.rehearse_apart", rehearsed)
-    assert not dry_run(make_config("dataset.clip.frames=4", "dataset.clip.max_objects=1"), 700 * 2**20)
+    assert not dry_run(make_config("dataset.clip.frames=4", "dataset.clip.max_objects=1"), print, 700 * 2**20)
     said = capfd.readouterr().out
     assert "does not fit" in said
     advice = said[said.index("any of these") :].splitlines()
@@ -36,7 +36,7 @@ def test_a_run_that_does_not_fit_is_told_what_would(make_config, monkeypatch, ca
         "training.batch_size=1",
     ]
     assert "--set training.gradient_accumulation_steps=2: 0.59 GB" in advice[2]
-    assert not dry_run(make_config("dataset.clip.frames=4", "dataset.clip.max_objects=1"), 300 * 2**20)
+    assert not dry_run(make_config("dataset.clip.frames=4", "dataset.clip.max_objects=1"), print, 300 * 2**20)
     assert "together these make it fit" in capfd.readouterr().out
 
 

@@ -18,6 +18,7 @@ from src.data.synthetic import CELLS, make_videos
 from src.data.writers import write_coco, write_davis
 from src.train.init_config import choose_base, write_suggestion
 from src.train.trainer import Trainer
+from tests.errors import refuses
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ def test_what_cannot_be_used_is_said(suggest, tmp_path):
 
 def test_an_earlier_file_is_kept(suggest, tiny_data, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with refuses("init.exists", "mine.yaml"):
         suggest(tiny_data)
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 

@@ -14,6 +14,7 @@ from src.core.errors import UserError
 from src.models.checkpoint import read_checkpoint
 from src.train.resume import check_same_run, find_checkpoint
 from src.train.trainer import Trainer
+from tests.errors import refuses
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ class TestFinding:
 
     def test_none_that_is_intact(self, tmp_path):
         (tmp_path / "last.pt").write_bytes(b"garbage")
-        with pytest.raises(UserError, match=r"no checkpoint in it is intact; move them away to start anew: .*last\.pt"):
+        with refuses("resume.damaged", "last.pt"):
             find_checkpoint(tmp_path)
 
     def test_a_flipped_bit_of_a_weight_is_damage(self, last, tmp_path):
