@@ -42,7 +42,7 @@ def use_reference_kernels(model: nn.Module) -> None:
 class SharedPositions(PositionEmbeddingSine):
     """SAM 2's sine positions (N, C, h, w), all N as views of the same memory, where SAM 2 copies them."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if torch.compiler.is_compiling():
             return super().forward(x)
         size = x.shape[-2], x.shape[-1]
@@ -58,7 +58,7 @@ class CachedPositionsHiera(Hiera):
     On a CPU only, where comparing them takes nothing beside making them.
     """
 
-    def _get_pos_embed(self, hw: tuple[int, int]) -> Tensor:
+    def _get_pos_embed(self, hw: tuple[int, int]) -> Any:
         sources = self.pos_embed, self.pos_embed_window
         trains = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
         if trains or torch.compiler.is_compiling() or not all(source.is_cpu for source in sources):
@@ -79,13 +79,14 @@ class FastDropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p in (0, 1) or not x.is_cpu or self.inplace:
             return super().forward(x)
-        return _Dropout.apply(x, _levels(self.p))
+        dropped: Tensor = _Dropout.apply(x, _levels(self.p))
+        return dropped
 
 
 class FastRoPEAttention(RoPEAttention):
     """RoPEAttention, whose dropout in float32 on a CPU is that of :func:`attention_with_dropout`."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Any:
         if not self.training or self.dropout_p in (0, 1) or not q.is_cpu:
             return super().forward(q, k, v, num_k_exclude_rope)
         with FunctionOverride(F.scaled_dot_product_attention, attention_with_dropout, _drops_in_float32):
@@ -106,11 +107,12 @@ def attention_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) ->
         (…, N, O).
     """
     flat = (tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (q, k, v))
-    return _Attention.apply(*flat, _levels(dropout_p)).view(*q.shape[:-1], v.shape[-1])
+    out: Tensor = _Attention.apply(*flat, _levels(dropout_p))
+    return out.view(*q.shape[:-1], v.shape[-1])
 
 
 def _drops_in_float32(args: Any, kwargs: Any) -> bool:
-    return args[0].dtype == torch.float32 and set(kwargs) == {"dropout_p"}
+    return bool(args[0].dtype == torch.float32 and set(kwargs) == {"dropout_p"})
 
 
 class _Kept:
