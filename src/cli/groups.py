@@ -82,7 +82,7 @@ def describe(group: ExpertGroup) -> str:
     size = f"rank {config.rank}"
     if config.method == "mope":
         null = " or null" if config.router.null_expert else ""
-        size = f"{config.experts} experts × {size}, top {config.top_k}{null}, per {config.router.level}"
+        size = f"{config.experts} experts × {size}, top {config.top_k}{null}, per token"
     parameters = sum(tensor.numel() for tensor in group.weights.values())
     return f"{config.method}, {size}; {len(group.layers())} layers, {parameters:,} parameters"
 

@@ -14,28 +14,40 @@ Method = Literal["mope", "lora", "full", "decoder", "none"]
 ADAPTER_METHODS: tuple[Method, ...] = ("mope", "lora")
 
 
+REMOVED_ROUTER_KEYS: dict[str, object] = {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True}
+"""Options of version 0.1.0 that did not help, with the values that mean what the router does today."""
+
+
 class RouterConfig(Section):
-    """The router of a MoPE layer, which chooses experts for each token."""
+    """The router of a MoPE layer, which selects experts for each token."""
 
     balance_weight: float = Field(0.01, ge=0, description="Weight of the load-balancing loss.")
     z_weight: float = Field(0.001, ge=0, description="Weight of the router's z-loss, which keeps its logits small.")
     null_expert: bool = Field(
         False, description="Adds one more expert to choose from, which adds nothing to the layer's output."
     )
-    jitter: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Noise on the router's input in training: it is multiplied by a number within 1 ± this.",
-    )
-    bias: bool = Field(True, description="Whether the router has a bias.")
-    level: Literal["token", "frame", "video"] = Field("token", description="What one decision of the router holds for.")
-    noise: float = Field(
-        0.0, ge=0, description="Standard deviation of noise on the router's logits in training. 0: none."
-    )
     bias_rate: float = Field(
         0.0, ge=0, description="Balance without a loss: how far an expert's selection bias moves per step. 0: off."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_removed_options(cls, content: object) -> object:
+        """Accept keys of earlier files that change nothing, and refuse those that would."""
+        if not isinstance(content, dict):
+            return content
+        for key, value in content.items():
+            if key in REMOVED_ROUTER_KEYS and str(value).lower() not in _spellings(REMOVED_ROUTER_KEYS[key]):
+                raise ValueError(
+                    f"{key}: {value} was removed, because it did not help (docs/forgetting.md, 'Options that did not "
+                    "help'); leave it out"
+                )
+        return {key: value for key, value in content.items() if key not in REMOVED_ROUTER_KEYS}
+
+
+def _spellings(value: object) -> set[str]:
+    """Return how YAML and ``--set`` may write a value."""
+    return {"0", "0.0"} if value == 0 else {str(value).lower()}
 
 
 class LoraConfig(Section):

@@ -183,10 +183,8 @@ def _as_grids(shape: tuple[int, ...], call: RouterCall, grid: TokenGrid) -> tupl
 
 
 def _on_grid(values_NK: Tensor, shape: tuple[int, ...], windows: int) -> np.ndarray:
-    """Return values of tokens, or of elements of the batch, as (B, h, w, K); an image has ``windows`` to each side."""
-    batch, height, width = shape
-    if len(values_NK) == batch:  # one decision for all tokens of an element
-        values_NK = values_NK.repeat_interleave(height * width, dim=0)
+    """Return values of tokens as (B, h, w, K); an image has ``windows`` to each side."""
+    _, height, width = shape
     values = values_NK.reshape(-1, windows, windows, height, width, values_NK.shape[-1])
     return values.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2).cpu().numpy()
 

@@ -135,7 +135,7 @@ def _training_counts(sets: Sequence[DomainConfig], options: LoadOptions) -> dict
 def _method(lora: LoraConfig, training: TrainingConfig, clip: ClipConfig) -> str:
     kind = f"rank {lora.rank}, alpha {lora.alpha:g}"
     if lora.method == "mope":
-        kind += f", {lora.experts} experts, top {lora.top_k} per {lora.router.level}"
+        kind += f", {lora.experts} experts, top {lora.top_k} per token"
     distilled = f"weight {training.distill.weight:g}" if training.distill.weight else "none"
     batch = training.batch_size * training.gradient_accumulation_steps
     rows = {

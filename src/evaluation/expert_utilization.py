@@ -34,8 +34,6 @@ SCORE = "J&F"  # the score that the cost of pruning is measured in
 class LayerUtilization:
     """One layer's decisions on a domain; E* is E, or E + 1 with a null expert, which comes last.
 
-    A decision is of a token, or at the router's levels ``frame`` and ``video`` of an object in one call of the layer.
-
     Attributes:
         names: E* names: the experts' numbers, and ``null``.
         decisions_T: (T,), number of decisions on each frame of all clips.

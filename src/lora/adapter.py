@@ -74,11 +74,6 @@ class AdapterLayer(WrappedLinear):
         """Return the adapter's own weights and saved buffers by their names inside this layer."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("base_layer.")}
 
-    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return ``self(x)[rows]``, computed for these elements of the batch alone."""
-        out: Tensor = self(x[rows])
-        return out
-
     def settings(self) -> dict[str, int | float | bool | str]:
         """Return what decides the output besides weights: layers of equal settings compute the same."""
         raise NotImplementedError
@@ -118,10 +113,7 @@ class MultiAdapterLinear(WrappedLinear):
             name: torch.tensor([i for i, other in enumerate(active) if other == name], device=x.device)
             for name in dict.fromkeys(active)
         }
-        parts = []
-        for name, rows in rows_of.items():
-            layer = self._layer(name)
-            parts.append(layer.forward_rows(x, rows) if isinstance(layer, AdapterLayer) else layer(x[rows]))
+        parts = [self._layer(name)(x[rows]) for name, rows in rows_of.items()]
         return torch.cat(parts)[torch.cat(list(rows_of.values())).argsort()]
 
     @property

@@ -32,8 +32,8 @@ def data_driven_init(
     The inputs of a layer with experts are clustered into E clusters. Expert e's A gets the R principal directions of
     cluster e, each as long as a random row is on average; where a cluster has fewer, the other rows stay random. The
     router's logits become those of the nearest centroid (c·x − ‖c‖² / 2). They are scaled to differ between experts as
-    much as a random router's do, and the null expert's row stays random. At level ``video`` the router decides on
-    something else than the layer's input and stays random. A LoRA layer's inputs are one cluster.
+    much as a random router's do, and the null expert's row stays random. A LoRA
+    layer's inputs are one cluster.
 
     Args:
         model: the model with the adapters.
@@ -94,8 +94,6 @@ def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
     for expert, A_RD in enumerate(layer.lora_A):
         _init_rows(A_RD, x_ND[cluster_N == expert])
     router = layer.gate
-    if router.level == "video":
-        return
     weight_ED = centroids_ED - centroids_ED.mean(dim=0)
     bias_E = -centroids_ED.square().sum(dim=1) / 2
     bias_E -= bias_E.mean()
@@ -105,8 +103,7 @@ def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
         return
     scale = drawn / found
     router.weight[: layer.num_experts] = scale * weight_ED
-    if router.bias is not None:
-        router.bias[: layer.num_experts] = scale * bias_E
+    router.bias[: layer.num_experts] = scale * bias_E
 
 
 def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def routed_experts(
     lora_B_EOR: Tensor,
     scale: float,
     router_weight: Tensor,
-    router_bias: Tensor | None,
+    router_bias: Tensor,
     select_experts: SelectExperts,
     rank_map_EX: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +107,7 @@ def infer_experts(
     lora_B_EOR: Tensor,
     scale: float,
     router_weight: Tensor,
-    router_bias: Tensor | None,
+    router_bias: Tensor,
     select_experts: SelectExperts,
     rank_map_EX: Tensor,
 ) -> Tensor:
@@ -135,7 +135,7 @@ class RoutedExperts(torch.autograd.Function):
         lora_A_ERD: Tensor,
         lora_B_EOR: Tensor,
         router_weight: Tensor,
-        router_bias: Tensor | None,
+        router_bias: Tensor,
         scale: float,
         select_experts: SelectExperts,
         rank_map_EX: Tensor,
@@ -248,13 +248,12 @@ def _base_output(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return without_view(out)
 
 
-def _router_logits(weight: Tensor, bias: Tensor | None, x_ND: Tensor) -> Tensor:
+def _router_logits(weight: Tensor, bias: Tensor, x_ND: Tensor) -> Tensor:
     """(E*, N). On a CPU a product turns what BLAS writes tokens first, faster than BLAS writes experts first."""
     logits_EN = (x_ND @ weight.T).T
     if not logits_EN.is_cpu:
-        return logits_EN.contiguous() if bias is None else logits_EN + bias.unsqueeze(1)
-    ones = torch.eye(len(weight), dtype=logits_EN.dtype)
-    return ones @ logits_EN if bias is None else torch.addmm(bias.unsqueeze(1), ones, logits_EN)
+        return logits_EN + bias.unsqueeze(1)
+    return torch.addmm(bias.unsqueeze(1), torch.eye(len(weight), dtype=logits_EN.dtype), logits_EN)
 
 
 def _add_experts(

@@ -17,7 +17,6 @@ from ..core.errors import UserError
 from .adapter import AdapterLayer, iter_adapter_layers, iter_wrapped_linears, list_groups
 from .lora_layer import LoRALinear
 from .moe_layer import MoELoRALinear
-from .router import watch_memory
 
 
 def find_targets(model: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
@@ -53,28 +52,14 @@ def new_adapters(model: nn.Module, config: LoraConfig) -> dict[str, AdapterLayer
     Adapter parameters are float32, on the device of the layer they wrap; base weights keep their dtype and device.
 
     Raises:
-        UserError: target_modules does not fit the model (:func:`find_targets`), or router.level is ``video`` and they
-            select layers outside memory attention; the model is unchanged.
+        UserError: target_modules does not fit the model (:func:`find_targets`); the model is unchanged.
     """
     targets = find_targets(model, config.target_modules)
-    gate_features = None
-    if config.method == "mope" and config.router.level == "video":
-        outside = [name for name in targets if not name.startswith("memory_attention.")]
-        if outside:
-            raise UserError(
-                "lora.router.level is video, which is decided on what memory attention is given, but "
-                f"lora.target_modules selects layers outside of it: {', '.join(outside[:3])}"
-            )
-        gate_features = model.get_parameter("maskmem_tpos_enc").shape[-1]
-        watch_memory(model.get_submodule("memory_attention"))
-    return {name: new_adapter(linear, config, gate_features).train(linear.training) for name, linear in targets.items()}
+    return {name: new_adapter(linear, config).train(linear.training) for name, linear in targets.items()}
 
 
-def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | None = None) -> AdapterLayer:
-    """Return the adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``.
-
-    ``gate_features`` are those of what routers decide on, where it is not the layer's input (router.level ``video``).
-    """
+def new_adapter(base_layer: nn.Linear, config: LoraConfig) -> AdapterLayer:
+    """Return the adapter layer that the config asks for (method ``lora`` or ``mope``), around ``base_layer``."""
     if config.method == "lora":
         return LoRALinear(base_layer, config.rank, config.alpha, config.dropout)
     if config.method == "mope":
@@ -86,12 +71,7 @@ def new_adapter(base_layer: nn.Linear, config: LoraConfig, gate_features: int | 
             alpha=config.alpha,
             dropout=config.dropout,
             null_expert=config.router.null_expert,
-            jitter=config.router.jitter,
-            gate_bias=config.router.bias,
-            level=config.router.level,
-            noise=config.router.noise,
             balance_bias=config.router.bias_rate > 0,
-            gate_features=gate_features,
         )
     raise ValueError(f"method '{config.method}' has no adapters")
 

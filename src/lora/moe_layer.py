@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .adapter import AdapterLayer, check_rank_and_dropout
 from .fused_experts import as_tokens, infer_experts, routed_experts, weighted_experts
-from .router import Level, TopKGatingNetwork
+from .router import TopKGatingNetwork
 
 
 class MoELoRALinear(AdapterLayer):
@@ -31,12 +31,7 @@ class MoELoRALinear(AdapterLayer):
         alpha: experts are scaled by alpha / rank.
         dropout: on the experts' input, not on the router's; 0 ≤ dropout < 1.
         null_expert: whether the router may also select an expert that adds nothing.
-        jitter: noise on the router's input in training.
-        gate_bias: whether the router has a bias.
-        level: what a decision of the router holds for, ``token``, ``frame`` or ``video``.
-        noise: standard deviation of noise on the router's logits in training.
         balance_bias: whether the router has a bias for balancing without a loss.
-        gate_features: features of what the router decides on; None: D. At level ``video`` those of SAM 2's memory.
     """
 
     rank_map_EX: Tensor
@@ -50,12 +45,7 @@ class MoELoRALinear(AdapterLayer):
         alpha: float = 1.0,
         dropout: float = 0.0,
         null_expert: bool = False,
-        jitter: float = 0.0,
-        gate_bias: bool = True,
-        level: Level = "token",
-        noise: float = 0.0,
         balance_bias: bool = False,
-        gate_features: int | None = None,
     ) -> None:
         super().__init__(base_layer)
         check_rank_and_dropout(rank, dropout)
@@ -64,10 +54,7 @@ class MoELoRALinear(AdapterLayer):
         self.rank = rank
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
-        self.gate = TopKGatingNetwork(
-            gate_features or self.in_features, num_experts, top_k, null_expert, jitter, gate_bias, device,
-            level, noise, balance_bias,
-        )  # fmt: skip
+        self.gate = TopKGatingNetwork(self.in_features, num_experts, top_k, null_expert, device, balance_bias)
         self.lora_A = nn.Parameter(torch.empty(num_experts, rank, self.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
@@ -86,9 +73,9 @@ class MoELoRALinear(AdapterLayer):
         self.gate.reset_parameters()
 
     def reference_forward(self, x: Tensor) -> Tensor:
-        """Compute :meth:`forward` as the formula says, (…, D) → (…, O), one expert after another and in one precision.
+        """Compute :meth:`forward` as the formula says, (…, D) → (…, O), one expert after another and in one dtype.
 
-        The router's selection bias, and its noise and levels, are left out.
+        A selection bias for balancing is left out.
         """
         logits = F.linear(x, self.gate.weight, self.gate.bias)
         top_logits, selected = logits.topk(self.gate.top_k, dim=-1)
@@ -105,7 +92,7 @@ class MoELoRALinear(AdapterLayer):
             base: Tensor = self.base_layer(x)
             return base
         drops = self.training and self.dropout.p > 0
-        if drops or not self.gate.decides_on(x, self.lora_A.dtype):
+        if drops or not self.gate.decides_in(x, self.lora_A.dtype):
             return self._route_first(x, self.dropout(x) if drops else None)
         if self._only_output_is_asked():
             return self._infer(x)
@@ -130,7 +117,7 @@ class MoELoRALinear(AdapterLayer):
         return weighted_experts(
             x,
             z,
-            as_tokens(routing.expand(*x.shape[:-1], -1)).T,
+            as_tokens(routing).T,
             weight=self.weight,
             bias=self.bias,
             lora_A_ERD=self.lora_A,
@@ -157,10 +144,6 @@ class MoELoRALinear(AdapterLayer):
             rank_map_EX=self.rank_map_EX,
         )
 
-    def forward_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        with self.gate.on_rows(rows):
-            return super().forward_rows(x, rows)
-
     def settings(self) -> dict[str, int | float | bool | str]:
         return {
             "method": "mope",
@@ -168,6 +151,5 @@ class MoELoRALinear(AdapterLayer):
             "rank": self.rank,
             "top_k": self.gate.top_k,
             "null_expert": self.gate.null_expert,
-            "level": self.gate.level,
             "scale": self.scale,
         }

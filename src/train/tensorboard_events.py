@@ -32,7 +32,7 @@ NOT_SHOWN = ("step", "epoch", "clips")
 
 COMPARED = (
     "model.name", "model.image_size", "lora.method", "lora.rank", "lora.alpha", "lora.dropout", "lora.experts",
-    "lora.top_k", "lora.router.balance_weight", "lora.router.null_expert", "lora.router.level", "dataset.clip.frames",
+    "lora.top_k", "lora.router.balance_weight", "lora.router.null_expert", "dataset.clip.frames",
     "training.learning_rate", "training.batch_size", "training.gradient_accumulation_steps", "training.max_epochs",
     "training.distill.weight", "training.penalty.kind", "training.penalty.weight", "training.adapter_init",
     "training.seed",

@@ -15,11 +15,11 @@ GRID = TokenGrid(image_size=64, memory_stride=16, encoder_strides=(4, 8, 16, 32)
 
 
 class OneLayer(nn.Module):
-    """A layer whose gate sends token x to expert argmax(x), and to the one before it with the smaller weight."""
+    """A layer whose router sends token x to expert argmax(x), and to the one before it with the smaller weight."""
 
-    def __init__(self, level: str = "token") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.layer = MoELoRALinear(nn.Linear(4, 4), num_experts=4, rank=1, level=level)
+        self.layer = MoELoRALinear(nn.Linear(4, 4), num_experts=4, rank=1)
         self.layer.gate.weight.data = 3 * torch.eye(4) + torch.eye(4).roll(-1, 0)
         self.layer.gate.bias.data.zero_()
 
@@ -64,10 +64,6 @@ class TestPlaces:
         share = routed(OneLayer(), *calls)["layer"].share()
         one, other = (routed(OneLayer(), call)["layer"].share() for call in calls)
         assert np.allclose(share, (one + other) / 2, atol=1e-3)
-
-    def test_a_decision_for_the_frame_holds_everywhere(self):
-        share = routed(OneLayer("frame"), tokens(np.full((4, 4), 2)).flatten(1, 2))["layer"].share()
-        assert (share.argmax(-1) == 2).all()
 
     def test_tokens_that_are_no_places_are_left_out(self):
         memories = torch.randn(1, 2 * 16 + 4, 4)

@@ -126,12 +126,6 @@ def test_frames_are_those_of_the_clip_not_since_the_prompt(with_experts, domain)
     assert len(set(encoder.decisions_T.tolist())) == 1
 
 
-@pytest.mark.parametrize("level", ["frame", "video"])
-def test_levels_above_the_token_decide_once_a_call(with_experts, domain, level):
-    utilization = measure_utilization(with_experts(router=router(level=level))[0], "g", domain, SCORE)
-    assert utilization.layers[KEY].decisions_T.tolist() == [0, 2, 2]
-
-
 def test_a_group_of_method_lora_has_no_experts(model, domain):
     adapted = copy.deepcopy(model)
     add_adapter(adapted, "g", LoraConfig(method="lora"))

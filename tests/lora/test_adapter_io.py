@@ -350,18 +350,30 @@ def test_a_single_group_is_active_when_loaded(tmp_path):
     model = base_model()
     load_adapter(model, save_groups(tmp_path, "road"))
     assert active_adapter(model) == "road"
-    assert "2.groups.road.gate.balance_bias" in load_file(tmp_path / WEIGHTS_FILE)
 
 
-def test_files_from_before_the_newer_options_are_read(saved, method):
+@pytest.mark.parametrize(
+    "written", [{}, {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True, "bias_rate": 0.0}]
+)
+def test_files_of_earlier_versions_are_read(saved, written):
     trained, folder = saved
-    described = json.loads((folder / CONFIG_FILE).read_text())
-    for key in ("level", "noise", "bias_rate"):
-        del described["lora"]["router"][key]
-    (folder / CONFIG_FILE).write_text(json.dumps(described))
+    content = json.loads((folder / CONFIG_FILE).read_text())
+    content["lora"]["router"] |= written
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
     model, x = base_model(), torch.randn(20, 6)
     load_adapter(model, folder)
     assert torch.equal(model(x), trained(x))
+
+
+@pytest.mark.parametrize("written", [{"level": "frame"}, {"bias": False}])
+def test_adapters_with_an_option_that_was_removed_are_refused(saved, written):
+    _, folder = saved
+    content = json.loads((folder / CONFIG_FILE).read_text())
+    content["lora"]["router"] |= written
+    (folder / CONFIG_FILE).write_text(json.dumps(content))
+    message = refused(base_model(), folder, "adapter.config")
+    assert next(iter(written)) in message
+    assert "docs/forgetting.md" in message
 
 
 def test_groups_that_could_not_be_loaded_are_not_saved(tmp_path):

@@ -29,7 +29,7 @@ from tests.train.steps import read_steps
 
 SETTINGS = (
     "training.save_every.steps=1", "training.max_epochs=2", "training.monitor_clips=0", "training.domain_gate=false",
-    "lora.router.jitter=0.1", "training.learning_rate=1e-2",
+    "lora.dropout=0.1", "training.learning_rate=1e-2",
 )  # fmt: skip
 STEPS = 6
 HOUSE = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from src.train.provenance import git_state
 from src.train.trainer import Trainer
 from tests.train.steps import read_steps
 
-QUICK = ("training.monitor_clips=0", "training.domain_gate=false", "lora.router.jitter=0.1", "lora.dropout=0.1")
+QUICK = ("training.monitor_clips=0", "training.domain_gate=false", "lora.dropout=0.1")
 
 
 def trained(config: Config) -> tuple[list[dict], dict]:

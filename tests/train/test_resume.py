@@ -46,7 +46,7 @@ class TestOtherRuns:
             ("training.distill.weight=1", "training.distill.weight is 0.0 there and 1.0 here"),
             ("dataset.clip.frames=2", "dataset.clip.frames is 3 there and 2 here"),
             ("dataset.augmentation=null", "dataset.augmentation is set there and None here"),
-            ("lora.router.jitter=0.1", "lora.router.jitter is 0.0 there and 0.1 here"),
+            ("lora.dropout=0.1", "lora.dropout is 0.0 there and 0.1 here"),
         ],
     )
     def test_what_changes_the_result_is_refused(self, make_config, first, last, setting, difference):

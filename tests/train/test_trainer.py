@@ -104,10 +104,10 @@ class TestResume:
             ["training.batch_size=2", "training.gradient_accumulation_steps=2"],
             # 5 batches in windows of 2, 2 and a short one of 1: step 2 is within an epoch, step 4 in the next
             ["training.batch_size=1", "training.gradient_accumulation_steps=2"],
-            ["training.batch_size=2", "lora.dropout=0.2", "lora.router.jitter=0.1", "lora.router.null_expert=true"],
+            ["training.batch_size=2", "lora.dropout=0.2", "lora.router.null_expert=true"],
             ["training.batch_size=2", "lora.method=lora", "lora.dropout=0.2"],
             ["training.batch_size=2", "lora.method=full", "training.use_amp=true"],
-            ["training.batch_size=2", "lora.router.jitter=0.1", *DISTILLED],
+            ["training.batch_size=2", "lora.dropout=0.1", *DISTILLED],
             ["training.batch_size=2", "lora.method=full", *DISTILLED, "training.distill.every=2"],
         ],
         ids=[

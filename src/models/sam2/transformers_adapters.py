@@ -33,7 +33,6 @@ from ...lora.adapter_io import (
 )
 from ...lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, attach, set_adapter
 from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
-from ...lora.router import watch_memory
 from .gate_hooks import gate_features
 from .inference_state import DECISION
 from .patches import rebind
@@ -120,12 +119,6 @@ def _new_adapters(
     """
     config, modules, adapters = group.config, dict(model.named_modules()), {}
     in_memory = [layer for layer in group.layers() if layer.startswith(_MEMORY)] if images_only else []
-    if images_only and config.method == "mope" and config.router.level == "frame":
-        raise UserError(
-            f"{folder}: router.level frame decides for each object, but a Sam2Model is given several objects as one "
-            "element of the batch; take Sam2VideoModel",
-            "transformers.router-level",
-        )
     if len(in_memory) == len(group.layers()):
         raise UserError(
             f"{folder}: all of these adapters are in SAM 2's memory, which a Sam2Model lacks: it computes what "
@@ -137,9 +130,6 @@ def _new_adapters(
             f"{folder}: {len(in_memory)} of {len(group.layers())} adapted layers are in SAM 2's memory, which a\n"
             "Sam2Model lacks; they are left out"
         )
-    gate_features = None
-    if config.router.level == "video":
-        gate_features = model.get_parameter("memory_temporal_positional_encoding").shape[-1]
     weights: dict[str, dict[str, Tensor]] = {}
     for (layer, key), tensor in group.weights_by_layer().items():
         weights.setdefault(layer, {})[key] = tensor
@@ -150,7 +140,7 @@ def _new_adapters(
             raise UserError(
                 f"{folder}: adapts {layer}, but the model has no Linear layer {name}", "transformers.no-layer"
             )
-        adapters[name] = new_adapter(linear, config, gate_features).train(linear.training)
+        adapters[name] = new_adapter(linear, config).train(linear.training)
         expected = adapters[name].adapter_state()
         if mistakes := key_mistakes(expected, weights[layer]):
             raise UserError(f"{folder}: {layer}: {'; '.join(mistakes)}", "transformers.other-weights")
@@ -161,8 +151,6 @@ def _new_adapters(
 
 def _inject(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grouped: bool) -> None:
     """Put adapters, by group and layer, into their places."""
-    if hasattr(model, "memory_attention"):
-        watch_memory(model.get_submodule("memory_attention"))
     if not grouped:
         for layer, adapter in adapters[DEFAULT_ADAPTER].items():
             replace_module(model, layer, adapter)

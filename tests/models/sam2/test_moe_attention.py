@@ -128,7 +128,7 @@ def test_defaults_are_those_of_a_run():
     config, layer = LoraConfig(), MoERoPEAttention(**SELF).q_proj
     assert layer.settings() == {
         "method": "mope", "experts": config.experts, "rank": config.rank, "top_k": config.top_k,
-        "null_expert": config.router.null_expert, "level": config.router.level, "scale": config.alpha / config.rank,
+        "null_expert": config.router.null_expert, "scale": config.alpha / config.rank,
     }  # fmt: skip
     assert convert_rope_attention_to_moe(RoPEAttention(**SELF)).q_proj.settings() == layer.settings()
 

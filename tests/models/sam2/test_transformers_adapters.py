@@ -35,7 +35,6 @@ transformers = pytest.importorskip(
 MOPE = {"method": "mope", "experts": 3, "top_k": 2, "rank": 2}
 EVERYWHERE = LoraConfig(**MOPE, target_modules=["all"])
 MEMORY = LoraConfig(**MOPE)
-FRAME = LoraConfig(**MOPE, router={"level": "frame"})
 ENCODER = LoraConfig(method="lora", rank=2, target_modules=["image_encoder.*.attn.qkv", "sam_mask_decoder.*.v_proj"])
 DECODER = LoraConfig(**MOPE, target_modules=["sam_mask_decoder.*.v_proj"])
 KNOWN, STRANGE = (
@@ -104,8 +103,8 @@ def tracked(model: Any, frames: list, exported: Path) -> tuple[torch.Tensor, Any
 
 @pytest.mark.parametrize(
     "lora",
-    [EVERYWHERE, ENCODER, FRAME, LoraConfig(**MOPE, router={"level": "video"})],
-    ids=["mope everywhere", "lora in the encoder", "a choice per frame", "a choice per video"],
+    [EVERYWHERE, ENCODER],
+    ids=["mope everywhere", "lora in the encoder"],
 )
 def test_a_video_model_computes_what_the_adapted_model_computes(new_base, new_video_model, exported, tmp_path, lora):
     before = probe(new_base)
@@ -253,15 +252,6 @@ class TestImages:
         add_adapter_to_transformers(model := new_model(), tmp_path, gate="polyps")
         with use_adapter(new_base, "polyps"):
             assert torch.allclose(self.masks(model, new_base).clamp(-32, 32), self.expected(new_base), atol=1e-4)
-
-    def test_a_choice_per_frame_is_refused(self, new_base, new_model, tmp_path):
-        learn(
-            new_base,
-            LoraConfig(**MOPE, target_modules=["sam_mask_decoder.*.v_proj"], router={"level": "frame"}),
-            tmp_path,
-        )
-        with refuses("transformers.router-level"):
-            add_adapter_to_transformers(new_model(), tmp_path)
 
     def test_it_must_say_which_base_it_is(self, new_base, new_model, tmp_path):
         learn(new_base, ENCODER, tmp_path)
