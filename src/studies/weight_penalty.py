@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -97,7 +95,7 @@ def build_anchor(model: nn.Module, config: Config) -> Anchor:
 
 
 def fisher_information(
-    model: Any, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
+    model: nn.Module, data: DataSet, clips: int, clip: ClipConfig, size: int, seed: int, objects: int = 2
 ) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information of the trainable parameters, on clips without labels.
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from src.config import load_config
 from src.core.console import show_messages
 from src.core.device import pick_device
 from src.core.errors import UserError
+from src.core.shutdown import SIGNALS
 from src.data.clips import ClipBatch
 from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import read_adapter_config
 from src.lora.injection import routed_layers
 from src.models.sam2.build import build_model
+from src.train.callbacks import Callback
 from src.train.callbacks.advice import no_better_than_the_base
 from src.train.setup import build_run
 from src.train.trainer import Trainer
@@ -209,6 +212,28 @@ def test_the_bar_shows_no_score_before_there_is_one(make_config, monkeypatch):
     Trainer.from_config(make_config("training.max_steps=1", "training.domain_gate=false")).fit()
     assert "J=not yet validated" in shown.getvalue()
     assert "inf" not in shown.getvalue()
+
+
+def test_a_callers_signal_handlers_are_left_alone(make_config):
+    """The library installs none; commands do."""
+    seen = []
+
+    class Look(Callback):
+        def on_step_end(self, trainer, report):
+            seen.append([signal.getsignal(number) for number in SIGNALS])
+
+    def mine(*_: Any) -> None:
+        pass
+
+    before = [signal.signal(number, mine) for number in SIGNALS]
+    try:
+        settings = ("training.max_steps=1", "training.domain_gate=false")
+        Trainer.from_config(make_config(*settings), callbacks=[Look()]).fit()
+        after = [signal.getsignal(number) for number in SIGNALS]
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+    assert [*seen, after] == [[mine] * len(SIGNALS)] * 2
 
 
 class TestAccumulation:
