@@ -139,7 +139,7 @@ def monitors_alike(one: Config, other: Config) -> bool:
 
 
 def _as_text(mask: RLE) -> str:
-    return mask.rle["counts"].decode("ascii")
+    return str(mask.rle["counts"], "ascii")
 
 
 def _from_text(text: str | None, size: tuple[int, int]) -> RLE | None:

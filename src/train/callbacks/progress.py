@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -18,7 +18,7 @@ class ProgressBar(Callback):
     """Shows the steps done, the epoch's mean loss, the best score and the learning rate."""
 
     def __init__(self) -> None:
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Show the bar."""
