@@ -47,7 +47,7 @@ def build_schedule(
 
 def restore(
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
     optimizer_state: dict[str, Any],
     schedule_state: dict[str, Any],
 ) -> None:

@@ -146,7 +146,7 @@ class TrainStep:
 
     def __init__(
         self, model: nn.Module, supervised: SupervisedLoss, objectives: Sequence[Objective],
-        optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
+        optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR,
         scaler: torch.amp.GradScaler, max_grad_norm: float | None, bias_rate: float,
     ) -> None:  # fmt: skip
         self.model, self.supervised, self.objectives = model, supervised, list(objectives)

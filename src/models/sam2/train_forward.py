@@ -283,8 +283,8 @@ def has_frozen_encoder(model: SAM2Base) -> bool:
 def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
     """Return the image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
     frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
-    together = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
-    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in torch.split(frames, together)]
+    at_once = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
+    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in torch.split(frames, at_once)]
     return join_features(parts, frames.device)
 
 
