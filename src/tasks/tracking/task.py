@@ -123,9 +123,8 @@ class TrackingTask(Task):
 
     def build_model(self) -> nn.Module:
         """Build the model with SAM 2's training forward."""
-        return self._room.build_trainable(
-            self.config.model, self.config.training.prompts, self.config.dataset.clip.frames
-        )
+        prompts, frames = self.config.training.prompts, self.config.dataset.clip.frames
+        return self._room.build_trainable(self.config.model, prompts, frames)
 
     def losses(
         self, model: Any, batch: ClipBatch, totals: BatchTotals | None = None, features: Features | None = None
@@ -139,8 +138,7 @@ class TrackingTask(Task):
 
     def merge_totals(self, parts: Sequence[BatchTotals]) -> BatchTotals:
         """Return those of the whole batch."""
-        annotated_T = torch.stack([part.annotated_T for part in parts]).all(0)
-        return BatchTotals(sum(part.objects for part in parts), annotated_T)
+        return BatchTotals(sum(p.objects for p in parts), torch.stack([p.annotated_T for p in parts]).all(0))
 
     def seed_draws(self, model: Any, rank: int, *key: int) -> None:
         """Let prompts, dropout and noise begin from a key."""
