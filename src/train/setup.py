@@ -140,15 +140,11 @@ class _Start:
 
 
 def build_run(
-    config: Config,
-    resume: str | Path | None = None,
-    force: bool = False,
-    objectives: Sequence[ObjectiveFactory] = (),
+    config: Config, resume: str | Path | None = None, force: bool = False, objectives: Sequence[ObjectiveFactory] = ()
 ) -> Run:
-    """Build a run.
+    """Build a run, seeding global random generators.
 
-    Several processes (:mod:`src.core.distributed`) each get their part of every batch, and are one run: it has the
-    losses and weights of one process, up to rounding. Global random generators are seeded.
+    Several processes each get their part of every batch. The run has one process' losses and weights, up to rounding.
 
     Args:
         config: the run.
@@ -158,8 +154,7 @@ def build_run(
         objectives: make further losses to minimise beside the task's own.
 
     Raises:
-        UserError: data, checkpoint, targets or settings do not fit. In several processes also: they cannot share a
-            batch, or do not see the same files.
+        UserError: data, checkpoint, targets or settings do not fit, or processes do not see the same files.
     """
     training = config.training
     device = pick_device(training.device)
@@ -192,10 +187,8 @@ def build_run(
     encoder = _build_encoder(task, model, items, config, fingerprint, precision)
     steps_per_epoch = math.ceil(math.ceil(len(items) / training.batch_size) / training.gradient_accumulation_steps)
     total_steps = steps_per_epoch * training.max_epochs
-    train_step = None
-    if config.lora.method != "none":
-        supervised = SupervisedLoss(task, model, encoder, precision, config.lora.router, training.seed)
-        train_step = _build_step(model, config, supervised, further, precision, total_steps)
+    supervised = SupervisedLoss(task, model, encoder, precision, config.lora.router, training.seed)
+    train_step = _build_step(model, config, supervised, further, precision, total_steps)
     state, state_notes = _build_state(start, config, data, task, train_step)
     sampler, loader = _build_loader(task, items, config, encoder, device)
     run = Run(
@@ -315,7 +308,10 @@ def _build_encoder(
 def _build_step(
     model: nn.Module, config: Config, supervised: SupervisedLoss, objectives: Sequence[Objective],
     precision: Precision, total_steps: int,
-) -> TrainStep:  # fmt: skip
+) -> TrainStep | None:  # fmt: skip
+    """Return the optimizer step; None with method none."""
+    if config.lora.method == "none":
+        return None
     training = config.training
     optimizer = build_optimizer(model, training)
     schedule = build_schedule(optimizer, training, total_steps)

@@ -234,22 +234,13 @@ class TrackingTask(Task):
 
     def measure_workload(self, model: Any) -> Workload:
         """Time the longest of some validation videos, and count frames."""
-        per_frame = max(self._seconds_a_frame(model, domain) for domain in self.validation)
+        prompt = self.config.evaluation.prompt
+        per_frame = max(_seconds_a_frame(model, domain, prompt) for domain in self.validation)
         frames = sum(map(_frames_of, self.validation))
         monitored = sum(map(_frames_of, self._monitor.workload()))
         retained = sum(map(_frames_of, self.retention))
         models = 1 if self.config.lora.method == "none" else 2
         return Workload(per_frame * (frames + monitored), models * per_frame * (frames + retained))
-
-    def _seconds_a_frame(self, model: Any, domain: Domain) -> float:
-        videos = domain.data.videos
-        longest = max(_sample(len(videos)), key=lambda index: len(videos[index]))
-        one = replace(domain, data=DataSet(domain.data.name, [videos[longest]]))
-        started = time.perf_counter()
-        evaluate_domain(model, one, self.config.evaluation.prompt, f"validation ({domain.name})")
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / _frames_of(one)
 
     def advice(self) -> str | None:
         """Advise to train on the prompt of evaluation, where a run did not."""
@@ -293,6 +284,18 @@ class TrackingTask(Task):
         if not evaluation.comparisons:
             return None
         return final_results(evaluation.comparisons, self.domain_names, evaluation.tables())
+
+
+def _seconds_a_frame(model: Any, domain: Domain, prompt: Prompt) -> float:
+    """Return how long a frame of the longest of some videos takes."""
+    videos = domain.data.videos
+    longest = max(_sample(len(videos)), key=lambda index: len(videos[index]))
+    one = replace(domain, data=DataSet(domain.data.name, [videos[longest]]))
+    started = time.perf_counter()
+    evaluate_domain(model, one, prompt, f"validation ({domain.name})")
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / _frames_of(one)
 
 
 def _notes(data: DataSet) -> str:
