@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> int:
     from ..config import load_config
 
     config = load_config(arguments.config, arguments.overrides)
-    logger.info(f"{arguments.config}: read; loading SAM 2")  # takes seconds
+    logger.info(f"{arguments.config}: read; loading {config.model.name}")  # takes seconds
     from ..train.dry_run import dry_run
 
     return 0 if dry_run(config, print, objectives=extra_objectives(config)) else 2

@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> int | None:
     extend = [] if arguments.extend is None else [f"training.extend={arguments.extend}"]
     config = load_config(arguments.config, arguments.overrides + extend)
 
-    logger.info(f"{arguments.config}: read; loading SAM 2")  # takes seconds
+    logger.info(f"{arguments.config}: read; loading {config.model.name}")  # takes seconds
     if arguments.dry_run:
         from ..train.dry_run import dry_run
 

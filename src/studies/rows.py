@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import Config, Prompt
+from ..config import Config
 from ..core.console import progress_bar
 from ..core.device import pick_device
 from ..core.files import write_text
@@ -34,8 +34,8 @@ from ..gating.switching import decide_for_frame
 from ..lora.injection import count_parameters, routed_layers
 from ..lora.recording import record_routing
 from ..models.spec import model_spec
+from ..tasks.base import Task, get_task
 from ..tasks.tracking.data import fit_gate_to
-from ..tasks.tracking.evaluation import evaluate_domain
 from ..train.trainer import Trainer
 from .plan import BUNDLED, Row, StudyConfig, plan_rows, run_config
 from .weight_penalty import weight_penalty
@@ -159,8 +159,8 @@ def base_model(study: StudyConfig) -> tuple[nn.Module, Config]:
 def measure_base(study: StudyConfig, domains: dict[str, Domain]) -> dict[str, Any]:
     """Return the base's scores on every domain."""
     model, config = base_model(study)
-    prompt = config.evaluation.prompt
-    return {"scores": {name: _score(model, domain, prompt) for name, domain in domains.items()}}
+    task = get_task(model_spec(config.model.name).task)(config)
+    return {"scores": {name: _score(task, model, domain) for name, domain in domains.items()}}
 
 
 def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def run_row(study: StudyConfig, domains: dict[str, Domain], row: Row) -> dict[st
             utilization = {}
             scores: dict[str, DomainScores] = {}
             for name, domain in domains.items():
-                scores[name] = _score(trainer.model, domain, config.evaluation.prompt)
+                scores[name] = _score(trainer.task, trainer.model, domain)
                 utilization[name] = {layer: share_E.tolist() for layer, share_E in routing.utilization().items()}
                 routing.clear()
         stages.append(
@@ -248,8 +248,8 @@ def _near_sets(study: StudyConfig, loading: LoadOptions) -> Iterator[tuple[str, 
         yield place.name, None, load_data(place, loading)
 
 
-def _score(model: nn.Module, domain: Domain, prompt: Prompt) -> DomainScores:
-    result = evaluate_domain(model, domain, prompt)
+def _score(task: Task, model: nn.Module, domain: Domain) -> DomainScores:
+    result = task.score_domain(model, domain, task.config.evaluation.prompt)
     return [[(scores.J, scores.F) for scores in video.scores.values()] for video in result.videos]
 
 
