@@ -14,7 +14,7 @@ Method = Literal["mope", "lora", "full", "decoder", "none"]
 ADAPTER_METHODS: tuple[Method, ...] = ("mope", "lora")
 
 
-REMOVED_ROUTER_KEYS: dict[str, object] = {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True}
+REMOVED_ROUTER_KEYS: dict[str, object] = {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True, "bias_rate": 0.0}
 """Options of version 0.1.0 that did not help, with the values that mean what the router does today."""
 
 
@@ -25,9 +25,6 @@ class RouterConfig(Section):
     z_weight: float = Field(0.001, ge=0, description="Weight of the router's z-loss, which keeps its logits small.")
     null_expert: bool = Field(
         False, description="Adds one more expert to choose from, which adds nothing to the layer's output."
-    )
-    bias_rate: float = Field(
-        0.0, ge=0, description="Balance without a loss: how far an expert's selection bias moves per step. 0: off."
     )
 
     @model_validator(mode="before")

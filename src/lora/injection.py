@@ -71,7 +71,6 @@ def new_adapter(base_layer: nn.Linear, config: LoraConfig) -> AdapterLayer:
             alpha=config.alpha,
             dropout=config.dropout,
             null_expert=config.router.null_expert,
-            balance_bias=config.router.bias_rate > 0,
         )
     raise ValueError(f"method '{config.method}' has no adapters")
 

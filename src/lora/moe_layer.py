@@ -31,7 +31,6 @@ class MoELoRALinear(AdapterLayer):
         alpha: experts are scaled by alpha / rank.
         dropout: on the experts' input, not on the router's; 0 ≤ dropout < 1.
         null_expert: whether the router may also select an expert that adds nothing.
-        balance_bias: whether the router has a bias for balancing without a loss.
     """
 
     rank_map_EX: Tensor
@@ -45,7 +44,6 @@ class MoELoRALinear(AdapterLayer):
         alpha: float = 1.0,
         dropout: float = 0.0,
         null_expert: bool = False,
-        balance_bias: bool = False,
     ) -> None:
         super().__init__(base_layer)
         check_rank_and_dropout(rank, dropout)
@@ -54,7 +52,7 @@ class MoELoRALinear(AdapterLayer):
         self.rank = rank
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
-        self.gate = TopKGatingNetwork(self.in_features, num_experts, top_k, null_expert, device, balance_bias)
+        self.gate = TopKGatingNetwork(self.in_features, num_experts, top_k, null_expert, device)
         self.lora_A = nn.Parameter(torch.empty(num_experts, rank, self.in_features, device=device, dtype=torch.float32))
         self.lora_B = nn.Parameter(
             torch.empty(num_experts, self.out_features, rank, device=device, dtype=torch.float32)
@@ -73,10 +71,7 @@ class MoELoRALinear(AdapterLayer):
         self.gate.reset_parameters()
 
     def reference_forward(self, x: Tensor) -> Tensor:
-        """Compute :meth:`forward` as the formula says, (…, D) → (…, O), one expert after another and in one dtype.
-
-        A selection bias for balancing is left out.
-        """
+        """Compute :meth:`forward` as the formula says, (…, D) → (…, O), one expert after another and in one dtype."""
         logits = F.linear(x, self.gate.weight, self.gate.bias)
         top_logits, selected = logits.topk(self.gate.top_k, dim=-1)
         routing = torch.zeros_like(logits).scatter(-1, selected, top_logits.softmax(dim=-1))

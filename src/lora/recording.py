@@ -91,7 +91,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     (``use_reentrant=False``) repeats in the backward pass counts once. Reentrant checkpointing is not supported: it
     runs the first forward without a graph, so losses on the record would train nothing.
     """
-    routers = find_routers(model)
+    routers = _routers(model)
     record = RoutingRecord({name: [] for name in routers})
     recorders = {name: partial(_record_call, record.calls[name], router) for name, router in routers.items()}
     for name, router in routers.items():
@@ -109,7 +109,7 @@ def _record_call(calls: list[RouterCall], router: TopKGatingNetwork, logits_EN: 
         calls.append(RouterCall(logits_EN.T, selected_EN.T, router.num_experts, router.top_k))
 
 
-def find_routers(model: nn.Module) -> dict[str, TopKGatingNetwork]:
+def _routers(model: nn.Module) -> dict[str, TopKGatingNetwork]:
     """Return the routers by the dotted names of their layers."""
     return {
         name.removesuffix("gate").removesuffix("."): module

@@ -30,9 +30,6 @@ class TopKGatingNetwork(nn.Module):
         null_expert: add a choice, in the last row, that contributes nothing: a token that selects it gives that share
             of its weight to no expert.
         device: where the parameters are made.
-        balance_bias: keep a number per expert, ``balance_bias`` (E*,), that is added to the logits for the selection
-            but not for the weights: balance without a loss
-            (:func:`~src.lora.router_losses.update_balance_bias`).
 
     Attributes:
         recorders: called with the logits and the selection of each decision, (E*, N) both.
@@ -41,8 +38,6 @@ class TopKGatingNetwork(nn.Module):
         ValueError: a number is out of range.
     """
 
-    balance_bias: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -50,7 +45,6 @@ class TopKGatingNetwork(nn.Module):
         top_k: int,
         null_expert: bool = False,
         device: torch.device | str | None = None,
-        balance_bias: bool = False,
     ) -> None:
         super().__init__()
         choices = num_experts + null_expert
@@ -63,8 +57,6 @@ class TopKGatingNetwork(nn.Module):
         self.null_expert = null_expert
         self.weight = nn.Parameter(torch.empty(choices, in_features, device=device, dtype=torch.float32))
         self.bias = nn.Parameter(torch.empty(choices, device=device, dtype=torch.float32))
-        zeros = torch.zeros(choices, device=device, dtype=torch.float32) if balance_bias else None
-        self.register_buffer("balance_bias", zeros)
         self.recorders: list[Recorder] = []
         self.reset_parameters()
 
@@ -72,8 +64,6 @@ class TopKGatingNetwork(nn.Module):
         """Small random weights, so that tokens differ in their selections from the start; no bias to any expert."""
         nn.init.normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
-        if self.balance_bias is not None:
-            nn.init.zeros_(self.balance_bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(…, D) → routing weights (…, E), zero where not selected, and logits (…, E*); float32.
@@ -100,8 +90,7 @@ class TopKGatingNetwork(nn.Module):
 
         Experts come before tokens, so that what is done for each token runs along memory.
         """
-        scores_EN = logits_EN if self.balance_bias is None else logits_EN + self.balance_bias.unsqueeze(1)
-        selected_EN = _largest(scores_EN.detach(), self.top_k)
+        selected_EN = _largest(logits_EN.detach(), self.top_k)
         return torch.where(selected_EN, logits_EN, -math.inf).softmax(dim=0), selected_EN
 
     def record(self, logits_EN: Tensor, selected_EN: Tensor) -> None:

@@ -1,13 +1,13 @@
-"""What balances the experts of a model: losses on a routing record, and a bias for the selection."""
+"""Losses on a routing record: they balance the experts and keep logits small."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .recording import RouterCall, RoutingRecord, find_routers
+from .recording import RouterCall, RoutingRecord
 
 
 def load_balancing_loss(routing: RoutingRecord, expert_counts: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -41,30 +41,6 @@ def router_z_loss(routing: RoutingRecord, expert_counts: Mapping[str, Tensor] | 
     """
     counts = routing.expert_counts() if expert_counts is None else expert_counts
     return _mean([_layer_z(call, counts[name].to(call.logits_NE)) for name, call in routing.layers().items()])
-
-
-@torch.no_grad()
-def update_balance_bias(model: nn.Module, usage: dict[str, Tensor], rate: float) -> None:
-    """Make experts that were used too much a little less likely to be selected, after an optimizer step.
-
-    Each expert's ``balance_bias`` moves by ``rate``, up where its use was below the layer's mean and down where above,
-    and is then shifted to mean 0 over the experts, which changes no selection among them and leaves the null expert's
-    chances to the task. Only the selection sees the bias, so the task's gradient is not disturbed. Source: Wang et al.,
-    Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, 2024, algorithm 1 (there on sigmoid scores);
-    DeepSeek-V3, 2024, section 2.1.2.
-
-    Args:
-        model: routers without a balance bias, or that are frozen, stay as they are.
-        usage: per layer (E,) or (E + 1,), the use of each expert in this step, in any unit, such as
-            :meth:`RoutingRecord.utilization` summed over the batches of the step.
-        rate: how far a bias moves, in units of logits.
-    """
-    for name, router in find_routers(model).items():
-        if name in usage and router.balance_bias is not None and router.weight.requires_grad:
-            bias_E = router.balance_bias[: router.num_experts]
-            use_E = usage[name][: router.num_experts].to(bias_E)
-            bias_E += rate * (use_E.mean() - use_E).sign()
-            bias_E -= bias_E.mean()
 
 
 def _layer_balance(call: RouterCall, count_E: Tensor) -> Tensor:

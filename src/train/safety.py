@@ -104,7 +104,7 @@ def dead_experts(usage: dict[str, Tensor], experts: int) -> str | None:
         return None
     return (
         f"experts were never chosen in {len(lines)} of {len(usage)} layers: {quoted(lines)}; a higher "
-        "lora.router.balance_weight, or lora.router.bias_rate, spreads the choices"
+        "lora.router.balance_weight spreads the choices"
     )
 
 

@@ -317,7 +317,6 @@ def _build_step(
     schedule = build_schedule(optimizer, training, total_steps)
     return TrainStep(
         model, supervised, objectives, optimizer, schedule, precision.scaler(), training.max_grad_norm,
-        config.lora.router.bias_rate,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from ..core import distributed
 from ..core.errors import UserError
 from ..lora.injection import routed_layers
 from ..lora.recording import record_routing
-from ..lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
+from ..lora.router_losses import load_balancing_loss, router_z_loss
 from ..tasks.base import LossTerms, Task
 from .feature_cache import FrozenEncoder
 from .precision import Precision
@@ -141,17 +141,16 @@ class TrainStep:
         objectives: what is minimised beside it.
         optimizer, schedule, scaler: of the model's parameters that train.
         max_grad_norm: gradients are clipped to it; None: they are not.
-        bias_rate: of the routers' balance bias.
     """
 
     def __init__(
         self, model: nn.Module, supervised: SupervisedLoss, objectives: Sequence[Objective],
         optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR,
-        scaler: torch.amp.GradScaler, max_grad_norm: float | None, bias_rate: float,
+        scaler: torch.amp.GradScaler, max_grad_norm: float | None,
     ) -> None:  # fmt: skip
         self.model, self.supervised, self.objectives = model, supervised, list(objectives)
         self.optimizer, self.schedule, self.scaler = optimizer, schedule, scaler
-        self.max_grad_norm, self.bias_rate = max_grad_norm or math.inf, bias_rate
+        self.max_grad_norm = max_grad_norm or math.inf
 
     def __call__(self, micro_batches: Sequence[Any], step: int) -> StepResult:
         """Take a step on micro-batches, each with the same weight.
@@ -180,7 +179,6 @@ class TrainStep:
         result.losses["grad_norm"] = float(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        update_balance_bias(self.model, result.expert_use, self.bias_rate)
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return result

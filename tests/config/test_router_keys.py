@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from src.config import LoraConfig, load_config
 from src.core.errors import UserError
 
-DEFAULTS = {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True}
+DEFAULTS = {"level": "token", "jitter": 0.0, "noise": 0.0, "bias": True, "bias_rate": 0.0}
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
@@ -17,7 +17,7 @@ def test_a_removed_key_at_its_default_changes_nothing(key):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("level", "video"), ("jitter", 0.1), ("noise", 1), ("bias", False), ("jitter", "1e-2")]
+    ("key", "value"), [("level", "video"), ("jitter", 0.1), ("noise", 1), ("bias", False), ("bias_rate", "1e-2")]
 )
 def test_a_removed_key_with_another_value_is_refused_and_says_why(key, value):
     with pytest.raises(ValidationError, match=f"{key}: {value} was removed.*docs/forgetting.md"):
@@ -27,6 +27,6 @@ def test_a_removed_key_with_another_value_is_refused_and_says_why(key, value):
 def test_from_the_command_line(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("lora: {router: {level: token, jitter: 0}}")
-    assert load_config(path, ["lora.router.noise=0", "lora.router.bias=true"]) == load_config(path)
+    assert load_config(path, ["lora.router.bias_rate=0", "lora.router.bias=true"]) == load_config(path)
     with pytest.raises(UserError, match=r"lora\.router: .*jitter: 0\.1 was removed"):
         load_config(path, ["lora.router.jitter=0.1"])

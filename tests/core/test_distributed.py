@@ -26,7 +26,7 @@ from tests.train.processes import end_as_a_command
 
 QUICK = ("training.max_epochs=2", "training.batch_size=4", "training.domain_gate=false", "training.learning_rate=1e-2")
 EVERYTHING = (
-    "training.gradient_accumulation_steps=2", "lora.router.bias_rate=0.01", "lora.router.null_expert=true",
+    "training.gradient_accumulation_steps=2", "lora.router.null_expert=true",
     "training.distill.weight=1", "training.distill.clips=6", "training.distill.batch_size=1",
     "training.distill.features_weight=0.1", "training.penalty.weight=0.1", "training.penalty.kind=ewc",
     "training.penalty.clips=3", "training.clips_per_epoch=11",

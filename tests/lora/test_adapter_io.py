@@ -295,7 +295,7 @@ def test_routed_layers_are_not_merged(action):
 GROUPS = {
     "cells": config(),
     "endoscopy": config("lora"),
-    "road": config(router={"bias_rate": 0.1, "null_expert": True}),
+    "road": config(router={"null_expert": True}),
 }
 
 
@@ -365,7 +365,7 @@ def test_files_of_earlier_versions_are_read(saved, written):
     assert torch.equal(model(x), trained(x))
 
 
-@pytest.mark.parametrize("written", [{"level": "frame"}, {"bias": False}])
+@pytest.mark.parametrize("written", [{"level": "frame"}, {"bias": False}, {"bias_rate": 0.01}])
 def test_adapters_with_an_option_that_was_removed_are_refused(saved, written):
     _, folder = saved
     content = json.loads((folder / CONFIG_FILE).read_text())

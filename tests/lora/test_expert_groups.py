@@ -326,7 +326,7 @@ def test_pruning_another_group_leaves_the_rest_as_it_was(x):
 def one_group(**options):
     """A group outside a model, with a null expert in its gate's last row."""
     model = base_model()
-    lora = config(router={"null_expert": True, "bias_rate": 0.1}, **options)
+    lora = config(router={"null_expert": True}, **options)
     apply_method(model, lora)
     for i, tensor in enumerate(adapter_state_dict(model).values()):
         nn.init.normal_(tensor, generator=torch.Generator().manual_seed(i))
@@ -343,7 +343,7 @@ def test_pruning_keeps_the_largest_experts_in_their_order_and_the_null_row():
     assert (found.config.experts, found.config.top_k) == (1, 2)
     assert torch.equal(found.weights["0.lora_A"], group.weights["0.lora_A"][[1]])
     assert torch.equal(found.weights["2.lora_B"], group.weights["2.lora_B"][[2]])
-    for name in ("gate.weight", "gate.bias", "gate.balance_bias"):
+    for name in ("gate.weight", "gate.bias"):
         assert torch.equal(found.weights[f"0.{name}"], group.weights[f"0.{name}"][[1, 3]])
     both = pruned(group, 2, {"0": torch.tensor([5.0, 0.0, 9.0]), "2": torch.tensor([5.0, 0.0, 9.0])})
     assert torch.equal(both.weights["2.lora_A"], group.weights["2.lora_A"][[0, 2]])

@@ -70,7 +70,6 @@ OPTIONS = {
     "router and experts on the same input": {},
     "one expert a token": {"top_k": 1},
     "null expert": {"null_expert": True},
-    "bias for balance": {"balance_bias": True},
     "dropout": {"dropout": 0.4},
 }
 
@@ -78,8 +77,6 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_gradients_are_those_of_finite_differences_with_the_losses_on_routing(options):
     layer = trained_layer(num_experts=3, **options)
-    if options.get("balance_bias"):
-        nn.init.normal_(layer.gate.balance_bias)
     x = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
 
     def run(x, *_):

@@ -69,15 +69,5 @@ def test_defaults_decide_as_plain_top_k_does():
     torch.testing.assert_close(gates, expected, rtol=0, atol=1e-6)
 
 
-def test_the_balance_bias_selects_and_does_not_weigh():
-    gate = gate_with_logits([0.0, 1.0, 2.0], top_k=2, balance_bias=True)
-    gate.balance_bias.copy_(torch.tensor([5.0, 0.0, -5.0]))
-    gates, logits = gate(torch.randn(4, 3))
-    first = 1 / (1 + math.e)
-    torch.testing.assert_close(gates, torch.tensor([first, 1 - first, 0.0]).expand(4, 3))
-    torch.testing.assert_close(logits, torch.tensor([0.0, 1.0, 2.0]).expand(4, 3))
-
-
 def test_the_state_is_weight_and_bias():
     assert list(TopKGatingNetwork(3, 4, top_k=2).state_dict()) == ["weight", "bias"]
-    assert "balance_bias" in TopKGatingNetwork(3, 4, top_k=2, balance_bias=True).state_dict()

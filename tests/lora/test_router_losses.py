@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from src.lora.recording import RoutingRecord, record_routing
 from src.lora.router import TopKGatingNetwork
-from src.lora.router_losses import load_balancing_loss, router_z_loss, update_balance_bias
+from src.lora.router_losses import load_balancing_loss, router_z_loss
 from tests.lora.routing import call
 
 
@@ -100,38 +99,3 @@ def test_shares_of_parts_add_up_to_the_losses_of_the_whole():
 def test_losses_of_nothing_are_zero():
     for record in (RoutingRecord(), RoutingRecord({"a": []}), RoutingRecord({"a": [call([[0.0]], [[0]])][:0]})):
         assert load_balancing_loss(record).item() == router_z_loss(record).item() == 0
-
-
-def test_updates_move_the_balance_bias_by_the_sign_of_the_load_error():
-    model = nn.ModuleDict({name: nn.Module() for name in "abc"})
-    for name in "abc":
-        model[name].gate = TopKGatingNetwork(3, 4, top_k=1, balance_bias=name != "c")
-    model["b"].gate.requires_grad_(False)
-    usage = {name: torch.tensor([4.0, 1.0, 0.0, 3.0]) for name in "abc"}
-    update_balance_bias(model, usage, 0.1)
-    torch.testing.assert_close(model["a"].gate.balance_bias, torch.tensor([-0.1, 0.1, 0.1, -0.1]))
-    assert not model["b"].gate.balance_bias.any()
-    update_balance_bias(model, {"a": torch.tensor([9.0, 1.0, 1.0, 1.0])}, 0.1)
-    torch.testing.assert_close(model["a"].gate.balance_bias, torch.tensor([-0.25, 0.15, 0.15, -0.05]))
-
-
-def test_the_null_experts_bias_stays_zero():
-    gate = TopKGatingNetwork(3, 2, top_k=1, null_expert=True, balance_bias=True)
-    update_balance_bias(gate, {"": torch.tensor([0.1, 0.1, 0.8])}, 0.1)
-    assert not gate.balance_bias.any()
-    update_balance_bias(gate, {"": torch.tensor([0.2, 0.0, 0.8])}, 0.1)
-    torch.testing.assert_close(gate.balance_bias, torch.tensor([-0.1, 0.1, 0.0]))
-
-
-def test_the_balance_bias_balances_without_a_loss():
-    torch.manual_seed(0)
-    gate = TopKGatingNetwork(8, 4, top_k=1, balance_bias=True)
-    with torch.no_grad():
-        gate.bias[0] = 2.0
-    x = torch.randn(512, 8)
-    for _ in range(60):
-        with record_routing(gate) as routing, torch.no_grad():
-            gate(x)
-        update_balance_bias(gate, routing.utilization(), 0.05)
-    assert routing.utilization()[""].max() < 0.5
-    assert gate.bias[0] == 2.0

@@ -27,7 +27,6 @@ from src.data.clips import ClipBatch
 from src.gating.domain_gate import DomainGate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import read_adapter_config
-from src.lora.injection import routed_layers
 from src.models.sam2.build import build_model
 from src.train.callbacks import Callback
 from src.train.callbacks.advice import no_better_than_the_base
@@ -362,16 +361,6 @@ class TestMethods:
         assert checkpoint(trainer)["weights"].keys() == own
         assert read_adapter_config(trainer.folder / "adapter").lora == trainer.config.lora
         assert ("balance" in trainer.losses[0]) == (method == "mope")
-
-    def test_the_balance_bias_follows_the_use_of_experts_and_is_saved(self, make_config):
-        settings = ("lora.router.bias_rate=0.1", "lora.router.balance_weight=0", "training.max_steps=1")
-        trainer, _ = self.trained(make_config, *settings)
-        biases = {name: b for name, b in trainer.model.named_buffers() if name.endswith("gate.balance_bias")}
-        assert len(biases) == len(routed_layers(trainer.model))
-        assert all(b.any() and b.abs().max() < 0.2 and b.sum().abs() < 1e-6 for b in biases.values())
-        assert all(torch.equal(checkpoint(trainer)["weights"][name], b) for name, b in biases.items())
-        resumed = Trainer.from_config(trainer.config, resume=trainer.folder / "checkpoints" / "last.pt")
-        assert all(torch.equal(resumed.model.get_buffer(name), b) for name, b in biases.items())
 
     def test_full_trains_the_whole_model(self, make_config):
         trainer, changed = self.trained(make_config, "lora.method=full")
