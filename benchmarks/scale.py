@@ -50,7 +50,7 @@ from src.data.formats.sav import KINDS, VIDEO_SUFFIX, SavSource
 from src.data.synthetic import SOURCE, make_videos
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import build_loss, build_trainable, segmentation_losses
-from src.models.spec import model_names
+from src.models.spec import model_names, model_spec
 
 METHODS: tuple[Method, ...] = ("mope", "lora", "decoder", "full")
 INDEXED = 2000  # empty files, of which the index is measured
@@ -152,7 +152,7 @@ def gradient_bytes(model: str) -> dict[Method, int]:
     found = {}
     for method in METHODS:
         adapted = copy.deepcopy(base)
-        apply_method(adapted, lora(method))
+        apply_method(adapted, lora(method), model_spec(model).decoder)
         found[method] = sum(4 * p.numel() for p in adapted.parameters() if p.requires_grad)
     return found
 
@@ -166,7 +166,7 @@ def step_seconds(method: Method, batch: ClipBatch, rounds: int) -> float:
     """Processor time of the fastest of some training steps of the bundled base's architecture, on the CPU."""
     torch.manual_seed(0)
     model = build_trainable(ModelConfig(), PromptConfig(mask=1.0, box=0.0, point=0.0), len(batch.masks_TOHW)).train()
-    apply_method(model, lora(method))
+    apply_method(model, lora(method), model_spec(ModelConfig().name).decoder)
     loss, optimizer = build_loss(LossConfig()), torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
 
     def step() -> None:

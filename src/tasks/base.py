@@ -178,9 +178,13 @@ class Task(ABC):
     def build_items(self, views: int | None) -> Items:
         """Return the training items, in so many views; None: drawn afresh in every epoch."""
 
+    @staticmethod
     @abstractmethod
-    def collate(self, items: list[Any]) -> Batch | UserError | None:
-        """Return a batch of items, or the first error among them, for the trainer to raise; None of no items."""
+    def collate(items: list[Any]) -> Batch | UserError | None:
+        """Return a batch of items, or the first error among them, for the trainer to raise; None of no items.
+
+        It runs in processes that load data, so it knows nothing of the run.
+        """
 
     def describe_data(self, items: Items) -> list[str]:
         """Return lines about the data for the run's log, warnings among them."""

@@ -19,7 +19,7 @@ import torch
 
 from ..config import Config, image_size_of, one_line_yaml, parse_config
 from ..core import distributed
-from ..core.console import is_quiet, progress_bar, show_messages
+from ..core.console import format_error, is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
 from ..models.spec import model_spec
@@ -188,10 +188,8 @@ def _rehearse_and_send(
         found = rehearse(config, objectives)
     except UserError as error:
         found = error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        found = None
+    except Exception as error:
+        found = None if is_out_of_memory(error) else UserError(format_error(error), "dry-run.failed")
     connection.send(found)
 
 

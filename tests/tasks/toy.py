@@ -100,7 +100,8 @@ class ToyTask(Task):
     def build_items(self, views: int | None) -> ToyItems:
         return ToyItems()
 
-    def collate(self, items: list[ToyBatch]) -> ToyBatch | None:
+    @staticmethod
+    def collate(items: list[ToyBatch]) -> ToyBatch | None:
         if not items:
             return None
         names, keys = ([each for item in items for each in getattr(item, name)] for name in ("names", "keys"))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
+
 import pytest
 
 from src.core.errors import UserError
-from src.train.dry_run import Rehearsal, dry_run, rehearse_apart, savings
+from src.train.dry_run import Rehearsal, _rehearse_and_send, dry_run, rehearse_apart, savings
+from src.train.setup import build_run
 
 
 def test_it_measures_and_leaves_nothing(make_config, tmp_path, capfd):
-    config = make_config()
+    config = make_config("training.num_workers=1")
     assert dry_run(config, print)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["data_checks"]
     said = capfd.readouterr().out
@@ -42,6 +46,24 @@ def test_a_run_that_does_not_fit_is_told_what_would(make_config, monkeypatch, ca
 
 def test_a_process_that_takes_too_much_is_ended(make_config):
     assert rehearse_apart(make_config(), limit=50 * 2**20, quiet=True) is None
+
+
+def test_what_loader_processes_get_can_be_sent_to_them(make_config):
+    loader = build_run(make_config("training.num_workers=1")).loader
+    parts = loader.dataset, loader.collate_fn, loader.worker_init_fn
+    assert len(pickle.loads(pickle.dumps(parts))[0]) == len(loader.dataset)
+
+
+def test_a_fault_is_no_lack_of_memory(make_config, monkeypatch):
+    def fails(*_):
+        raise ValueError("odd")
+
+    monkeypatch.setattr("src.train.dry_run.rehearse", fails)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # which this process would keep
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    _rehearse_and_send(theirs, make_config(), (), True)
+    found = ours.recv()
+    assert found.code == "dry-run.failed" and "ValueError: odd" in str(found)
 
 
 def test_mistakes_come_through(make_config):

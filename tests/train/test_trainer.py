@@ -623,7 +623,11 @@ class TestSeveralSets:
             for key, value in (("img_folder", valid), ("ann_file", f"{valid}/_annotations.coco.json"))
         }
         more = json.dumps([{"name": "other", "weight": 0.75, **places}])
-        settings = [f"output_dir={tmp_path_factory.mktemp('several')}", f"dataset.more={more}"]
+        settings = [
+            f"output_dir={tmp_path_factory.mktemp('several')}",
+            f"dataset.more={more}",
+            "training.monitor_clips=1",
+        ]
         trainer = Recorded(load_config(tiny_yaml, settings))
         trainer.fit()
         return trainer

@@ -89,7 +89,8 @@ class TrackingTask(Task):
         """Return the clips that the run trains on."""
         return training_clips(self.config, self.train_sets, views)
 
-    def collate(self, items: list[Clip | UserError]) -> ClipBatch | UserError | None:
+    @staticmethod
+    def collate(items: list[Clip | UserError]) -> ClipBatch | UserError | None:
         """Return a batch of clips, or the first error among them."""
         return collate(items)
 
