@@ -14,6 +14,7 @@ from src.config import NamedSplit
 from src.data import formats
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
+from tests.errors import refuses
 from tests.sources import open_place, recognised
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -46,6 +47,25 @@ def test_the_format_is_recognised_checked_and_read(boxes, name):
     first, second = videos[0].masks(0).values()
     assert (first.sum(), second.sum()) == (4 * 6, 2 * 20)
     assert first[2:8, 1:5].all()
+
+
+def test_an_image_without_boxes_that_are_seen_is_left_out_and_counted(boxes):
+    with (boxes / "boxes.csv").open("a") as file:
+        file.write("c.png,5,5,5,5\n")
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(boxes / "c.png")
+    source = open_place(NamedSplit(name="x", img_folder=str(boxes)))
+    data = data_set(source, check(source, workers=0))
+    assert [video.video_id for video in data.videos] == ["a.png", "b.png"]
+    assert data.notes["images without boxes, left out"] == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reader_that_fails_is_named_with_its_line(boxes, workers):
+    with (boxes / "boxes.csv").open("a") as file:
+        file.write("b.png,3,3\n")
+    source = open_place(NamedSplit(name="x", img_folder=str(boxes)))
+    with refuses("data.reader-failed", "format boxes", "entry 1", "boxes.csv", "ValueError", "boxes.py, line "):
+        check(source, workers=workers)
 
 
 def test_only_the_images_that_are_named_are_read(boxes):

@@ -7,6 +7,7 @@ A still image is a video of one frame. Nothing outside ``formats`` knows a file 
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -195,8 +196,43 @@ class Source(Protocol):
         Always the same for the same files. Never raises for damaged input.
 
         Returns:
-            The record without what is damaged, None where nothing usable is left; and everything met on the way.
+            The record without what is damaged; None where nothing usable is left, so also without an object that is
+            seen. And everything met on the way.
         """
+
+
+def read_video(source: Source, index: int) -> tuple[VideoRecord | None, list[Issue]]:
+    """Return what ``source.read`` does, and None for a record without an object that is seen.
+
+    Raises:
+        UserError: the reader failed, which is its fault and not the data's.
+    """
+    try:
+        record, issues = source.read(index)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise _reader_failed(source, index, error) from error
+    if record is None or any(s is not None for obj in record.objects for s in obj.segmentations):
+        return record, issues
+    problem = "images and videos without objects"
+    return None, [*issues, Issue("repaired", _file_of(source), record.video_id, problem, "left out")]
+
+
+def _reader_failed(source: Source, index: int, error: Exception) -> UserError:
+    """Return the error that names a reader's line, the innermost of its own file, if that is known."""
+    kind = type(source).__module__.rpartition(".")[2]
+    lines = traceback.extract_tb(error.__traceback__)
+    line = [line for line in lines if Path(line.filename).stem == kind] or lines
+    return UserError(
+        f"{source.name}: the reader of format {kind} failed on entry {index} (counted from 0) of "
+        f"{_file_of(source)}: {type(error).__name__}: {error} ({line[-1].filename}, line {line[-1].lineno})",
+        "data.reader-failed",
+    )
+
+
+def _file_of(source: Source) -> str:
+    return str(source.files[0]) if source.files else source.name
 
 
 LRU_MAX_BYTES = 256 * 2**20
@@ -277,7 +313,7 @@ class SourceVideos(Sequence[VideoRecord]):
         known = self._recent.get(number)
         if known is not None:
             return known
-        record, issues = self.source.read(number)
+        record, issues = read_video(self.source, number)
         if record is None:
             raise UserError(
                 f"{self.source.name}: changed since it was checked: {'; '.join(map(str, issues[:1]))}", "data.changed"

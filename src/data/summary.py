@@ -21,7 +21,7 @@ from .formats.mask_folders import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
 from .formats.reader import OpenOptions
 from .formats.registry import recognise
 from .loading import location_of, wanted_videos
-from .records import Issue, VideoRecord, object_sides
+from .records import Issue, VideoRecord, object_sides, read_video
 
 SAMPLED = 300
 """Videos or images of a split that are parsed to see what it is like, evenly spread over it."""
@@ -98,7 +98,7 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     met = list(source.issues)
     records: list[VideoRecord] = []
     for i in progress_bar(range(parsed), desc=f"summarising {place.img_folder}", leave=False):
-        record, issues = source.read(i * len(source) // parsed)
+        record, issues = read_video(source, i * len(source) // parsed)
         met += issues
         if record is not None:
             records.append(record)

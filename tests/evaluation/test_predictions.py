@@ -71,6 +71,17 @@ def test_davis_files_score_as_the_evaluation_says(model, videos, tmp_path):
     assert result.not_scored == 1, "object 5 of the third video comes later than DAVIS counts"
 
 
+@pytest.mark.parametrize("protocol", ["davis", "sav", "after_prompt"])
+def test_a_video_without_objects_changes_no_score(model, videos, protocol, tmp_path):
+    second = videos.videos[1]
+    alone = DataSet("two", [second])
+    still = replace(second, video_id="still", frames=second.frames[:1], objects=[])
+    both = DataSet("both", [replace(second, video_id="empty", objects=[]), second, still])
+    result = evaluated(model, both, protocol, tmp_path / "both")
+    assert result.scores == evaluated(model, alone, protocol, tmp_path / "alone").scores
+    assert [video.video_id for video in result.videos] == ["two"]
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_sav_files_score_as_the_evaluation_says(model, videos, every, tmp_path):
     frames = frozenset(range(0, 7, every))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, misnamed
-from ..records import FrameSource, Issue, Source, VideoRecord, object_sides
+from ..records import FrameSource, Issue, Source, VideoRecord, object_sides, read_video
 
 
 @dataclass
@@ -35,7 +35,7 @@ class CheckedVideo:
 
 
 def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
-    record, met = source.read(index)
+    record, met = read_video(source, index)
     checked = CheckedVideo(index, list(met), {issue.file for issue in met})
     if record is None:
         return checked

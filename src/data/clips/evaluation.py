@@ -45,6 +45,8 @@ def evaluation_video(
     if len(video) > 1:
         return video
     masks = video.masks(0)
+    if not masks:
+        return replace(video, objects=[])
     largest = sorted(masks, key=lambda object_id: (-int(masks[object_id].sum()), object_id))[:max_objects]
     height, width = _at_most(max_side, video.height, video.width)
     rng = np.random.default_rng((len(video.objects), index))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
@@ -191,13 +191,14 @@ def open_frames(
 
 
 Track = Sequence[Segmentation | None]
+Key = TypeVar("Key", bound="int | str")
 
 
 def make_objects(
-    tracks: Mapping[int | str, Track],
+    tracks: Mapping[Key, Track],
     limit: int,
     log: IssueLog,
-    categories: Mapping[int | str, str | None] | None = None,
+    categories: Mapping[Key, str | None] | None = None,
     keep_ids: bool = True,
 ) -> list[ObjectTrack]:
     """Number the objects of a video that are seen, at most ``limit``.

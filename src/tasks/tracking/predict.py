@@ -78,7 +78,7 @@ def track(
 
     Args:
         predictor: of :func:`predicting`, with or without adapters in it.
-        video: every object of it is seen on some frame.
+        video: every object of it is seen on some frame; it may be without any.
         prompt: the true mask, its tight box, or one click at its centre, on the first frame that shows the object.
         one_object_per_pixel: where predictions overlap, the pixel is the object's with the highest logit.
         after_frame: called with a frame's number when all that concerns it has been computed; frame 0 may come twice.
@@ -89,6 +89,8 @@ def track(
     Raises:
         UserError: a frame cannot be read, or is of another size than the video.
     """
+    if not video.objects:
+        return {}
     nothing = RLE.encode(np.zeros((video.height, video.width), bool))
     found = {obj.object_id: [nothing] * first_frame(video, obj.object_id) for obj in video.objects}
     room = spec_of(predictor).load()

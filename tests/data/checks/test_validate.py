@@ -107,6 +107,16 @@ class TestCheck:
         (error,) = check(source, workers=0).errors
         assert str(error).startswith("second: the frame is 9×8 pixels, its labels are for 8×8")
 
+    @pytest.mark.parametrize("objects", [[], [ObjectTrack(1, [None])]], ids=["none", "never seen"])
+    def test_a_video_without_objects_is_left_out_and_counted(self, objects):
+        frame = ArrayFrame(np.zeros((8, 8, 3), np.uint8))
+        seen = [ObjectTrack(1, [RLE.encode(np.ones((8, 8), bool))])]
+        source = Listed([VideoRecord("v", 8, 8, [frame], objects), VideoRecord("w", 8, 8, [frame], seen)])
+        report = check(source, workers=0)
+        assert report.keep == [1]
+        assert report.notes == {"images and videos without objects, left out": 1}
+        assert [video.video_id for video in data_set(source, report).videos] == ["w"]
+
     def test_repairs_are_counted_all_and_told_by_examples(self, place):
         def add_empty(content):
             content["annotations"] += [{"id": 10 + n, "image_id": 0, "segmentation": []} for n in range(EXAMPLES + 20)]

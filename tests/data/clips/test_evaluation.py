@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from src.config import MotionConfig
@@ -41,6 +43,10 @@ class TestEvaluationVideo:
         true = still.masks(0)
         assert clip.masks(0).keys() == true.keys()
         assert all(np.array_equal(mask, true[i]) for i, mask in clip.masks(0).items())
+
+    def test_a_still_without_objects_is_evaluated_as_it_is(self):
+        still = replace(make_videos(CELLS, 1, 0, frames=1, side=48).videos[0], objects=[])
+        assert self.make(still) == still
 
     def test_the_largest_objects_are_kept_largest_first(self):
         still = record([[block(0, 0, 3, 3)], [block(10, 0, 9, 9)], [block(0, 20, 5, 5)], [block(20, 20, 5, 5)]])
