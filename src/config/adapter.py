@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..models.spec import model_spec
 from ..models.zoo import DEFAULT_MODEL
-from .section import Section
+from .section import REMOVED_KEY, Section
 
 Method = Literal["mope", "lora", "full", "decoder", "none"]
 ADAPTER_METHODS: tuple[Method, ...] = ("mope", "lora")
@@ -35,9 +36,11 @@ class RouterConfig(Section):
             return content
         for key, value in content.items():
             if key in REMOVED_ROUTER_KEYS and str(value).lower() not in _spellings(REMOVED_ROUTER_KEYS[key]):
-                raise ValueError(
-                    f"{key}: {value} was removed, because it did not help (docs/forgetting.md, 'Options that did not "
-                    "help'); leave it out"
+                raise PydanticCustomError(
+                    REMOVED_KEY,
+                    "{key}: {value} was removed, because it did not help (docs/forgetting.md, 'Options that did not "
+                    "help'); leave it out",
+                    {"key": key, "value": str(value)},
                 )
         return {key: value for key, value in content.items() if key not in REMOVED_ROUTER_KEYS}
 

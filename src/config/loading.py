@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.shipped import CONFIGS, find_config
 from .renames import RENAMED, drop_renamed, former_keys, modernize
 from .run import Config
-from .section import Section
+from .section import REMOVED_KEY, Section
 from .yaml_text import MAX_YAML_CHARACTERS, parse_yaml
 
 logger = logging.getLogger(__name__)
@@ -51,8 +51,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             raw = parse_yaml(file.read(MAX_YAML_CHARACTERS + 1))
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file{_near_files(path)}", "config.missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}", "config.unreadable") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a YAML file{_near_files(path / 'x')}", "config.unreadable") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}", "config.unreadable") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8: {error.reason}", "config.unreadable") from None
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {error}", "config.not-yaml") from None
     raw = {} if raw is None else _plain_copy(raw)
@@ -161,12 +165,22 @@ def _apply_override(raw: dict[str, Any], override: str) -> dict[str, str]:
 
 def _describe(error: Any, kind: type[BaseModel], written: Mapping[str, str]) -> str:
     location = [str(part) for part in error["loc"]]
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == REMOVED_KEY:
+        location.append(error["ctx"]["key"])
+        message = message.removeprefix(f"{location[-1]}: ")
+    elif error["type"] == "model_type":
+        message = f"must be a section with {_some(_known_keys(location, kind))}"
     dotted = _as_written(".".join(location), written) or "config"
     if error["type"] == "extra_forbidden":
         return f"{dotted}: unknown key; {_nearest_key(location, kind)}"
-    message = error["msg"].removeprefix("Value error, ")
     found = "" if isinstance(error["input"], (dict, BaseModel)) else f" (found {error['input']!r:.80})"
     return f"{dotted}: {message[0].lower() + message[1:]}{found}"
+
+
+def _some(keys: list[str]) -> str:
+    """Return keys for a message, the first ones of many."""
+    return ", ".join(keys) if len(keys) <= 8 else f"keys such as {', '.join(keys[:5])}"
 
 
 def _as_written(dotted: str, written: Mapping[str, str]) -> str:
@@ -203,5 +217,9 @@ def _known_keys(location: list[str], model: type[BaseModel]) -> list[str]:
 
 def _near_files(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else CONFIGS
-    names = [p.name for p in sorted(folder.glob("*.yaml"))]
-    return f"; {folder} holds {', '.join(names)}" if names else ""
+    names = [p.name for p in sorted(folder.glob("[!.]*.yaml"))]
+    listed = f"; {folder} holds {', '.join(names)}" if names else ""
+    near = difflib.get_close_matches(path.name, [p.name for p in sorted(CONFIGS.glob("*.yaml"))])
+    if not near or folder == CONFIGS:
+        return listed
+    return f"{listed}; with the program ship {', '.join(near)}"

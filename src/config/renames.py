@@ -52,10 +52,11 @@ def modernize(raw: dict[str, Any]) -> dict[str, str]:
         ValueError: two names of one key have different values.
     """
     renamed = _gather_domains(raw.get("dataset"))
+    given = {new for new in RENAMED.values() if _holder(raw, new)[0] is not None}
     for old, new in {**ALIASES, **RENAMED}.items():
         section, key = _holder(raw, old)
         if section is not None:
-            _move(raw, old, section.pop(key), new)
+            _move(raw, old, section.pop(key), new, new in given)
             renamed[old] = new
     return renamed
 
@@ -130,8 +131,19 @@ def _holder(raw: Any, dotted: str) -> tuple[dict[str, Any] | None, str]:
     return (raw, key) if isinstance(raw, dict) and key in raw else (None, key)
 
 
-def _move(raw: dict[str, Any], old: str, value: Any, new: str) -> None:
-    """Set a key to what its older name said, unless both are given and the newer one holds."""
+def _move(raw: dict[str, Any], old: str, value: Any, new: str, given: bool) -> None:
+    """Set a key to what its older name said.
+
+    Args:
+        raw: sections by name.
+        old: older name, dotted.
+        value: what it said.
+        new: name of today, dotted.
+        given: whether the key was given by that name, too, and not only by older ones.
+
+    Raises:
+        ValueError: the two names say different things.
+    """
     *sections, key = new.split(".")
     section: Any = raw
     for part in sections:
@@ -144,7 +156,7 @@ def _move(raw: dict[str, Any], old: str, value: Any, new: str) -> None:
     if old == "training.clips_per_image":
         value = f"{value}x" if isinstance(value, int) else value
         value = value if current is None else current
-    elif new == "training.monitor_clips" and isinstance(current, int) and isinstance(value, int):
+    elif new == "training.monitor_clips" and not given and isinstance(current, int) and isinstance(value, int):
         value = max(current, value)
     elif old in ALIASES and value is None:
         value = current

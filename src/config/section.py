@@ -21,6 +21,10 @@ TAKEN_NAMES = ("source", *GATE_MODES)
 """Names that no domain may have; ``source`` is the domain that the bundled base was trained on."""
 
 
+REMOVED_KEY = "removed_key"
+"""The type of pydantic's error for a key that is gone; the error's context names it as ``key``."""
+
+
 def _check_format(name: str) -> str:
     known = ["auto", *format_names()]
     if name not in known:

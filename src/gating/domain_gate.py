@@ -189,7 +189,7 @@ class DomainGate:
         if found != base_fingerprint:
             raise UserError(
                 f"{path}: this domain gate was fitted on another base, {found[:12]}; "
-                f"this model's base weights are {base_fingerprint[:12]}",
+                f"this model's base weights are {base_fingerprint[:12]}; set model.checkpoint to the gate's base",
                 code="gate.other-base",
             )
         expected = {f"{name}.{part}" for name in metadata["thresholds"] for part in ("mean", "whitening")}

@@ -237,7 +237,7 @@ def check_base(folder: str | Path, config: AdapterConfig, found: str) -> None:
     if found != config.base_fingerprint:
         raise UserError(
             f"{folder}: these adapters were trained on another base: on {config.base_fingerprint[:12]}, "
-            f"but this model's base weights are {found[:12]}",
+            f"but this model's base weights are {found[:12]}; set model.checkpoint to the base they were trained on",
             code="adapter.other-base",
         )
 

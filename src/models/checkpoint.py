@@ -71,7 +71,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
         hint = f"; {path.parent} holds {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such checkpoint{hint}", "checkpoint.missing")
+        raise UserError(f"{path}: no such checkpoint or adapter folder{hint}", "checkpoint.missing")
     content = read_pt(path)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         hint = "; base weights go into model.checkpoint" if isinstance(content, dict) and "model" in content else ""
@@ -170,7 +170,8 @@ def check_fits(checkpoint: Checkpoint, path: str | Path, fingerprint: str, lora:
     if checkpoint.base_fingerprint != fingerprint:
         raise UserError(
             f"{path}: was trained on another base: on {checkpoint.base_fingerprint[:12]}, "
-            f"but model.checkpoint's weights are {fingerprint[:12]}",
+            f"but model.checkpoint's weights are {fingerprint[:12]}; set model.checkpoint to the base that it was "
+            "trained on",
             "checkpoint.other-base",
         )
     found = differences(checkpoint.config.lora.model_dump(), lora.model_dump(), "lora")

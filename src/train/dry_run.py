@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,8 @@ from ..core import distributed
 from ..core.console import format_error, is_quiet, progress_bar, show_messages
 from ..core.errors import UserError, is_out_of_memory
 from ..core.machine import Machine, peak_memory, resident_memory, this_machine
+from ..data.checks.cache import CHECKS_FOLDER
+from ..data.checks.skipped import SKIPPED_FILE
 from ..models.spec import model_spec
 from .safety import NotFinite
 from .setup import ObjectiveFactory, build_run
@@ -208,7 +211,7 @@ def _report(found: Rehearsal | None, config: Config, machine: Machine, limit: in
     fits = "fits" if found.memory <= limit else "does not fit"
     lines = [
         "",
-        f"dry run: nothing was trained; {config.output_dir} holds no more than the report on the data",
+        f"dry run: nothing was trained; {_left_in(Path(config.output_dir))}",
         f"  a step    {found.step:.2f} s, of {clips}",
         f"  an epoch  {_time(found.steps_per_epoch * found.step)} of {found.steps_per_epoch} steps, and "
         f"{_time(found.validation)} to validate",
@@ -218,6 +221,16 @@ def _report(found: Rehearsal | None, config: Config, machine: Machine, limit: in
     if training.num_workers and machine.device.type != "cuda":
         lines.append(f"            (and what {training.num_workers} loading processes take beside it)")
     return "\n".join(lines)
+
+
+def _left_in(folder: Path) -> str:
+    """Return what a rehearsal leaves in the run's folder, which may hold an earlier run."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not found:
+        return f"nothing was written to {folder}"
+    if found <= {CHECKS_FOLDER, SKIPPED_FILE}:
+        return f"{folder} holds no more than the report on the data"
+    return f"nothing was written to {folder} but the report on the data; the rest was there before"
 
 
 def _advice(config: Config, limit: int, objectives: Sequence[ObjectiveFactory]) -> str:

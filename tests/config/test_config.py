@@ -157,6 +157,8 @@ class TestOverrides:
             ("lora.rank.deep=3", "config.not-a-section", "'lora.rank'"),
             ("lora.rnk=3", "config.mistakes", "'rank'"),
             ("lora.rank=many", "config.mistakes", "'many'"),
+            ("training.save_every=5", "config.mistakes", "a section with steps, minutes, epochs (found 5)"),
+            ("training=5", "config.mistakes", "a section with keys such as max_epochs, "),
         ],
     )
     def test_a_bad_one_is_explained(self, tmp_path, override, code, fact):
@@ -172,8 +174,16 @@ class TestFiles:
         assert "mop.yaml" in str(caught.value) and "mope.yaml" in str(caught.value)
 
     def test_a_folder_is_not_a_config(self, tmp_path):
-        with refuses("config.unreadable"):
+        (tmp_path / "mine.yaml").touch()
+        with refuses("config.unreadable", "mine.yaml") as caught:
             load_config(tmp_path)
+        assert "Errno" not in str(caught.value)
+
+    def test_near_names_of_shipped_files_are_listed(self, tmp_path, monkeypatch):
+        (tmp_path / "own.yaml").touch()
+        monkeypatch.chdir(tmp_path)
+        with refuses("config.missing", "own.yaml", "mope.yaml"):
+            load_config("mop.yaml")
 
     @pytest.mark.parametrize("text", ["lora: {rank: 4", "a: b: c", "\tlora: 3", "lora: !!python/object:os.system {}"])
     def test_what_is_not_yaml_is_refused_in_one_line(self, tmp_path, text):

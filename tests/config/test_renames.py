@@ -227,6 +227,13 @@ def test_two_names_of_one_key_must_agree():
     assert "training.adapter_scales" in str(caught.value) and "training.strengths" in str(caught.value)
 
 
+@pytest.mark.parametrize("old", ["watch_clips", "overlay_clips"])
+def test_clips_to_monitor_must_agree_with_their_older_names(old):
+    with refuses("config.two-values", "training.monitor_clips", f"training.{old}"):
+        parse_config({"training": {old: 2, "monitor_clips": 3}}, "test")
+    assert parse_config({"training": {old: 3, "monitor_clips": 3}}, "test").training.monitor_clips == 3
+
+
 @pytest.mark.parametrize(
     ("override", "read"),
     [

@@ -96,7 +96,7 @@ class TestLoadTrained:
         for path, code in ((best, "checkpoint.other-base"), (run.folder / "adapter", "adapter.other-base")):
             torch.manual_seed(5)
             other = build_model(run.config.model)
-            with refuses(code):
+            with refuses(code, "set model.checkpoint to the base"):
                 load_trained(other, path)
             assert not any(iter_adapter_layers(other))
 
