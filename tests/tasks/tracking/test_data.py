@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from src.core.errors import UserError
 from src.data.clips.preview import contact_sheet
 from src.tasks.tracking.data import load_training_sets, preview, training_clips
 from src.train.setup import build_run
+from tests.errors import refuses
 
 
 def more(tiny_data, weight: float = 3.0) -> str:
@@ -33,5 +32,5 @@ def test_the_preview_shows_what_the_trainer_trains_on(make_config, tiny_data):
 
 
 def test_a_set_without_a_training_split_is_told(make_config):
-    with pytest.raises(UserError, match="nowhere"):
+    with refuses("data.missing-folder", "nowhere"):
         load_training_sets(make_config("dataset.train_img_folder=nowhere", "dataset.train_ann_file=nowhere/x.json"))

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from src.config import ClipConfig, DistillConfig, LoraConfig, LossConfig, ModelConfig, PromptConfig
-from src.core.errors import UserError
 from src.data.clips import Clip, ClipBatch, sample_unlabelled
 from src.data.synthetic import SOURCE, make_videos
 from src.data.unlabelled import open_unlabelled
@@ -14,6 +13,7 @@ from src.lora.adapter import iter_adapter_layers
 from src.lora.injection import apply_method
 from src.models.sam2.train_forward import Tracked, build_trainable, encode_frames, track_clips
 from src.tasks.tracking.distillation import SelfDistillation, difference, general_clips, propose_masks
+from tests.errors import refuses
 
 SIZE, FRAMES = 64, 3
 
@@ -209,7 +209,7 @@ class TestGeneralClips:
         assert len(data) == 4 and len(data.videos[0]) == FRAMES
 
     def test_another_model_needs_a_folder(self, make_config):
-        with pytest.raises(UserError, match=r"training\.distill\.folder"):
+        with refuses("distill.no-folder", "training.distill.folder"):
             general_clips(make_config("model.name=sam2.1_hiera_tiny"))
 
     def test_a_folder_of_images(self, tmp_path, make_config):
@@ -220,7 +220,7 @@ class TestGeneralClips:
         assert frames.shape == (3, SIZE, SIZE, 3) and frames.dtype == np.uint8
 
     def test_a_folder_without_images(self, tmp_path):
-        with pytest.raises(UserError, match="no such folder"):
+        with refuses("data.missing-folder", str(tmp_path / "none")):
             open_unlabelled(tmp_path / "none")
-        with pytest.raises(UserError, match="no images or videos"):
+        with refuses("data.nothing-usable", str(tmp_path)):
             open_unlabelled(tmp_path)
