@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from src.config import LoraConfig
-from src.core.errors import UserError
 from src.lora.adapter import iter_adapter_layers, list_groups
 from src.lora.adapter_io import (
     CONFIG_FILE,
@@ -137,10 +136,10 @@ def test_a_failed_write_leaves_the_old_file(saved, method, monkeypatch):
         raise OSError("not replaced")
 
     nn.init.zeros_(trained[0].lora_B)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="disk full"):
+    with monkeypatch.context() as patch, refuses("files.not-written", "disk full"):
         patch.setattr("src.lora.adapter_io.save_file", half_write)
         save_adapter(trained, folder, config(method), EXTRA)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="not replaced"):
+    with monkeypatch.context() as patch, refuses("files.not-written", "not replaced"):
         patch.setattr("os.replace", refuse)
         save_adapter(trained, folder, config(method), EXTRA)
     assert (folder / WEIGHTS_FILE).read_bytes() == before
