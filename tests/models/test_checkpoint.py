@@ -102,9 +102,8 @@ class TestLoadTrained:
 
     def test_other_adapters_than_expected_are_refused(self, run, best):
         expected = run.config.lora.model_copy(update={"rank": 2})
-        with refuses("checkpoint.other-adapters") as caught:
+        with refuses("checkpoint.other-adapters", "lora.rank", " 4 ", " 2 "):
             load_trained(base(run), best, expected)
-        assert "lora.rank is 4 there and 2 here" in str(caught.value)
 
     def test_a_folder_of_something_else(self, run, tmp_path):
         with refuses("adapter.not-a-folder"):
@@ -200,7 +199,7 @@ class TestSave:
 
         found = read_checkpoint(path)
         monkeypatch.setattr(torch, "save", full)
-        with pytest.raises(UserError, match=r"best\.pt: cannot be written: No space left on device"):
+        with refuses("files.not-written", "best.pt", "No space left on device"):
             found.save(path)
         assert path.read_bytes() == before
         assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
