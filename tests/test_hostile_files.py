@@ -65,14 +65,14 @@ def crater(tmp_path) -> Path:
 class TestCode:
     def test_in_a_checkpoint_is_refused_by_name(self, make_config, tmp_path, crater):
         torch.save({"format_version": 1, "progress": Bomb(crater)}, tmp_path / "evil.pt")
-        with pytest.raises(UserError, match=r"evil\.pt: refused: it holds more than .* \((posix|nt)\.mkdir\)"):
+        with refuses("torch-file.foreign-content", "evil.pt", f"{os.name}.mkdir"):
             Trainer.from_config(make_config(), tmp_path / "evil.pt")
 
     def test_in_a_checkpoint_that_auto_finds(self, make_config, tmp_path, crater):
         folder = tmp_path / "run" / "checkpoints"
         folder.mkdir(parents=True)
         torch.save(Bomb(crater), folder / "last.pt")
-        with pytest.raises(UserError, match=r"last\.pt: refused"):
+        with refuses("resume.damaged", "last.pt", f"{os.name}.mkdir"):
             Trainer.from_config(make_config(), "auto")
 
     def test_in_adapter_weights(self, make_config, tmp_path, crater):
@@ -83,15 +83,15 @@ class TestCode:
 
     def test_in_a_memory_bank(self, tmp_path, crater):
         torch.save({"format_version": 1, "bank": Bomb(crater)}, tmp_path / "bank.pt")
-        with pytest.raises(UserError, match=r"bank\.pt: refused"):
+        with refuses("torch-file.foreign-content", "bank.pt"):
             MemoryBank.load(tmp_path / "bank.pt")
 
     @pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir", "!!python/name:os.mkdir", "!!python/module:os"])
     def test_in_a_config(self, tmp_path, crater, tag):
         (tmp_path / "evil.yaml").write_text(f"output_dir: {tag} ['{crater}']\n")
-        with pytest.raises(UserError, match=r"evil\.yaml: not valid YAML"):
+        with refuses("config.not-yaml", "evil.yaml"):
             load_config(tmp_path / "evil.yaml")
-        with pytest.raises(UserError, match="not valid YAML"):
+        with refuses("config.override", "output_dir", "tag:yaml.org,2002:python"):
             load_config(Path("src/configs/mope.yaml"), [f"output_dir={tag} ['{crater}']"])
 
 
@@ -106,7 +106,7 @@ class TestNamesThatLeaveTheirFolder:
     @pytest.mark.parametrize("write", [write_coco, write_davis, write_folder, write_sav, write_ytvis])
     def test_of_a_video_that_is_written(self, tmp_path, write, name):
         name = name.replace("/tmp", str(tmp_path))
-        with pytest.raises(UserError, match="would be written outside"):
+        with refuses("files.outside", "evil"):
             write(tmp_path / "a" / "b", DataSet("evil", [video(name.replace("../", "../../"))]))
         assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
@@ -114,7 +114,7 @@ class TestNamesThatLeaveTheirFolder:
         (tmp_path / "out").mkdir()
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "out" / "v").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match="would be written outside"):
+        with refuses("files.outside", str(tmp_path / "out")):
             write_masks(tmp_path / "out", video("v"), {1: [RLE.encode(np.ones((16, 16), bool))]}, exclusive=True)
         assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -123,7 +123,7 @@ class TestNamesThatLeaveTheirFolder:
         for name in ("../../evil", f"{tmp_path}/evil", "", "a/evil", 3.5):
             trainer.state.run_name = name
             trainer.write_checkpoint("last.pt")
-            with pytest.raises(UserError, match=r"last\.pt: not a checkpoint of a training run: its name is"):
+            with refuses("checkpoint.not-a-run", "last.pt", repr(name)):
                 Trainer.from_config(make_config(), trainer.checkpoints / "last.pt")
         assert not list(tmp_path.rglob("evil*"))
 
@@ -281,12 +281,12 @@ class TestBombs:
     )
     def test_yaml_that_is_more_than_it_seems(self, tmp_path, content):
         (tmp_path / "bomb.yaml").write_text(content)
-        with pytest.raises(UserError, match=r"bomb\.yaml: not valid YAML: "):
+        with refuses("config.not-yaml", "bomb.yaml"):
             load_config(tmp_path / "bomb.yaml")
 
     def test_a_huge_yaml(self, tmp_path):
         (tmp_path / "bomb.yaml").write_text("x" * (MAX_YAML_CHARACTERS + 1))
-        with pytest.raises(UserError, match=r"bomb\.yaml: not valid YAML: it is longer than"):
+        with refuses("config.not-yaml", "bomb.yaml", str(MAX_YAML_CHARACTERS)):
             load_config(tmp_path / "bomb.yaml")
 
     def test_aliases_in_reason_are_no_bomb(self, tmp_path):
@@ -301,12 +301,13 @@ class TestBombs:
         ):
             for name in plain.namelist():
                 bomb.writestr(name, plain.read(name))
-        with pytest.raises(UserError, match=r"bomb\.pt: damaged or truncated \(it would unpack to \d+ bytes"):
+            unpacked = sum(member.file_size for member in bomb.infolist())
+        with refuses("torch-file.damaged", "bomb.pt", f" {unpacked} "):
             read_weights(tmp_path / "bomb.pt")
 
     def test_an_adapter_config_that_is_deep(self, tmp_path):
         (tmp_path / "adapter_config.json").write_text("[" * 100_000)
-        with pytest.raises(UserError, match=r"adapter_config\.json: cannot be read as JSON"):
+        with refuses("adapter.damaged", "adapter_config.json"):
             read_adapter_config(tmp_path)
 
     def test_a_frame_that_is_larger_than_the_video_says(self, tmp_path, monkeypatch):
