@@ -68,6 +68,13 @@ def test_a_reader_that_fails_is_named_with_its_line(boxes, workers):
         check(source, workers=workers)
 
 
+def test_a_reader_that_fails_on_the_whole_file_is_named_too(boxes):
+    with (boxes / "boxes.csv").open("a") as file:
+        file.write("b.png,x,0,3,3\n")
+    with refuses("data.reader-failed", "format boxes", "boxes.csv", "ValueError", "boxes.py, line "):
+        open_place(NamedSplit(name="x", img_folder=str(boxes)))
+
+
 def test_only_the_images_that_are_named_are_read(boxes):
     source = open_place(NamedSplit(name="x", img_folder=str(boxes), videos=["b.png"]))
     assert [source.read(i)[0].video_id for i in range(len(source))] == ["b.png"]

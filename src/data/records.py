@@ -212,21 +212,29 @@ def read_video(source: Source, index: int) -> tuple[VideoRecord | None, list[Iss
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise _reader_failed(source, index, error) from error
+        kind = type(source).__module__.rpartition(".")[2]
+        entry = f"entry {index} (counted from 0) of {_file_of(source)}"
+        raise reader_failed(source.name, kind, entry, error) from error
     if record is None or any(s is not None for obj in record.objects for s in obj.segmentations):
         return record, issues
     problem = "images and videos without objects"
     return None, [*issues, Issue("repaired", _file_of(source), record.video_id, problem, "left out")]
 
 
-def _reader_failed(source: Source, index: int, error: Exception) -> UserError:
-    """Return the error that names a reader's line, the innermost of its own file, if that is known."""
-    kind = type(source).__module__.rpartition(".")[2]
+def reader_failed(name: str, kind: str, entry: str, error: Exception) -> UserError:
+    """Return the error that names a reader's line, the innermost of its own file, if that is known.
+
+    Args:
+        name: data set name.
+        kind: name of the format, and of the reader's module.
+        entry: what was being read.
+        error: what the reader raised.
+    """
     lines = traceback.extract_tb(error.__traceback__)
     line = [line for line in lines if Path(line.filename).stem == kind] or lines
     return UserError(
-        f"{source.name}: the reader of format {kind} failed on entry {index} (counted from 0) of "
-        f"{_file_of(source)}: {type(error).__name__}: {error} ({line[-1].filename}, line {line[-1].lineno})",
+        f"{name}: the reader of format {kind} failed on {entry}: {type(error).__name__}: {error} "
+        f"({line[-1].filename}, line {line[-1].lineno})",
         "data.reader-failed",
     )
 

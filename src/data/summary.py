@@ -19,7 +19,7 @@ from ..core.errors import UserError
 from .decode.video import natural
 from .formats.mask_folders import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
 from .formats.reader import OpenOptions
-from .formats.registry import recognise
+from .formats.registry import open_with, recognise
 from .loading import location_of, wanted_videos
 from .records import Issue, VideoRecord, object_sides, read_video
 
@@ -93,7 +93,7 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     """
     reader, location = recognise(location_of(place), place.format)
     options = OpenOptions(place.name, _NO_LIMIT, wanted_videos(place.videos), follow_links=True)
-    source = reader.open(location, options)
+    source = open_with(reader, location, options)
     parsed = len(source) if sampled is None else min(len(source), sampled)
     met = list(source.issues)
     records: list[VideoRecord] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from ...core.errors import UserError
-from ..records import Source
+from ..records import Source, reader_failed
 from . import readers
 from .json_files import find_json
 from .reader import FormatReader, Location, OpenOptions
@@ -55,7 +55,22 @@ def open_source(location: Location, options: OpenOptions, name: str = AUTO) -> S
         UserError: it cannot be read, its format is not clear, or there is no video of a wanted name.
     """
     reader, found = recognise(location, name)
-    return reader.open(found, options)
+    return open_with(reader, found, options)
+
+
+def open_with(reader: FormatReader, location: Location, options: OpenOptions) -> Source:
+    """Return a data set as a reader has indexed it.
+
+    Raises:
+        UserError: it cannot be read, there is no video of a wanted name, or the reader failed.
+    """
+    try:
+        return reader.open(location, options)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        place = str(location.annotations or location.folder)
+        raise reader_failed(options.name, reader.name, place, error) from error
 
 
 def _reader_called(name: str) -> FormatReader:
