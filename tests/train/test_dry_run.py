@@ -5,11 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 
-import pytest
-
-from src.core.errors import UserError
 from src.train.dry_run import Rehearsal, _rehearse_and_send, dry_run, rehearse_apart, savings
 from src.train.setup import build_run
+from tests.errors import refuses
 
 
 def test_it_measures_and_leaves_nothing(make_config, tmp_path, capfd):
@@ -67,7 +65,7 @@ def test_a_fault_is_no_lack_of_memory(make_config, monkeypatch):
 
 
 def test_mistakes_come_through(make_config):
-    with pytest.raises(UserError, match="memory_atention"):
+    with refuses("targets.no-match", "memory_atention.q"):
         rehearse_apart(make_config("lora.target_modules=[memory_atention.q]"), limit=2**40, quiet=True)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from src.config import Config, load_config
-from src.core.errors import UserError
 from src.core.machine import Machine, free_memory, this_machine
 from src.data.loading import load_split
 from src.data.options import LoadOptions
@@ -160,9 +159,9 @@ def test_a_linked_folder_keeps_its_own_name_and_paths_stay_relative(suggest, tmp
 
 def test_what_cannot_be_used_is_said(suggest, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no annotations found"):
+    with refuses("data.not-recognised", str(tmp_path / "empty")):
         suggest(tmp_path / "empty")
-    with pytest.raises(UserError, match="no such folder of data"):
+    with refuses("data.missing-folder", str(tmp_path / "none")):
         suggest(tmp_path / "none")
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from src.core.errors import UserError
 from src.data.clips import ClipBatch
 from src.lora.injection import routed_layers
 from src.tasks.tracking.task import TrackingTask
 from src.train.safety import check_loss_plateau, check_unused_datasets, dead_experts
 from src.train.trainer import Trainer
+from tests.errors import refuses
 from tests.train.recording import Recorded
 from tests.train.steps import read_steps
 
@@ -61,26 +61,24 @@ class TestStop:
                 parameter.register_hook(lambda gradient: gradient + math.inf)
 
         trainer = Seen(make_config(*QUICK), infinite)
-        with pytest.raises(UserError) as caught:
+        with refuses("training.not-finite", " gradient ", " step 2 ") as caught:
             trainer.fit()
         message = str(caught.value)
-        assert (
-            f"the gradient of {trainer.bad} is not finite at step 2 on {', '.join(trainer.windows[1][0].names)}"
-            in message
-        )
+        assert f" {trainer.bad} " in message
+        assert all(name in message for name in trainer.windows[1][0].names)
         assert "\n" not in message
         assert len(trainer.lines) == 1
 
     def test_a_layer_that_gives_nan_is_named(self, make_config):
         trainer = Seen(make_config(*QUICK))
         trainer.model.sam_mask_decoder.conv_s0.register_forward_hook(lambda layer, inputs, output: output * math.nan)
-        with pytest.raises(UserError, match=r"the first layer to give such numbers is sam_mask_decoder\.conv_s0"):
+        with refuses("training.not-finite", " sam_mask_decoder.conv_s0"):
             trainer.fit()
 
     def test_the_batch_is_written_down(self, make_config, bad_losses):
         trainer = Seen(make_config(*QUICK))
         bad_losses(2)
-        with pytest.raises(UserError, match=f"the batch is in {trainer.folder}/bad_batch_2"):
+        with refuses("training.not-finite", f" {trainer.folder}/bad_batch_2"):
             trainer.fit()
         (batch,) = trainer.windows[1]
         folder = trainer.folder / "bad_batch_2"
@@ -117,7 +115,7 @@ class TestSkip:
     def test_too_many_in_a_row_stop_the_run(self, make_config, bad_losses):
         trainer = Seen(make_config(*QUICK, "training.on_non_finite=skip", "training.max_skips=2"))
         bad_losses(1, 3, 5)  # each is tried once more, to find the layer
-        with pytest.raises(UserError, match=r"at step 3 on .* \(training\.max_skips is 2\)"):
+        with refuses("training.not-finite", " step 3 ", "training.max_skips is 2"):
             trainer.fit()
 
     def test_weights_that_are_bad_are_named(self, make_config):
@@ -128,9 +126,9 @@ class TestSkip:
                 parameter.fill_(math.nan)
 
         trainer = Seen(make_config(*QUICK), poison)
-        with pytest.raises(UserError) as caught:
+        with refuses("training.not-finite", " weights ") as caught:
             trainer.fit()
-        assert f"weights are not finite, of {trainer.bad}" in str(caught.value)
+        assert trainer.bad in str(caught.value)
 
 
 class TestFloat16:
@@ -175,7 +173,7 @@ class TestFloat16:
     def test_a_loss_that_is_nan_still_stops_the_run(self, make_config, bad_losses):
         trainer = Seen(make_config(*self.HALF, "training.max_epochs=1"))
         bad_losses(2)
-        with pytest.raises(UserError, match="the loss is nan at step 2"):
+        with refuses("training.not-finite", " loss ", " nan ", " step 2 "):
             trainer.fit()
 
     def test_overflows_without_end_stop_the_run(self, make_config):
@@ -183,7 +181,7 @@ class TestFloat16:
         next(p for p in trainer.model.parameters() if p.requires_grad).register_hook(
             lambda gradient: gradient + math.inf
         )
-        with pytest.raises(UserError, match=r"is not finite at step 2 on .* is in .*bad_batch_2 \(training\.max_skips"):
+        with refuses("training.not-finite", " gradient ", " step 2 ", "/bad_batch_2", "training.max_skips"):
             trainer.fit()
 
     def test_a_resumed_run_has_the_scale_of_the_one_before(self, make_config, tmp_path):

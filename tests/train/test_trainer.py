@@ -21,7 +21,6 @@ from tqdm import tqdm
 from src.config import load_config
 from src.core.console import show_messages
 from src.core.device import pick_device
-from src.core.errors import UserError
 from src.core.shutdown import SIGNALS
 from src.data.clips import ClipBatch
 from src.gating.domain_gate import DomainGate
@@ -32,6 +31,7 @@ from src.train.callbacks import Callback
 from src.train.callbacks.advice import no_better_than_the_base
 from src.train.setup import build_run
 from src.train.trainer import Trainer
+from tests.errors import refuses
 from tests.train.recording import Recorded
 
 # the same loss for the same batch, whatever was drawn before
@@ -182,26 +182,24 @@ class TestResume:
         config = make_config(f"output_dir={tmp_path / 'other'}", f"model.checkpoint={tmp_path / 'b.safetensors'}")
         other = build_model(config.model.model_copy(update={"checkpoint": None}))
         save_file(other.state_dict(), tmp_path / "b.safetensors")
-        with pytest.raises(UserError, match="trained on another base") as caught:
+        with refuses("resume.other-run", first.run.base_fingerprint[:12]):
             Trainer.from_config(config, best)
-        assert first.run.base_fingerprint[:12] in str(caught.value)
         assert untouched(tmp_path / "other")
 
     @pytest.mark.parametrize(
-        ("setting", "difference"),
+        ("setting", "facts"),
         [
-            ("lora.rank=2", "lora.rank is 4 there and 2 here"),
-            ("lora.method=lora", "lora.method is mope there and lora here"),
-            ("lora.method=none", "lora.method is mope there and none here"),
-            ("lora.alpha=1", "lora.alpha is 8.0 there and 1.0 here"),
-            ("lora.target_modules=[q_proj]", "lora.target_modules is"),
+            ("lora.rank=2", ["lora.rank", " 4 ", " 2 "]),
+            ("lora.method=lora", ["lora.method", " mope ", " lora "]),
+            ("lora.method=none", ["lora.method", " mope ", " none "]),
+            ("lora.alpha=1", ["lora.alpha", " 8.0 ", " 1.0 "]),
+            ("lora.target_modules=[q_proj]", ["lora.target_modules"]),
         ],
     )
-    def test_with_other_adapters_is_refused(self, finished, make_config, setting, difference):
+    def test_with_other_adapters_is_refused(self, finished, make_config, setting, facts):
         config = make_config(setting)
-        with pytest.raises(UserError, match="does not fit the config") as caught:
+        with refuses("resume.other-run", *facts):
             Trainer.from_config(config, finished[1])
-        assert difference in str(caught.value)
         assert untouched(Path(config.output_dir))
 
 
@@ -280,8 +278,7 @@ class TestErrors:
     def test_a_loss_that_is_not_finite_stops_the_run(self, make_config):
         trainer = Recorded(make_config(), poisoned=5)
         # older versions of torch have attention that hides it from the loss
-        found = r"(the loss is nan|the gradient of .+ is not finite) at step 5 on cells_"
-        with pytest.raises(UserError, match=found) as caught:
+        with refuses("training.not-finite", " step 5 ", " cells_") as caught:
             trainer.fit()
         assert all(name in str(caught.value) for name in trainer.names[-1])
         saved = checkpoint(trainer)
@@ -290,7 +287,7 @@ class TestErrors:
 
     def test_one_frame_cannot_train_memory_attention(self, make_config):
         config = make_config("dataset.clip.frames=1")
-        with pytest.raises(UserError, match=r"dataset\.clip\.frames is 1"):
+        with refuses("adapters.one-frame", "dataset.clip.frames", " 1"):
             Trainer.from_config(config)
         assert untouched(Path(config.output_dir))
 
@@ -313,25 +310,24 @@ class TestErrors:
         )
         lost = next(copy.glob("*.jpg"))
         lost.unlink()
-        with pytest.raises(UserError, match=lost.name):
+        with refuses("data.changed", lost.name):
             trainer.fit()
 
     @pytest.mark.parametrize(
-        ("setting", "message"),
+        ("setting", "code", "fact"),
         [
-            ("training.device=cuda:99", "training.device: 'cuda:99' cannot be used here"),
-            ("training.device=toaster", "training.device: 'toaster' cannot be used here"),
-            ("lora.target_modules=[memory_attention.*.q_prj]", "'memory_attention.*.q_prj' matches no layer"),
-            ("lora.target_modules=[mask_downscaling]", "lora.target_modules"),
-            ("model.checkpoint=nowhere.pt", "nowhere.pt does not exist"),
-            ("dataset.val_ann_file=nowhere.json", "nowhere.json: no such annotation file"),
+            ("training.device=cuda:99", "device.unusable", "training.device: 'cuda:99'"),
+            ("training.device=toaster", "device.unusable", "training.device: 'toaster'"),
+            ("lora.target_modules=[memory_attention.*.q_prj]", "targets.no-match", "'memory_attention.*.q_prj'"),
+            ("lora.target_modules=[mask_downscaling]", "targets.no-match", "'mask_downscaling'"),
+            ("model.checkpoint=nowhere.pt", "base.missing", "nowhere.pt"),
+            ("dataset.val_ann_file=nowhere.json", "data.missing-annotations", "nowhere.json"),
         ],
     )
-    def test_mistakes_are_found_before_anything_is_written(self, make_config, setting, message):
+    def test_mistakes_are_found_before_anything_is_written(self, make_config, setting, code, fact):
         config = make_config(setting)
-        with pytest.raises(UserError) as caught:
+        with refuses(code, fact):
             Trainer.from_config(config)
-        assert message in str(caught.value)
         assert untouched(Path(config.output_dir))
 
     def test_adapters_that_take_no_part_are_told(self, make_config):
@@ -339,7 +335,7 @@ class TestErrors:
         trainer = Trainer.from_config(
             make_config("dataset.clip.frames=1", "lora.target_modules=[obj_ptr_tpos_proj, memory_attention.*.q_proj]")
         )
-        with pytest.raises(UserError, match="nothing can be learned"):
+        with refuses("adapters.no-gradient", "lora.target_modules:"):
             trainer.fit()
 
 
