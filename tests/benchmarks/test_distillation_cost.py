@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.core.errors import UserError
+from tests.errors import refuses
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "distillation_cost.py"
 
@@ -24,5 +24,5 @@ def test_steps_are_measured_with_it_and_without(script, tiny_yaml):
 
 
 def test_nothing_to_measure(script, tiny_yaml):
-    with pytest.raises(UserError, match="nothing to measure"):
+    with refuses("benchmark.nothing", "training.distill.weight"):
         script["measure"](["training.distill.weight=0"], str(tiny_yaml), steps=1, rounds=1)

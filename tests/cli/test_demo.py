@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from src.config import load_config
-from src.core.errors import UserError
 from src.gating.fit import fit_gate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
 from src.lora.injection import apply_method
 from src.models.sam2.build import build_model
+from tests.errors import refuses
 
 SCRIPT = "demo"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -184,5 +184,6 @@ def told(tab: Any) -> str:
 
 
 def test_a_port_that_is_taken(page, served):
-    with pytest.raises(UserError, match=r"port \d+ cannot be used .*; give another one with --port"):
-        page.serve(int(served.rstrip("/").rpartition(":")[2]))
+    port = served.rstrip("/").rpartition(":")[2]
+    with refuses("demo.port", port, "--port"):
+        page.serve(int(port))
