@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from src.config import Config, LoraConfig, load_config
-from src.core.errors import UserError
 from src.data.decode.video import open_stream
 from src.data.decode.video_writer import VideoWriter
 from src.data.prompts import Prompt
@@ -248,14 +247,12 @@ class TestRefusals:
             list(session.track())
         with refuses("demo.nothing-to-undo"):
             session.undo()
-        with refuses("demo.no-frame") as caught:
+        with refuses("demo.no-frame", " 4:", "walk", " 4"):
             session.view(4)
-        assert str(caught.value) == "there is no frame 4: walk has 4"
         with refuses("demo.object-number"):
             session.mark("on it", 0, 0, 5, 5)
-        with refuses("demo.unknown-mode") as caught:
+        with refuses("demo.unknown-mode", "auto, on, off, noise"):
             session.choose_mode("cells")
-        assert "auto, on, off, noise" in str(caught.value)
         session.mark("corner of a box", 0, 1, 10, 10)
         with refuses("demo.empty-box"):
             session.mark("corner of a box", 0, 1, 10, 30)
@@ -278,10 +275,17 @@ class TestInputs:
         assert (source.count, source.left_out) == (3, 1)
         assert all(np.array_equal(a, b) for a, b in zip(source, open_stream(tmp_path / "clip.mp4"), strict=False))
 
-    @pytest.mark.parametrize("name", ["notes.txt", "broken.mp4", "broken.png"])
-    def test_what_is_no_picture(self, tmp_path, name):
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ("notes.txt", "video.no-pictures"),
+            ("broken.mp4", "video.damaged"),
+            ("broken.png", "image.unknown-type"),
+        ],
+    )
+    def test_what_is_no_picture(self, tmp_path, name, code):
         (tmp_path / name).write_bytes(b"not a picture, and no video either" * 20)
-        with pytest.raises(UserError, match=name):
+        with refuses(code, name):
             open_input(tmp_path / name, 100)
 
     def test_samples_of_every_domain_of_the_run(self, config, tmp_path):
