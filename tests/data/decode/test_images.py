@@ -11,6 +11,7 @@ from PIL import Image
 
 from src.core.errors import UserError
 from src.data.decode.images import MAX_PIXELS, ImageFile, image_size, read_image, stretch_to_8_bit
+from tests.errors import refuses
 
 ODD_INPUTS = Path(__file__).parents[3] / "../shared/data/odd_inputs"
 CELLS = Path(__file__).parents[3] / "../shared/data/coco_cells_rle"
@@ -28,14 +29,14 @@ def grey_as_rgb(grey: np.ndarray) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def refusal(path: Path) -> str:
-    """The message of the error that reading the image ends in: one line that names the file."""
+def refusal(path: Path) -> UserError:
+    """The error that reading the image ends in: one line that names the file."""
     with pytest.raises(UserError) as caught:
         read_image(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
-    return message
+    return caught.value
 
 
 # Modes
@@ -192,41 +193,41 @@ def test_image_size_does_not_decode(tmp_path):
     path = save(Image.effect_noise((64, 32), 50), tmp_path / "a.png")
     path.write_bytes(path.read_bytes()[:200])
     assert image_size(path) == ((32, 64), (32, 64))
-    assert "cannot be read" in refusal(path)
+    assert refusal(path).code == "image.damaged"
 
 
 # Refusals
 
 
 def test_missing_file_and_folder(tmp_path):
-    assert "no such file" in refusal(tmp_path / "absent.jpg")
-    assert "Is a directory" in refusal(tmp_path)
+    assert refusal(tmp_path / "absent.jpg").code == "file.missing"
+    assert refusal(tmp_path).code == "image.damaged"
 
 
 @pytest.mark.parametrize(
-    ("contents", "reason"),
+    ("contents", "code"),
     [
-        (b"", "empty (0 bytes)"),
-        (b"hello, this is text", "not an image"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
-        (b"\x89PNG\r\n\x1a\n", "not an image"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "cannot be read"),
+        (b"", "file.empty"),
+        (b"hello, this is text", "image.unknown-type"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "file.lfs-pointer"),
+        (b"\x89PNG\r\n\x1a\n", "image.unknown-type"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "image.damaged"),
     ],
     ids=["empty", "text", "git lfs", "png signature only", "jpeg start only"],
 )
-def test_what_is_no_image(tmp_path, contents, reason):
+def test_what_is_no_image(tmp_path, contents, code):
     path = tmp_path / "a.jpg"
     path.write_bytes(contents)
-    assert reason in refusal(path)
-    with pytest.raises(UserError) as caught:
+    assert refusal(path).code == code
+    with refuses(code, str(path)):
         image_size(path)
-    assert str(path) in str(caught.value)
 
 
 def test_truncated_jpeg(tmp_path):
     path = save(Image.effect_noise((64, 64), 50), tmp_path / "a.jpg")
     path.write_bytes(path.read_bytes()[:-300])
-    assert "truncated" in refusal(path)
+    error = refusal(path)
+    assert error.code == "image.damaged" and "truncated" in str(error), "which is Pillow's word"
 
 
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):
@@ -236,13 +237,15 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     info = (40).to_bytes(4, "little") + size.to_bytes(4, "little") * 2 + b"\1\0\1\0" + bytes(24) + bytes(8)
     path = tmp_path / "a.bmp"
     path.write_bytes(header + info)
-    assert str(MAX_PIXELS) in refusal(path)
+    error = refusal(path)
+    assert error.code == "image.too-large" and str(MAX_PIXELS) in str(error)
 
 
 def test_the_limit_holds_where_pillows_own_is_off(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr("src.data.decode.images.MAX_PIXELS", 5)
-    assert "limit of 5 pixels" in refusal(save(Image.fromarray(GREY_HW), tmp_path / "a.png"))
+    error = refusal(save(Image.fromarray(GREY_HW), tmp_path / "a.png"))
+    assert error.code == "image.too-large" and " 5 " in str(error)
 
 
 def test_extension_does_not_matter(tmp_path):
