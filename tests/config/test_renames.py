@@ -218,7 +218,8 @@ class TestDomains:
 def test_an_unknown_key_may_be_near_a_former_name():
     with refuses("config.mistakes") as caught:
         parse_config({"training": {"strenghts": [1.0]}}, "test")
-    assert "did you mean 'strengths', which is now called training.adapter_scales?" in str(caught.value)
+    facts = "training.strenghts", "'strengths'", "training.adapter_scales"
+    assert all(fact in str(caught.value) for fact in facts)
 
 
 def test_two_names_of_one_key_must_agree():
