@@ -40,7 +40,7 @@ IDENTIFIERS = {
     "meet": "barrier",
     "first_alone": "main_process_first",
     "from_first": "broadcast_object",
-    "on_first": "rank_zero_only",
+    "on_first": "main_process_only, of a callback",
     "check_alike": "assert_consistent",
     "is_first": "is_main_process",
     "Part": "Shard",

@@ -220,19 +220,6 @@ def main_process_first() -> Iterator[None]:
         barrier()
 
 
-class _NullObject:
-    """An object with every method, of which none does anything."""
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_, **__: None
-
-
-def rank_zero_only(make: Callable[[], T]) -> T:
-    """Return what ``make`` gives, such as a log, in the first process; in the others a null object."""
-    null: Any = _NullObject()
-    return make() if is_main_process() else null
-
-
 def assert_consistent(what: str, value: object) -> None:
     """Raise UserError in all processes unless a value is the same in all of them."""
     if any(other != value for other in all_gather_object(value)):
