@@ -9,12 +9,10 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from .decode.images import ImageFile, image_size
-from .decode.video import is_image
+from .decode.video import VIDEO_SUFFIXES, is_image
 from .decode.video_frames import VideoFrame, read_header
 from .formats.parsing import Bounds
 from .records import DataSet, FrameSource, VideoRecord
-
-VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 
 
 def open_unlabelled(folder: str | Path, follow_links: bool = False) -> DataSet:

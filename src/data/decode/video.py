@@ -24,6 +24,7 @@ from ...core.errors import UserError
 from .images import MAX_PIXELS, read_image, refuse_placeholder
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4", ".webm"})
 DEFAULT_RATE = Fraction(24)
 """Frames per second where the video does not say."""
 
