@@ -1,0 +1,1 @@
+"""Scores of concepts: noun phrases asked on images, and the instances that a model finds for them."""
