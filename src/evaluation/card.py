@@ -99,6 +99,11 @@ def _front_matter(
     if spec.hub is not None:
         content["base_model"] = spec.hub
         content["base_model_relation"] = "adapter"
+    if spec.licence is not None and spec.licence.covers_derivatives:
+        content["license"] = spec.licence.hub_id or "other"
+        if spec.licence.hub_id is None:
+            content["license_name"] = spec.licence.name.lower().replace(" ", "-")
+            content["license_link"] = spec.licence.link
     content["tags"] = [*spec.requires, "segmentation", "video-object-segmentation", method]
     name = "-".join([spec.name, method, *names])
     return {**content, "model-index": [{"name": name, "results": results}]}
@@ -180,11 +185,11 @@ def _gate(comparisons: Sequence[Comparison], gate: DomainGate | None) -> str:
 
 
 def _licence(spec: ModelSpec) -> str:
-    base = "The program that trained this adapter is Apache-2.0"
-    base += f", as are `{spec.requires[0]}` and its official checkpoints." if spec.hub and spec.requires else "."
+    base = f" {spec.licence.statement}" if spec.licence is not None else ""
     return (
-        f"## Licence\n\n{base} The licence of this adapter depends on its training data, too. Their licences are "
-        "stated by whoever trained it (`license` of each data set, shown above)."
+        f"## Licence\n\nThe program that trained this adapter is Apache-2.0.{base} The licence of this adapter depends "
+        "on its training data, too. Their licences are stated by whoever trained it (`license` of each data set, shown "
+        "above)."
     )
 
 

@@ -14,13 +14,16 @@ from ..config import Config, LoraConfig, image_size_of
 from ..core.console import PROGRAM
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
+from ..core.shipped import find_file
 from ..lora.adapter import iter_adapter_layers
 from ..lora.adapter_io import Configs, read_adapter_config, save_adapter
 from ..lora.lora_layer import LoRALinear
 from .checkpoint import load_summary, load_trained, read_checkpoint, saved_gate
-from .spec import model_spec
+from .spec import ModelSpec, model_spec
 
 logger = logging.getLogger(__name__)
+
+NOTICE = "NOTICE"  # states the licence of the base's weights, in what is written or beside it
 
 # what can be written of each method; the first is what --format auto takes
 FORMATS = {
@@ -83,7 +86,25 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     else:
         assert isinstance(lora, LoraConfig)
         write_peft(model, lora, config.model.name, output)
+    write_notice(model_spec(config.model.name), config.model.checkpoint, output)
     return output
+
+
+def write_notice(spec: ModelSpec, checkpoint: str | None, output: Path) -> None:
+    """State the licence of the base's weights in an exported folder, or beside an exported file.
+
+    Args:
+        spec: the base's.
+        checkpoint: the base's weights; a folder's file LICENSE is copied along.
+        output: the folder or file.
+    """
+    if spec.licence is None or checkpoint is None:  # random weights are nobody's
+        return
+    logger.info(spec.licence.statement)
+    text = [f"Made of {spec.name} with SAM2-MoPE. {spec.licence.statement}\n"]
+    if (full := find_file(checkpoint) / "LICENSE").is_file():
+        text.append(full.read_text(encoding="utf-8", errors="replace"))
+    write_text(output / NOTICE if output.is_dir() else output.with_suffix(f".{NOTICE}"), "\n".join(text))
 
 
 def trained_config(trained: Path) -> Configs:

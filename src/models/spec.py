@@ -15,6 +15,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class WeightsLicence:
+    """The licence of a model's weights.
+
+    Attributes:
+        name: as its text calls itself.
+        link: where that text is.
+        hub_id: the Hugging Face hub's name of it; None where the hub knows it as ``other``.
+        covers_derivatives: whether adapters trained on the weights, and weights changed by training, stay under it.
+    """
+
+    name: str
+    link: str
+    hub_id: str | None = None
+    covers_derivatives: bool = False
+
+    @property
+    def statement(self) -> str:
+        """What has to be said beside anything made of the weights: one or two sentences."""
+        stated = f"The base's weights are under the {self.name}: {self.link}"
+        if not self.covers_derivatives:
+            return f"{stated}."
+        return (
+            f"{stated}. Adapters trained on them and weights merged with them are derivative works: whoever passes "
+            "them on does so under the same licence, with a copy of it."
+        )
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A model by name.
 
@@ -39,6 +67,7 @@ class ModelSpec:
         recipe: the YAML in ``src/configs`` that trains it.
         gpu_memory: GiB of a GPU from which on it is suggested; None: it is suggested where no other is.
         hub: the repository of its official weights on the Hugging Face hub; None where there is none.
+        licence: of its weights; None where they are not known, such as those of a model of your own.
         source_world: the synthetic world that its bundled weights were trained on; None where there are none.
         requires: packages that it needs beyond the project's own, by the name that pip takes.
         details: what only its own room reads, such as the config file that describes it.
@@ -64,6 +93,7 @@ class ModelSpec:
     recipe: str | None = None
     gpu_memory: int | None = None
     hub: str | None = None
+    licence: WeightsLicence | None = None
     source_world: str | None = None
     requires: tuple[str, ...] = ()
     details: Mapping[str, object] = field(default_factory=dict)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .spec import ModelSpec, register_model
+from .spec import ModelSpec, WeightsLicence, register_model
 
 DEFAULT_MODEL = "sam2_nano"
 """What ``model.name`` is where a config does not say it: small, with bundled weights."""
+
+APACHE_2 = WeightsLicence("Apache License 2.0", "https://www.apache.org/licenses/LICENSE-2.0", hub_id="apache-2.0")
 
 
 def _sam2(name: str, config: str, gpu_memory: int | None = None) -> ModelSpec:
@@ -32,6 +34,7 @@ def _sam2(name: str, config: str, gpu_memory: int | None = None) -> ModelSpec:
         recipe=f"{name}_mope.yaml",
         gpu_memory=gpu_memory,
         hub=f"facebook/{name.replace('_', '-')}",
+        licence=APACHE_2,
         requires=("sam2",),
         details={"config": f"configs/sam2.1/{config}"},
     )

@@ -97,7 +97,8 @@ def test_the_official_file_runs_in_stock_sam2(runs, adapted, tmp_path, capsys, m
     call = told.partition("likewise build_sam2_video_predictor: ")[2].splitlines()[0]
     loaded = eval(call.removesuffix(")") + ', device="cpu")', {"sam2": sam2})
     assert largest_difference(probe(loaded), adapted[method]) <= 1e-5
-    assert [path.name for path in written.parent.iterdir()] == ["merged.pt"]
+    assert sorted(path.name for path in written.parent.iterdir()) == ["merged.NOTICE", "merged.pt"]
+    assert "Apache License 2.0" in (written.parent / "merged.NOTICE").read_text()
 
 
 def test_an_adapter_folder_exports_as_its_checkpoint_does(runs, adapted, tmp_path):

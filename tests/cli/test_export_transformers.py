@@ -76,7 +76,7 @@ def test_lora_is_merged(config, learned, tmp_path, capsys):
     trained = learned(LORA)
     written = export(config, trained, "transformers", tmp_path / "deep" / "exported")
     assert sorted(path.name for path in written.iterdir()) == [
-        "config.json", "model.safetensors", "processor_config.json",
+        "NOTICE", "config.json", "model.safetensors", "processor_config.json",
     ]  # fmt: skip
     assert "read back into transformers: relative difference" in capsys.readouterr().out
     expected = computed(config, trained)
