@@ -54,6 +54,19 @@ def shared_data() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def shared_case() -> Callable[[str], Path]:
+    """``shared_case("02_degenerate_part")``: a folder of inputs that once failed; skips the test if it is absent."""
+
+    def find(name: str) -> Path:
+        folder = SHARED_DATA.parent / "cases" / name
+        if not folder.exists():
+            pytest.skip(f"needs the case {folder}")
+        return folder
+
+    return find
+
+
 @pytest.fixture
 def run_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -190,6 +190,9 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The number of videos or images listed, with or without usable objects."""
 
+    def name_of(self, index: int) -> str:
+        """Return what ``videos`` in a config calls an entry, also a damaged one. Parses nothing."""
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         """Parse one video's annotations and the headers of its frames; decodes no pixels.
 

@@ -42,24 +42,30 @@ class DatasetSummary:
     Attributes:
         place: where it is stored.
         kind: format name.
-        count: usable videos and images in it, estimated from those that were parsed.
-        names: what ``videos`` in a config calls those that were parsed and can be used.
+        listed: videos and images in it, usable or not.
+        count: usable ones, estimated from those that were parsed.
+        names: what ``videos`` in a config calls those that were parsed, damaged ones too.
+        usable: the names among these that can be used.
         frames_N, annotated_N, objects_N: how many frames, annotated frames and objects each of these has.
         sides_M: the area's square root of their objects on their frames, as a share of the frame's.
         longest_sides_N: longer side of each one's frames, in pixels.
         errors: damage that was met.
+        damaged: the names with damage, wholly or in part.
     """
 
     place: NamedSplit
     kind: str
+    listed: int
     count: int
     names: list[str]
+    usable: frozenset[str]
     frames_N: np.ndarray
     annotated_N: np.ndarray
     objects_N: np.ndarray
     sides_M: np.ndarray
     longest_sides_N: np.ndarray
     errors: list[Issue] = field(default_factory=list)
+    damaged: frozenset[str] = frozenset()
 
     @property
     def stills(self) -> bool:
@@ -96,12 +102,16 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     source = open_with(reader, location, options)
     parsed = len(source) if sampled is None else min(len(source), sampled)
     met = list(source.issues)
-    records: list[VideoRecord] = []
-    for i in progress_bar(range(parsed), desc=f"summarising {place.img_folder}", leave=False):
-        record, issues = read_video(source, i * len(source) // parsed)
+    records: dict[int, VideoRecord] = {}
+    damaged: list[int] = []
+    chosen = [i * len(source) // parsed for i in range(parsed)]
+    for index in progress_bar(chosen, desc=f"summarising {place.img_folder}", leave=False):
+        record, issues = read_video(source, index)
         met += issues
+        if any(issue.severity == "error" for issue in issues):
+            damaged.append(index)
         if record is not None:
-            records.append(record)
+            records[index] = record
     if not records:
         first = next((issue for issue in met if issue.severity == "error"), met[0] if met else None)
         why = first or "it lists no images or videos"
@@ -112,26 +122,18 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
     return DatasetSummary(
         place=place,
         kind=reader.name,
+        listed=len(source),
         count=round(len(source) * len(records) / parsed),
-        names=[_name_of(record, reader.name, place) for record in records],
-        frames_N=np.array([len(record) for record in records]),
-        annotated_N=np.array([len(r) if r.annotated is None else len(r.annotated) for r in records]),
-        objects_N=np.array([len(record.objects) for record in records]),
-        sides_M=np.concatenate([object_sides(record) for record in records]),
-        longest_sides_N=np.array([max(record.height, record.width) for record in records]),
+        names=list(dict.fromkeys(source.name_of(index) for index in chosen)),
+        usable=frozenset(source.name_of(index) for index in records),
+        frames_N=np.array([len(record) for record in records.values()]),
+        annotated_N=np.array([len(r) if r.annotated is None else len(r.annotated) for r in records.values()]),
+        objects_N=np.array([len(record.objects) for record in records.values()]),
+        sides_M=np.concatenate([object_sides(record) for record in records.values()]),
+        longest_sides_N=np.array([max(record.height, record.width) for record in records.values()]),
         errors=[issue for issue in met if issue.severity == "error"],
+        damaged=frozenset(source.name_of(index) for index in damaged),
     )
-
-
-def _name_of(record: VideoRecord, kind: str, place: NamedSplit) -> str:
-    """Return a video's name in a config's ``videos``.
-
-    In COCO it is an image's file name, since stems may repeat.
-    """
-    path = getattr(record.frames[0], "path", None)
-    if kind == "coco" and path is not None:
-        return Path(path).relative_to(place.img_folder).as_posix()
-    return record.video_id
 
 
 def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
@@ -164,13 +166,21 @@ def _place_of_split(folder: Path, root: Path) -> NamedSplit:
             file = location.annotations
             if file is not None and file.is_file():
                 place = place.model_copy(update={"ann_file": str(file)})
-            summarize(place, sampled=3)
+            _check_usable(place)
         except UserError as error:
             refusal = refusal or error
         else:
             return place
     assert refusal is not None
     raise refusal
+
+
+def _check_usable(place: NamedSplit) -> None:
+    """Raise UserError if nothing in a place can be used: three entries show it, and if all are damaged, more."""
+    try:
+        summarize(place, sampled=3)
+    except UserError:
+        summarize(place)
 
 
 def _candidates(folder: Path, root: Path) -> Iterator[NamedSplit]:

@@ -6,10 +6,12 @@ them, and changes what they call for.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +23,12 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
+from ..data.records import Issue
 from ..data.summary import DatasetSummary, find_splits, summarize
 from ..models.spec import ModelSpec, model_names, model_spec
 from ..models.zoo import DEFAULT_MODEL
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.15
 """Share of the videos that become the validation split where there is none."""
@@ -62,16 +67,17 @@ def write_suggestion(folder: Path, output: Path) -> None:
         UserError: the folder holds no data that can be used, or ``output`` exists.
     """
     splits = _complete(find_splits(folder), output)
+    damage = _damage_of(splits)
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
         raise UserError(f"{there} exists already; name another file with --output, or delete it", "init.exists")
-    summaries = {split: summarize(chosen.named) for split, chosen in splits.items()}
+    summaries = {split: chosen.summary for split, chosen in splits.items()}
     machine = this_machine()
     model, why_model = choose_base(machine)
     shipped = load_config(_shipped_yaml(model))
     settings = [
         *_model_settings(shipped, machine, summaries["train"], why_model),
-        *_data_settings(folder, splits, summaries),
+        *_data_settings(folder, splits, damage),
         *_clip_settings(shipped, summaries["train"]),
         *_training_settings(shipped, machine, summaries),
         *_evaluation_settings(machine, summaries),
@@ -82,21 +88,53 @@ def write_suggestion(folder: Path, output: Path) -> None:
             write_text(split.list_file, "".join(f"{name}\n" for name in split.names))
     write_text(output, _render(settings, shipped, _headline(folder, summaries, machine, output)))
     load_config(output)
+    if damage.errors:
+        logger.warning(f"{damage}; dataset.skip_bad leaves them out")
 
 
 @dataclass(frozen=True)
 class ChosenSplit:
-    """A split to write down, with the reason for it; ``list_file`` is to be written with ``names``, if it is given."""
+    """A split to write down, with the reason for it.
+
+    ``list_file`` is to be written with ``names``, if it is given. ``whole``: the data set that the split is a part of,
+    all of it parsed.
+    """
 
     place: NamedSplit
     reason: str
     list_file: Path | None = None
     names: tuple[str, ...] = ()
+    whole: DatasetSummary | None = None
 
-    @property
-    def named(self) -> NamedSplit:
-        """The place with its videos by name, also where the list of them is still to be written."""
-        return self.place.model_copy(update={"videos": list(self.names)}) if self.names else self.place
+    @cached_property
+    def summary(self) -> DatasetSummary:
+        """What the split is like, also where the list of its names is still to be written."""
+        return summarize(self.place.model_copy(update={"videos": list(self.names)}) if self.names else self.place)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Errors met in the data sets of all splits, in how many of the images or videos looked at."""
+
+    errors: list[Issue]
+    damaged: int
+    looked_at: int
+    listed: int
+
+    def __str__(self) -> str:
+        found = f"{_plural(len(self.errors), 'error')} in {self.damaged} of {self.looked_at} images or videos"
+        return f"{found}, the first: {self.errors[0]}" if self.errors else f"no error in {self.looked_at}"
+
+
+def _damage_of(splits: dict[Split, ChosenSplit]) -> Damage:
+    """Return the damage in the splits; of those that are parts of one data set, it is in all of that."""
+    looks = list({id(look): look for chosen in splits.values() for look in [chosen.whole or chosen.summary]}.values())
+    return Damage(
+        errors=list(dict.fromkeys(issue for look in looks for issue in look.errors)),
+        damaged=sum(len(look.damaged) for look in looks),
+        looked_at=sum(len(look.names) for look in looks),
+        listed=sum(look.listed for look in looks),
+    )
 
 
 def _complete(found: dict[Split, NamedSplit], output: Path) -> dict[Split, ChosenSplit]:
@@ -117,21 +155,32 @@ def _complete(found: dict[Split, NamedSplit], output: Path) -> dict[Split, Chose
 
 
 def _hold_out(place: NamedSplit, output: Path) -> dict[Split, ChosenSplit]:
-    """A validation split out of a data set: the last in its order, so that neighbours stay together."""
-    names = tuple(summarize(place, sampled=None).names)
-    if len(names) < 2:
+    """A validation split out of a data set: the last in its order, so that neighbours stay together.
+
+    Damaged entries are in the lists too, so that every check meets them.
+    """
+    whole = summarize(place, sampled=None)
+    usable = len(whole.usable)
+    if usable < 2:
         warning = "there is one video only: it is trained on and validated on, so scores say nothing of other videos"
-        return {"train": ChosenSplit(place, "all there is"), "valid": ChosenSplit(place, warning)}
-    count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * len(names))))
-    parts: dict[Split, tuple[str, ...]] = {"train": names[:-count], "valid": names[-count:]}
-    reasons = {"train": "no split is there", "valid": f"the last {count} of {len(names)}, held out of training"}
+        return {
+            "train": ChosenSplit(place, "all there is", whole=whole),
+            "valid": ChosenSplit(place, warning, whole=whole),
+        }
+    count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * usable)))
+    first = [at for at, name in enumerate(whole.names) if name in whole.usable][-count]
+    parts: dict[Split, tuple[str, ...]] = {"train": tuple(whole.names[:first]), "valid": tuple(whole.names[first:])}
+    held_out = f"the last {len(parts['valid'])} of {len(whole.names)}, held out of training"
+    reasons = {"train": "no split is there", "valid": held_out}
     chosen = {}
     for split, part in parts.items():
-        if len(part) <= _INLINE_NAMES:
-            chosen[split] = ChosenSplit(place.model_copy(update={"videos": list(part)}), reasons[split], names=part)
-        else:
-            file = output.with_name(f"{output.stem}_{split}.txt")
-            chosen[split] = ChosenSplit(place.model_copy(update={"videos": str(file)}), reasons[split], file, part)
+        listed: str | list[str] = list(part)
+        file = output.with_name(f"{output.stem}_{split}.txt")
+        in_file = len(part) > _INLINE_NAMES and all(name == name.strip() and name.isprintable() for name in part)
+        if in_file:
+            listed = str(file)
+        named = place.model_copy(update={"videos": listed})
+        chosen[split] = ChosenSplit(named, reasons[split], file if in_file else None, part, whole)
     return chosen
 
 
@@ -187,9 +236,8 @@ def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, wh
     )
 
 
-def _data_settings(
-    folder: Path, splits: dict[Split, ChosenSplit], summaries: dict[Split, DatasetSummary]
-) -> Iterator[Setting]:
+def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], damage: Damage) -> Iterator[Setting]:
+    summaries = {split: chosen.summary for split, chosen in splits.items()}
     yield Setting("dataset.name", _domain_name(folder), "what tables call it")
     yield Setting("dataset.format", summaries["train"].kind, "recognised by the files")
     for split, chosen in splits.items():
@@ -202,11 +250,10 @@ def _data_settings(
     most = max(int(summary.objects_N.max()) for summary in summaries.values())
     kept = max(200, most)
     yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")
-    errors = [issue for summary in summaries.values() for issue in summary.errors]
-    why = "true: damaged entries are left out; a look met none, training checks all"
-    if errors:
-        why = f"a look met {len(errors)} damaged entries: left out, and listed in skipped.json; false: training stops"
-    yield Setting("dataset.skip_bad", bool(errors), why)
+    why = f"true: damaged entries are left out; a look met {damage} of {damage.listed}, training checks all"
+    if damage.errors:
+        why = f"{damage}; true: they are left out, and listed in skipped.json; false: training stops"
+    yield Setting("dataset.skip_bad", bool(damage.errors), why)
 
 
 def _clip_settings(shipped: Config, train: DatasetSummary) -> Iterator[Setting]:
@@ -270,6 +317,10 @@ def _headline(folder: Path, summaries: dict[Split, DatasetSummary], machine: Mac
         f"on a machine with {machine.name}, {_gigabytes(machine.memory)} of memory free, cores: {machine.cores}.",
         f"First: {PROGRAM} dry-run --config {output}. Every key: docs/config.md.",
     ]
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _count(summary: DatasetSummary) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import torch
 
 from src.config import Config, load_config
 from src.core.machine import Machine, free_memory, this_machine
-from src.data.loading import load_split
+from src.data.checks.validate import check
+from src.data.loading import load_split, open_data
 from src.data.options import LoadOptions
 from src.data.synthetic import CELLS, make_videos
 from src.data.writers import write_coco, write_davis
 from src.train.init_config import choose_base, write_suggestion
 from src.train.trainer import Trainer
 from tests.errors import refuses
+from tests.writers import write_folder, write_sav, write_ytvis
 
 
 @pytest.fixture
@@ -112,8 +115,95 @@ def test_damaged_entries_are_left_out(suggest, tiny_data, tmp_path):
     next((tmp_path / "data" / "train").glob("*.jpg")).write_bytes(b"")
     config, text = suggest(tmp_path / "data")
     assert config.dataset.skip_bad
-    assert "met 1 damaged entries" in text
+    assert "1 error in 1 of 7 images or videos" in text
     assert len(videos_in(config, "train")) == 4
+
+
+def damage_coco(folder: Path) -> str:
+    annotations = folder / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    name = content["images"][1]["file_name"]
+    (folder / name).unlink()
+    annotations.write_text(json.dumps(content))
+    return name
+
+
+def damage_part_of_coco(folder: Path) -> str:
+    annotations = folder / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["segmentation"] = {"size": [1, 1], "counts": [1]}
+    annotations.write_text(json.dumps(content))
+    return content["images"][0]["file_name"]
+
+
+def damage_ytvis(folder: Path) -> str:
+    annotations = folder / "instances.json"
+    content = json.loads(annotations.read_text())
+    video = next(video for video in content["videos"] if video["id"] == content["annotations"][0]["video_id"])
+    content["annotations"][0]["segmentations"].pop()
+    annotations.write_text(json.dumps(content))
+    return Path(video["file_names"][0]).parent.as_posix()
+
+
+def damage_davis(folder: Path) -> str:
+    path = min((folder / "Annotations").rglob("*.png"))
+    path.write_bytes(b"")
+    return path.parent.name
+
+
+def damage_folder(folder: Path) -> str:
+    path = min((folder / "masks").glob("*.png"))
+    path.write_bytes(b"")
+    return path.stem
+
+
+def damage_sav(folder: Path) -> str:
+    path = min(folder.rglob("*.mp4"))
+    path.write_bytes(b"")
+    return path.stem
+
+
+@pytest.mark.parametrize(
+    ("write", "damage", "frames"),
+    [
+        (write_coco, damage_coco, 1),
+        (write_coco, damage_part_of_coco, 1),
+        (write_folder, damage_folder, 1),
+        (write_ytvis, damage_ytvis, 4),
+        (write_davis, damage_davis, 4),
+        (write_sav, damage_sav, 5),
+    ],
+)
+def test_damage_is_named_and_stays_in_the_lists_of_a_divided_set(suggest, tmp_path, caplog, write, damage, frames):
+    write(tmp_path / "all", make_videos(CELLS, 4, 0, frames=frames, side=64))
+    name = damage(tmp_path / "all")
+    config, text = suggest(tmp_path / "all")
+    domain = config.dataset.domains[0]
+    listed = [*domain.train.videos, *domain.val.videos]
+    assert name in listed and len(set(listed)) == 4
+    assert config.dataset.skip_bad
+    assert "in 1 of 4 images or videos" in text and "in 1 of 4 images or videos" in caplog.text
+    options = LoadOptions.from_config(config)
+    errors = [
+        issue for split in ("train", "valid") for issue in check(open_data(domain.split(split), options), 0).errors
+    ]
+    assert errors and str(errors[0]) in text
+
+
+@pytest.mark.parametrize("case", ["flat_polygons", "missing_files"])
+def test_half_of_the_images_of_a_case_are_damaged(suggest, shared_case, case):
+    config, text = suggest(shared_case(f"01_init_hides_damage/{case}"))
+    domain = config.dataset.domains[0]
+    assert len([*domain.train.videos, *domain.val.videos]) == 8
+    assert config.dataset.skip_bad and "in 4 of 8 images or videos" in text
+
+
+def test_a_set_whose_sampled_images_are_all_damaged_is_looked_at_further(suggest, tmp_path):
+    write_coco(tmp_path / "all", make_videos(CELLS, 9, 0, frames=1, side=64))
+    for number in (0, 3, 6):
+        (tmp_path / "all" / f"cells_{number:05d}.jpg").unlink()
+    config, text = suggest(tmp_path / "all")
+    assert "3 errors in 3 of 9" in text and len(videos_in(config, "train")) == 5
 
 
 def test_small_objects_ask_for_a_larger_image(suggest, tmp_path):

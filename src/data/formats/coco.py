@@ -104,6 +104,10 @@ class CocoSource:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def name_of(self, index: int) -> str:
+        """Return an image's file name, since stems may repeat."""
+        return _Image(*self.entries[index][1]).file_name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video_id, image_fields, annotation_fields = self.entries[index]
         image, annotations = _Image(*image_fields), [_Annotation(*fields) for fields in annotation_fields]

@@ -50,6 +50,9 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def name_of(self, index: int) -> str:
+        return self.images[index].name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         image = self.images[index]
         if image.mask is None:

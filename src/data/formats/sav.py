@@ -59,6 +59,9 @@ class SavSource:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def name_of(self, index: int) -> str:
+        return self.videos[index].name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         files = self.videos[index]
         log = IssueLog(str(files.masklets))

@@ -101,6 +101,9 @@ class YtvisSource:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def name_of(self, index: int) -> str:
+        return self.videos[index].name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video = self.videos[index]
         log = IssueLog(video.log.file, list(video.log.issues))
