@@ -128,12 +128,12 @@ class Damage:
 
 def _damage_of(splits: dict[Split, ChosenSplit]) -> Damage:
     """Return the damage in the splits; of those that are parts of one data set, it is in all of that."""
-    looks = list({id(look): look for chosen in splits.values() for look in [chosen.whole or chosen.summary]}.values())
+    summaries = list({id(one): one for chosen in splits.values() for one in [chosen.whole or chosen.summary]}.values())
     return Damage(
-        errors=list(dict.fromkeys(issue for look in looks for issue in look.errors)),
-        damaged=sum(len(look.damaged) for look in looks),
-        looked_at=sum(len(look.names) for look in looks),
-        listed=sum(look.listed for look in looks),
+        errors=list(dict.fromkeys(issue for one in summaries for issue in one.errors)),
+        damaged=sum(len(one.damaged) for one in summaries),
+        looked_at=sum(len(one.names) for one in summaries),
+        listed=sum(one.listed for one in summaries),
     )
 
 

@@ -71,6 +71,9 @@ class LabelFileSource(ABC):
     def __len__(self) -> int:
         return len(self.images)
 
+    def name_of(self, index: int) -> str:
+        return self.images[index].name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         image = self.images[index]
         log = IssueLog(str(image.labels or image.image))

@@ -63,6 +63,10 @@ class PanopticSource:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def name_of(self, index: int) -> str:
+        name: str = _Entry(*self.entries[index]).name
+        return name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         entry = _Entry(*self.entries[index])
         log = IssueLog(str(self.files[0]))

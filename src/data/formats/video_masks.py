@@ -44,6 +44,9 @@ class VideoMasksSource:
     def __len__(self) -> int:
         return len(self.videos)
 
+    def name_of(self, index: int) -> str:
+        return self.videos[index].name
+
     def read(self, index: int) -> tuple[VideoRecord | None, list[Issue]]:
         video = self.videos[index]
         log = IssueLog(str(video.masks or video.video))
