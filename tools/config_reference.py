@@ -132,6 +132,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join("null" if kind is type(None) else _kind(kind) for kind in inner)
     if origin is list:
         return f"list of {_kind(inner[0])}"
+    if origin is dict:
+        return f"{_kind(inner[0])} → {_kind(inner[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
     names = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "section"}

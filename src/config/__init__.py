@@ -12,6 +12,7 @@ from .model import ModelConfig, image_size_of
 from .run import Config
 from .section import GATE_MODES, TAKEN_NAMES, DomainName, Format, Prompt, Protocol, Section, Split
 from .training import (
+    ConceptConfig,
     DistillConfig,
     FeatureCacheConfig,
     LossConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "TAKEN_NAMES",
     "AugmentationConfig",
     "ClipConfig",
+    "ConceptConfig",
     "Config",
     "DatasetConfig",
     "DistillConfig",

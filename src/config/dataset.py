@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..core.shipped import find_file
 from .renames import FIRST_DOMAIN, nest_splits
@@ -58,9 +58,17 @@ class AugmentationConfig(Section):
         0.03, ge=0, le=1, description="The clip's contrast is multiplied by a number within 1 ± this."
     )
     saturation: float = Field(
-        0.03, ge=0, le=1, description="The clip's saturation is multiplied by a number within 1 ± this."
+        0.03,
+        ge=0,
+        le=1,
+        description="The clip's saturation is multiplied by a number within 1 ± this. Not for concepts.",
     )
-    grey: float = Field(0.05, ge=0, le=1, description="Chance that the clip loses its colours.")
+    grey: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Chance that the clip loses its colours. Not for concepts, whose phrases may name them.",
+    )
     frame_brightness: float = Field(
         0.1, ge=0, le=1, description="Each frame's brightness is multiplied by a number within 1 ± this."
     )
@@ -134,6 +142,14 @@ class DomainConfig(Section):
         )  # fmt: skip
 
 
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Phrases = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1), BeforeValidator(_as_list)]
+"""A noun phrase, or a list of them."""
+
+
 class DatasetConfig(Section):
     """Domains to learn, and how clips are made of their images and videos."""
 
@@ -155,6 +171,10 @@ class DatasetConfig(Section):
         ge=0,
         description="Objects below this side squared, in pixels at the model's size, are not trained on where an "
         "image has larger ones.",
+    )
+    phrases: dict[str, Phrases] = Field(
+        default_factory=dict,
+        description="Category → the noun phrase that asks for it, or several of one meaning. Left out: its own name.",
     )
     clip: ClipConfig = Field(default_factory=ClipConfig, description="How clips are cut from videos.")
     augmentation: AugmentationConfig | None = Field(

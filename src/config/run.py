@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field, model_validator
 
 from ..models.spec import model_spec
@@ -12,6 +14,18 @@ from .model import ModelConfig
 from .section import TAKEN_NAMES, Section
 from .training import TrainingConfig
 from .yaml_text import dump_yaml
+
+TASK_KEYS: Mapping[str, tuple[str, ...]] = {
+    "tracking": (
+        "dataset.clip", "dataset.min_object_side", "dataset.augmentation.frame_brightness",
+        "dataset.augmentation.frame_contrast", "dataset.augmentation.frame_saturation",
+        "dataset.augmentation.saturation", "dataset.augmentation.grey", "training.prompts",
+        "training.loss", "training.distill", "training.penalty", "evaluation.prompt", "evaluation.protocol",
+        "evaluation.clicks", "evaluation.frames", "evaluation.max_objects",
+    ),
+    "concepts": ("dataset.phrases", "training.concepts"),
+}  # fmt: skip
+"""Keys that only models of one task read; in a run of another they are mistakes, unless they have their default."""
 
 
 class Config(Section):
@@ -31,6 +45,18 @@ class Config(Section):
         targets = spec.expand_targets(self.lora.target_modules) if given else list(spec.default_targets)
         if targets != self.lora.target_modules:
             self.lora = self.lora.model_copy(update={"target_modules": targets})
+        return self
+
+    @model_validator(mode="after")
+    def _keys_of_the_task(self) -> Config:
+        """Refuse keys of a task that the model is not for: nothing would read them."""
+        task, defaults = model_spec(self.model.name).task, type(self).model_construct()
+        others = [key for other, keys in TASK_KEYS.items() if other != task for key in keys]
+        wrong = [key for key in others if task in TASK_KEYS and _value(self, key) not in (None, _value(defaults, key))]
+        if wrong:
+            raise ValueError(
+                f"{', '.join(wrong)}: not for model.name {self.model.name}, whose task is {task}; leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -62,3 +88,11 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The whole config, defaults included, as YAML that :func:`load_config` reads back to an equal one."""
         return dump_yaml(self.model_dump(mode="json"))
+
+
+def _value(config: Config, dotted: str) -> object:
+    """Return the value at a dotted key; None where its section is."""
+    value: object = config
+    for part in dotted.split("."):
+        value = getattr(value, part, None)
+    return value

@@ -42,6 +42,28 @@ class LossConfig(Section):
     )
 
 
+class ConceptConfig(Section):
+    """Which noun phrases are asked of a training image, for models that find concepts."""
+
+    positives: int = Field(4, ge=1, description="Phrases asked of an image for what it shows, at most.")
+    negatives: int = Field(2, ge=0, description="Phrases asked of an image for what it does not show.")
+    hard_negatives: int = Field(
+        1,
+        ge=0,
+        description="Further such phrases, which are easily mistaken: they share a word with what the image shows.",
+    )
+    foreign: list[Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=list,
+        description="Phrases for what no image of the run shows, which are negatives beside the categories.",
+    )
+    exemplars: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="Share of shown phrases that come with a box around an example; half of them as the box alone.",
+    )
+
+
 class DistillConfig(Section):
     """Self-distillation: the base teaches the adapted model on general clips without labels."""
 
@@ -144,6 +166,7 @@ class TrainingConfig(Section):
     )
     prompts: PromptConfig = Field(default_factory=PromptConfig, description="How objects are prompted in training.")
     loss: LossConfig = Field(default_factory=LossConfig, description="Weights of SAM 2's losses.")
+    concepts: ConceptConfig = Field(default_factory=ConceptConfig, description="Phrases of models that find concepts.")
     distill: DistillConfig = Field(default_factory=DistillConfig, description="Self-distillation from the base.")
     penalty: PenaltyConfig = Field(
         default_factory=PenaltyConfig, description="Penalty on the distance from the first weights."

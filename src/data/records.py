@@ -8,11 +8,11 @@ A still image is a video of one frame. Nothing outside ``formats`` knows a file 
 from __future__ import annotations
 
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 
@@ -118,6 +118,9 @@ class VideoRecord:
         objects: objects of the video.
         annotated: numbers of the frames that somebody labelled; None: all of them.
         void: frame → area that is neither an object nor background (DAVIS' 255), which scores leave out.
+        crowds: areas of several objects of a category that are not separated (COCO crowds), which are no objects.
+        unsure: categories of which not all objects are labelled.
+        absent: categories that are known not to be there; None: all without an object.
     """
 
     video_id: str
@@ -127,6 +130,9 @@ class VideoRecord:
     objects: list[ObjectTrack]
     annotated: frozenset[int] | None = None
     void: dict[int, Segmentation] = field(default_factory=dict)
+    crowds: Sequence[ObjectTrack] = ()
+    unsure: frozenset[str] = frozenset()
+    absent: frozenset[str] | None = None
 
     def is_annotated(self, frame: int) -> bool:
         """Return whether it is known which objects are on a frame."""
@@ -139,6 +145,29 @@ class VideoRecord:
         """Return masks of the objects seen on a frame: object id → bool (H, W)."""
         found = ((o.object_id, o.segmentations[frame]) for o in self.objects)
         return {object_id: s.decode() for object_id, s in found if s is not None}
+
+
+CategoryCounts: TypeAlias = dict[str, dict[int, int]]
+"""Category → number of its objects on a frame → number of frames that show so many; "" is no category."""
+
+
+def count_categories(video: VideoRecord) -> CategoryCounts:
+    """Return how many objects of each category the frames of a video show."""
+    counts: CategoryCounts = {}
+    for t in range(len(video)):
+        shown = Counter(o.category or "" for o in video.objects if o.segmentations[t] is not None)
+        for category, count in shown.items():
+            frames = counts.setdefault(category, {})
+            frames[count] = frames.get(count, 0) + 1
+    return counts
+
+
+def add_categories(total: CategoryCounts, counts: CategoryCounts) -> None:
+    """Add the counts of some frames to those of others."""
+    for category, frames in counts.items():
+        known = total.setdefault(category, {})
+        for count, number in frames.items():
+            known[count] = known.get(count, 0) + number
 
 
 Severity = Literal["error", "repaired", "note"]
@@ -354,7 +383,7 @@ class DataSet:
     ``videos`` may be made when they are asked for. ``notes`` maps a kind of repair or omission ("crowd annotations,
     left out") to how often it happened. ``median_side``, where a check has found it out: the median over objects and
     frames of the area's square root, as a share of the frame's. ``contents``: what is in it, of a data set read from
-    files.
+    files. ``categories``, where a check has counted them: how many objects of each are on how many frames.
     """
 
     name: str
@@ -362,9 +391,19 @@ class DataSet:
     notes: dict[str, int] = field(default_factory=dict)
     median_side: float | None = None
     contents: DatasetFingerprint | None = None
+    categories: CategoryCounts | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def category_counts(self) -> CategoryCounts:
+        """Return how many objects of each category frames show; where no check has counted, all videos are parsed."""
+        if self.categories is not None:
+            return self.categories
+        counts: CategoryCounts = {}
+        for video in self.videos:
+            add_categories(counts, count_categories(video))
+        return counts
 
     def median_object_side(self, size: int) -> float:
         """Return the median over objects and frames of the area's square root.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from src.config import Config, LoraConfig, PromptConfig, load_config
+from src.config import Config, DatasetConfig, LoraConfig, PromptConfig, load_config
 from tests.errors import refuses
 
 ROOT = Path(__file__).parents[2]
@@ -242,3 +242,20 @@ def test_every_key_is_read_by_code():
             read |= _attributes_read(part)
     unread = [key for key in _keys(Config) if key.rpartition(".")[2] not in read]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dataset: {phrases: {crack: [crack, fissure]}}",
+        "training: {concepts: {negatives: 4}}",
+    ],
+)
+def test_keys_of_another_task_are_mistakes(tmp_path, text):
+    section, key = text.partition(":")[0], text.partition("{")[2].partition(":")[0]
+    assert f"{section}.{key}" in mistakes_in(tmp_path, text)
+
+
+def test_a_category_may_have_one_phrase_or_several():
+    phrases = DatasetConfig(phrases={"Riss": "crack", "Rost": ["rust", "corrosion"]}).phrases
+    assert phrases == {"Riss": ["crack"], "Rost": ["rust", "corrosion"]}

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core.console import PROGRAM
 from ...core.errors import UserError
-from ..records import DataSet, DatasetFingerprint, Issue, Source, SourceVideos
+from ..records import CategoryCounts, DataSet, DatasetFingerprint, Issue, Source, SourceVideos, add_categories
 from .video import CheckedVideo
 
 QUOTED = 5
@@ -34,6 +34,7 @@ class Report:
             None without any.
         issues: all errors, and the first of every kind of repair and note.
         dropped: of every video of several frames that some damaged ones make unusable, that it is left out whole.
+        categories: how many objects of each category are on how many of their frames.
         counts: how often each kind of repair and note was met, by severity and problem.
         decoded: whether frames were decoded, or only their headers read.
     """
@@ -46,6 +47,7 @@ class Report:
     median_side: float | None = None
     issues: list[Issue] = field(default_factory=list)
     dropped: list[Issue] = field(default_factory=list)
+    categories: CategoryCounts = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"repaired": {}, "note": {}})
     decoded: bool = True
 
@@ -78,7 +80,11 @@ class Report:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Report:
         lists = {key: [Issue(**issue) for issue in content[key]] for key in ("issues", "dropped")}
-        return cls(**{**content, **lists})
+        counted = {
+            category: {int(count): frames for count, frames in of.items()}
+            for category, of in content["categories"].items()
+        }
+        return cls(**{**content, **lists, "categories": counted})
 
 
 def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
@@ -100,7 +106,7 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
         )
     videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
     contents = DatasetFingerprint(len(report.keep), report.frames, report.objects, report.fingerprint)
-    return DataSet(source.name, videos, report.notes, report.median_side, contents)
+    return DataSet(source.name, videos, report.notes, report.median_side, contents, report.categories)
 
 
 def _refusal(source: Source, errors: list[Issue]) -> str:
@@ -132,6 +138,7 @@ class ReportBuilder:
             self.report.keep.append(checked.index)
             self.report.frames += checked.frames
             self.report.objects += checked.objects
+            add_categories(self.report.categories, checked.categories)
             self.sides.append(checked.sides)
             self.fingerprints.append(checked.fingerprint)
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, misnamed
-from ..records import FrameSource, Issue, Source, VideoRecord, object_sides, read_video
+from ..records import (
+    CategoryCounts,
+    FrameSource,
+    Issue,
+    Source,
+    VideoRecord,
+    count_categories,
+    object_sides,
+    read_video,
+)
 
 
 @dataclass
@@ -32,6 +41,7 @@ class CheckedVideo:
     objects: int = 0
     sides: np.ndarray | None = None
     fingerprint: bytes = b""
+    categories: CategoryCounts = field(default_factory=dict)
 
 
 def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
@@ -52,6 +62,7 @@ def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
         checked.dropped = Issue("error", damaged[0].file, entry, problem, "the video is left out whole")
     if not damaged:
         checked.frames, checked.objects = len(record), len(record.objects)
+        checked.categories = count_categories(record)
         checked.sides = object_sides(record).astype(np.float32)
         checked.fingerprint = _fingerprint(record, checked.sides)
     return checked

@@ -4,7 +4,7 @@ Every draw comes from (seed, epoch, clip): data are the same with any number of 
 after a resume.
 """
 
-from .dataset import ClipDataset
+from .dataset import ClipDataset, VideoOrder
 from .draw import sample_clip, sample_unlabelled
 from .evaluation import animate_picture, evaluation_video
 from .sampling import BatchSampler, EpochSampler
@@ -17,6 +17,7 @@ __all__ = [
     "ClipDataset",
     "EpochSampler",
     "SampleKey",
+    "VideoOrder",
     "animate_picture",
     "collate",
     "evaluation_video",

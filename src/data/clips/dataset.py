@@ -15,34 +15,28 @@ from .draw import sample_clip
 from .types import Clip, ClipBatch, SampleKey
 
 
-class ClipDataset(Dataset[Clip | UserError]):
-    """The training clips of one or several data sets.
+class VideoOrder:
+    """Which video each training item is drawn from, and the key of its draw.
 
-    ``dataset[epoch, index]`` draws a clip, the same one every time.
-
-    ``dataset[epoch, index, False]`` is that clip without its pixels: no frame is read.
-
-    Each set gets its share of an epoch's clips. They go round the set's videos in an order drawn once, and every epoch
-    begins where the one before ended. So a small share shows other videos in every epoch, and a large one shows videos
-    several times, each time in another clip. No video comes twice more often than another.
+    The items of an epoch are shared among data sets. A set's items go round its videos in an order drawn once, and
+    every epoch begins where the one before ended. So a small share shows other videos in every epoch, and a large one
+    shows videos several times, each time drawn again. No video comes twice more often than another.
 
     Args:
         sets: the videos and stills, set by set.
-        config: the sets' weights, and how clips are made (``clip``, ``augmentation``, ``min_object_side``).
-        length: clips per epoch. A set's share is its weight / sum of weights, and never less than one clip.
-        size: side of the square frames in pixels.
+        weights: of the sets; a set's share is its weight / sum of weights, and never less than one item.
+        length: items per epoch.
         seed: random seed.
-        views: number of ways in which each clip is drawn, which repeat in turn. An epoch repeats the draws of the one
-            ``views`` epochs before. Where a set has more videos than clips in an epoch, the same holds for rounds of
+        views: number of ways in which each item is drawn, which repeat in turn. An epoch repeats the draws of the one
+            ``views`` epochs before. Where a set has more videos than items in an epoch, the same holds for rounds of
             all its videos. None: draws never repeat.
     """
 
     def __init__(
-        self, sets: Sequence[DataSet], config: DatasetConfig, length: int, size: int, seed: int,
-        views: int | None = None,
-    ) -> None:  # fmt: skip
-        self.sets, self.config, self.size, self.seed, self.views = sets, config, size, seed, views
-        self.shares = split_by_weight(length, [each.weight for each in config.domains])
+        self, sets: Sequence[DataSet], weights: Sequence[float], length: int, seed: int, views: int | None = None
+    ) -> None:
+        self.sets, self.seed, self.views = sets, seed, views
+        self.shares = split_by_weight(length, weights)
         self._ends = np.cumsum(self.shares)
         generators = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(i,))) for i in range(len(sets))]
         self._orders = [rng.permutation(len(data)) for rng, data in zip(generators, sets, strict=True)]
@@ -50,11 +44,11 @@ class ClipDataset(Dataset[Clip | UserError]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def source(self, epoch: int, index: int) -> tuple[DataSet, VideoRecord]:
-        """Return the data set and the video that a clip is drawn from."""
+    def source(self, epoch: int, index: int, later: int = 0) -> tuple[DataSet, VideoRecord]:
+        """Return the data set and the video that an item is drawn from, or a video ``later`` in the set's order."""
         chosen, place = self._place(epoch, index)
         order = self._orders[chosen]
-        return self.sets[chosen], self.sets[chosen].videos[int(order[place % len(order)])]
+        return self.sets[chosen], self.sets[chosen].videos[int(order[(place + later) % len(order)])]
 
     def sample_key(self, epoch: int, index: int) -> SampleKey:
         """Return the key that a clip is drawn from: its own or, with ``views``, that of the first equal clip."""
@@ -77,6 +71,30 @@ class ClipDataset(Dataset[Clip | UserError]):
 
     def _period(self, chosen: int, views: int) -> int:
         return views * max(self.shares[chosen], len(self._orders[chosen]))
+
+
+class ClipDataset(VideoOrder, Dataset[Clip | UserError]):
+    """The training clips of one or several data sets, from videos in the order of :class:`VideoOrder`.
+
+    ``dataset[epoch, index]`` draws a clip, the same one every time.
+
+    ``dataset[epoch, index, False]`` is that clip without its pixels: no frame is read.
+
+    Args:
+        sets: the videos and stills, set by set.
+        config: the sets' weights, and how clips are made (``clip``, ``augmentation``, ``min_object_side``).
+        length: clips per epoch.
+        size: side of the square frames in pixels.
+        seed: random seed.
+        views: number of ways in which each clip is drawn, which repeat in turn; None: draws never repeat.
+    """
+
+    def __init__(
+        self, sets: Sequence[DataSet], config: DatasetConfig, length: int, size: int, seed: int,
+        views: int | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(sets, [each.weight for each in config.domains], length, seed, views)
+        self.config, self.size = config, size
 
     def with_pixels(self, batch: ClipBatch) -> ClipBatch:
         """Return a batch of this data set with its pixels, which are read if it has none.

@@ -26,7 +26,7 @@ from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
 from ..packed import PackedList
-from ..records import RLE, FrameSource, Issue, ObjectTrack, VideoRecord
+from ..records import RLE, Issue, ObjectTrack, VideoRecord
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
     Bounds,
@@ -45,13 +45,16 @@ from .reader import Location, OpenOptions
 class _Image(NamedTuple):
     """An entry of ``images``.
 
-    ``size`` is its (height, width), None where the file does not give it.
+    ``size`` is its (height, width), None where the file does not give it. ``unsure`` and ``absent`` are LVIS's
+    categories of which not all objects are labelled, and those that are known not to be there, None without a list.
     """
 
     key: int | str
     file_name: str
     size: tuple[int, int] | None
     backslashes: bool
+    unsure: tuple[int | str, ...] = ()
+    absent: tuple[int | str, ...] | None = None
 
 
 class _Annotation(NamedTuple):
@@ -126,12 +129,38 @@ class CocoSource:
             if frame is None:
                 return None
             source, height, width = frame
-            objects = self._objects(drawn, image, height, width, log)
-            if objects:
-                frames: list[FrameSource] = [source]
-                return VideoRecord(video_id, height, width, frames, objects)
+            kept = self._kept(drawn, image, height, width, log)
+            if kept:
+                objects = [
+                    ObjectTrack(number, [mask], self._category(annotation), annotation.key)
+                    for number, (mask, annotation) in enumerate(kept, start=1)
+                ]
+                places = {annotation.position for _, annotation in kept}
+                others = [annotation for annotation in annotations if annotation.position not in places]
+                crowds, unsure = self._crowds(others, height, width)
+                return VideoRecord(
+                    video_id, height, width, [source], objects, crowds=crowds,
+                    unsure=unsure | self._names(image.unsure),
+                    absent=None if image.absent is None else self._names(image.absent),
+                )  # fmt: skip
         log.repaired(place, "images without usable annotations")
         return None
+
+    def _crowds(
+        self, left_out: Sequence[_Annotation], height: int, width: int
+    ) -> tuple[list[ObjectTrack], frozenset[str]]:
+        """Return areas of the annotations that are no objects, and categories of those that have none."""
+        areas: list[ObjectTrack] = []
+        unsure: set[str] = set()
+        for annotation in left_out:
+            segmentation, category = annotation.segmentation, self._category(annotation)
+            if segmentation is None or check_segmentation(segmentation, height, width) is not None:
+                unsure |= set() if category is None else {category}
+                continue
+            mask = parse_segmentation(segmentation, height, width)
+            if mask.area():
+                areas.append(ObjectTrack(len(areas) + 1, [mask], category, annotation.key))
+        return areas, frozenset(unsure)
 
     def _counts(self, annotation: _Annotation, image: _Image, log: IssueLog) -> bool:
         """Return whether an annotation stands for an object."""
@@ -148,10 +177,10 @@ class CocoSource:
             log.note(place, "annotations without a box", "none is needed")
         return True
 
-    def _objects(
+    def _kept(
         self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
-    ) -> list[ObjectTrack]:
-        """Return an image's objects, at most ``max_objects``, numbered from 1 in the file's order."""
+    ) -> list[tuple[RLE, _Annotation]]:
+        """Return the masks of an image's objects, at most ``max_objects``, in the file's order."""
         found: list[tuple[int, RLE, _Annotation]] = []
         for annotation in annotations:
             place = f"{annotation.place} ({shown(image.file_name, 160)})"
@@ -176,14 +205,14 @@ class CocoSource:
                 f"{found[index][2].place} ({shown(image.file_name, 160)})",
                 f"annotations beyond the {self.max_objects} largest of their image",
             )
-        kept = [found[index] for index in sorted(largest[: self.max_objects])]
-        return [
-            ObjectTrack(number, [mask], self._category(annotation), annotation.key)
-            for number, (_, mask, annotation) in enumerate(kept, start=1)
-        ]
+        return [found[index][1:] for index in sorted(largest[: self.max_objects])]
 
     def _category(self, annotation: _Annotation) -> str | None:
         return None if annotation.category is None else self.categories.get(annotation.category)
+
+    def _names(self, keys: Iterable[int | str]) -> frozenset[str]:
+        """Return the names of categories; those that the file does not name are left out."""
+        return frozenset(self.categories[key] for key in keys if key in self.categories)
 
 
 @contextmanager
@@ -283,7 +312,10 @@ def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
             log.error(place, "has no file_name")
             continue
         # Annotation tools on Windows write its separators.
-        image = _Image(key, file_name.replace("\\", "/"), declared_size(entry), "\\" in file_name)
+        image = _Image(
+            key, file_name.replace("\\", "/"), declared_size(entry), "\\" in file_name,
+            _ids(entry.get("not_exhaustive_category_ids")) or (), _ids(entry.get("neg_category_ids")),
+        )  # fmt: skip
         if leaves_folder(image.file_name):
             log.error(place, f"file_name {shown(file_name)!r} is absolute or leaves the image folder")
         elif key not in images:
@@ -295,6 +327,13 @@ def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
             log.error(place, f"two files have this id: {names}", "give each its own")
             shared.add(key)
     return {key: image for key, image in images.items() if key not in shared}
+
+
+def _ids(value: Any) -> tuple[int | str, ...] | None:
+    """Return ids as they are compared; None of what is no list."""
+    if not isinstance(value, list):
+        return None
+    return tuple(key for each in value if (key := as_id(each)) is not None)
 
 
 def _holds_only_crowds(annotations: list[Any]) -> bool:
