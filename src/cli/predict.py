@@ -48,7 +48,9 @@ def main(arguments: argparse.Namespace) -> None:
     from ..data.prompts import parse_prompts
 
     config = load_config(arguments.config, arguments.overrides)
-    prompts = parse_prompts(arguments.box, arguments.point, arguments.mask, arguments.prompts)
+    prompts = parse_prompts(
+        arguments.box, arguments.point, arguments.mask, arguments.prompts, config.dataset.mask_threshold
+    )
     footage = open_stream(arguments.input)
     output = Path(arguments.output)
     overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
@@ -85,7 +87,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--point", action="append", default=[], metavar="[N[@T]:]X,Y[,LABEL]", help="label 1: on it (default), 0: not"
     )
     parser.add_argument(
-        "--mask", action="append", default=[], metavar="[N[@T]:]FILE", help="an image; each palette index is an object"
+        "--mask",
+        action="append",
+        default=[],
+        metavar="[N[@T]:]FILE",
+        help="a mask file, read as those of data sets are",
     )
     parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
     parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")

@@ -165,6 +165,13 @@ class DatasetConfig(Section):
     follow_links: bool = Field(
         False, description="Whether links may lead to images, masks and videos outside the data set's folder."
     )
+    mask_threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Reads mask images, also JPEGs and those with soft edges, as black and white: brighter than this "
+        "share of white is the object. null: values are numbers of objects.",
+    )
     max_ann_per_img: int = Field(200, gt=0, description="Annotations kept per image, the largest first.")
     min_object_side: float = Field(
         1.0,

@@ -60,7 +60,7 @@ def open_data(place: NamedSplit, options: LoadOptions) -> Source:
         UserError: as :func:`~src.data.formats.registry.open_source`.
     """
     wanted = wanted_videos(place.videos)
-    opening = OpenOptions(place.name, options.max_objects, wanted, options.follow_links)
+    opening = OpenOptions(place.name, options.max_objects, wanted, options.follow_links, options.mask_threshold)
     return open_source(location_of(place), opening, place.format)
 
 

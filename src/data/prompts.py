@@ -25,8 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..core.errors import UserError
-from .decode.images import open_image
-from .decode.labels import VOID, is_blurred
+from .decode.labels import label_tracks, read_label_image
 from .decode.segmentation import check_segmentation, parse_segmentation
 
 MAX_OBJECT_ID = 255  # masks are written as palette images, in which 0 is the background
@@ -83,17 +82,21 @@ class _Entry(BaseModel):
 
 
 def parse_prompts(
-    boxes: Iterable[str] = (), points: Iterable[str] = (), masks: Iterable[str] = (), file: str | Path | None = None
+    boxes: Iterable[str] = (),
+    points: Iterable[str] = (),
+    masks: Iterable[str] = (),
+    file: str | Path | None = None,
+    mask_threshold: float | None = None,
 ) -> PromptsByFrame:
     """Return the prompts of a command line and a JSON file, by frame and object.
 
     Args:
         boxes: ``[object[@frame]:]x0,y0,x1,y1``.
         points: ``[object[@frame]:]x,y[,label]``.
-        masks: ``[object[@frame]:]file``. An image with a palette (DAVIS, VOC) holds an object for each index in it, a
-            grey PNG of several values one for each; the prefix then names one of them. Of any other image, what is not
-            black is the object.
+        masks: ``[object[@frame]:]file``. A mask file is read as those of data sets are (:func:`read_mask`). Of several
+            objects in it the prefix names one; a single one is the object that the prefix names.
         file: the JSON file.
+        mask_threshold: ``dataset.mask_threshold``, for mask files that are not labels.
 
     Raises:
         UserError: a prompt cannot be understood, a file cannot be read, an object has two masks or boxes on a frame,
@@ -113,10 +116,10 @@ def parse_prompts(
         add(frame, Prompt(object_id or 1, ((values[0], values[1]),), (_label(label, f"--point {text}"),)))
     for text in masks:
         object_id, frame, path = _prefix("--mask", text)
-        for prompt in _mask_file(Path(path), object_id):
+        for prompt in _mask_file(Path(path), object_id, mask_threshold):
             add(frame, prompt)
     if file is not None:
-        for frame, prompt in _read_json(Path(file)):
+        for frame, prompt in _read_json(Path(file), mask_threshold):
             add(frame, prompt)
     if not found:
         raise UserError("nothing is pointed at: give --box, --point, --mask or --prompts", "prompt.none")
@@ -154,25 +157,28 @@ def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
                 raise UserError(f"{place}: the mask is empty", "prompt.empty-mask")
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read object numbers, uint8, (H, W), from an image file.
+def read_mask(path: str | Path, threshold: float | None = None) -> dict[int, np.ndarray]:
+    """Read a mask file as those of data sets are read (:func:`~src.data.decode.labels.read_label_image`).
 
-    They are palette indices, grey labels, or 1 for what is not black.
+    Args:
+        path: the file.
+        threshold: ``dataset.mask_threshold``; None: values are labels.
 
-    A grey PNG of several values holds labels, as it does in training, 255 being void; one with soft edges does not.
+    Returns:
+        Object's number → mask, bool (H, W). Numbers are the file's own where all are 1 to 255, else counted from 1.
 
     Raises:
-        UserError: the file is missing, damaged or not an image.
+        UserError: the file is missing, damaged, or its values are no labels.
     """
-    with open_image(path) as image:
-        if image.mode == "P":
-            return np.array(image)
-        grey_HW = np.array(image.convert("L"))
-        may_hold_labels = image.mode == "L" and image.format == "PNG"
-    several = np.unique(grey_HW[grey_HW > 0]).size > 1
-    if may_hold_labels and several and not is_blurred(grey_HW):
-        return np.where(grey_HW == VOID, np.uint8(0), grey_HW)
-    return (grey_HW > 0).astype(np.uint8)
+    tracks, _ = label_tracks([read_label_image(Path(path), threshold)])
+    found = {key: area.decode() for key, (area,) in tracks.items() if area is not None}
+    if all(isinstance(key, int) and 1 <= key <= MAX_OBJECT_ID for key in found):
+        return {int(key): mask_HW for key, mask_HW in found.items()}
+    if len(found) > MAX_OBJECT_ID:
+        raise UserError(
+            f"{path}: {len(found)} objects, at most {MAX_OBJECT_ID} can be prompted", "prompt.object-number"
+        )
+    return dict(enumerate(found.values(), start=1))
 
 
 def _prefix(option: str, text: str) -> tuple[int | None, int, str]:
@@ -202,24 +208,23 @@ def _label(value: float, place: str) -> int:
     return int(value)
 
 
-def _mask_file(path: Path, object_id: int | None) -> list[Prompt]:
-    """Return the objects of a mask image, or only ``object_id`` of one with a palette."""
-    numbers_HW = read_mask(path)
-    present = [int(number) for number in np.unique(numbers_HW) if number]
-    if not present:
+def _mask_file(path: Path, object_id: int | None, threshold: float | None) -> list[Prompt]:
+    """Return the objects of a mask file, or only ``object_id``."""
+    masks = read_mask(path, threshold)
+    if not masks:
         raise UserError(f"{path}: the mask is empty", "prompt.empty-mask")
     if object_id is None:
-        return [Prompt(number, mask=numbers_HW == number) for number in present]
-    if present == [1]:
-        return [Prompt(object_id, mask=numbers_HW == 1)]
-    if object_id not in present:
+        return [Prompt(number, mask=mask_HW) for number, mask_HW in masks.items()]
+    if len(masks) == 1:
+        return [Prompt(object_id, mask=next(iter(masks.values())))]
+    if object_id not in masks:
         raise UserError(
-            f"{path}: there is no object {object_id} in this mask; it holds {_listed(present)}", "prompt.no-such-object"
+            f"{path}: there is no object {object_id} in this mask; it holds {_listed(masks)}", "prompt.no-such-object"
         )
-    return [Prompt(object_id, mask=numbers_HW == object_id)]
+    return [Prompt(object_id, mask=masks[object_id])]
 
 
-def _read_json(path: Path) -> list[tuple[int, Prompt]]:
+def _read_json(path: Path, threshold: float | None) -> list[tuple[int, Prompt]]:
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
@@ -235,15 +240,16 @@ def _read_json(path: Path) -> list[tuple[int, Prompt]]:
     return [
         (entry.frame, prompt)
         for n, entry in enumerate(entries)
-        for prompt in _from_entry(entry, f"{path}: entry {n}", path)
+        for prompt in _from_entry(entry, f"{path}: entry {n}", path, threshold)
     ]
 
 
-def _from_entry(entry: _Entry, place: str, path: Path) -> list[Prompt]:
+def _from_entry(entry: _Entry, place: str, path: Path, threshold: float | None) -> list[Prompt]:
     if isinstance(entry.mask, str):
         if entry.points or entry.box:
             raise UserError(f"{place}: a mask takes neither points nor a box", "prompt.combination")
-        return _mask_file(path.parent / entry.mask, entry.object if "object" in entry.model_fields_set else None)
+        named = entry.object if "object" in entry.model_fields_set else None
+        return _mask_file(path.parent / entry.mask, named, threshold)
     labels = [1] * len(entry.points) if entry.labels is None else entry.labels
     try:
         return [

@@ -61,19 +61,23 @@ class TestCommandLine:
         assert all(np.array_equal(prompt.mask, labels == prompt.object_id) for prompt in prompts)
 
     @pytest.mark.parametrize("object_id", [1, 4])
-    @pytest.mark.parametrize("kind", ["one grey", "colours", "soft edges"])
-    def test_of_any_other_image_what_is_not_black_is_the_object(self, tmp_path, numbers, object_id, kind):
-        pixels = (numbers > 0) * np.uint8(200)
-        if kind == "colours":
-            pixels = np.stack([numbers * 100] * 3, axis=-1)
-        elif kind == "soft edges":
-            numbers = np.pad(numbers, ((0, 40), (0, 40)), constant_values=1)
-            pixels = (numbers > 0) * np.uint8(255)
-            pixels[-1, -20:] = np.arange(20) * 12 + 10
-        path = save_mask(tmp_path / "m.png", pixels, palette=False)
+    def test_a_single_object_is_the_one_that_the_prefix_names(self, tmp_path, numbers, object_id):
+        path = save_mask(tmp_path / "m.png", (numbers > 0) * np.uint8(255), palette=False)
         (prompt,) = parse_prompts(masks=[f"{object_id}:{path}"])[0]
         assert prompt.object_id == object_id
         assert np.array_equal(prompt.mask, numbers > 0)
+
+    def test_a_mask_file_is_refused_and_read_as_in_data_sets(self, tmp_path, numbers):
+        noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
+        photo, jpeg = tmp_path / "photo.png", tmp_path / "m.jpg"
+        Image.fromarray(noise).save(photo)
+        Image.fromarray(np.kron(numbers > 0, np.ones((8, 8))).astype(np.uint8) * 255).save(jpeg)
+        with refuses("mask.too-many-values", "photo.png"):
+            parse_prompts(masks=[str(photo)])
+        with refuses("mask.jpeg", "m.jpg", "dataset.mask_threshold"):
+            parse_prompts(masks=[str(jpeg)])
+        (prompt,) = parse_prompts(masks=[str(jpeg)], mask_threshold=0.5)[0]
+        assert np.array_equal(prompt.mask, np.kron(numbers > 0, np.ones((8, 8), bool)))
 
     @pytest.mark.parametrize(
         ("options", "code", "fact"),

@@ -28,6 +28,8 @@ MAX_VALUES = 1000
 
 MAX_COLOURS = 255
 
+_BINARY = "set dataset.mask_threshold=0.5 if all masks are black and white"
+
 
 @lru_cache(maxsize=1)
 def davis_palette() -> np.ndarray:
@@ -61,22 +63,30 @@ class LabelImage:
         return RLE(coco_mask.merge([area.rle for area in self.areas.values()]))
 
 
-def read_label_image(path: Path) -> LabelImage:
+def read_label_image(path: Path, threshold: float | None = None) -> LabelImage:
     """Read a mask file. Where it is wholly transparent it is background.
+
+    Args:
+        path: the file.
+        threshold: share of white from which on a pixel is object 1, in a file of any kind; None: values are labels.
 
     Raises:
         UserError: it cannot be read, or its values are no labels: a JPEG, a blurred mask, a picture.
     """
     with open_image(path) as image:
+        if threshold is not None:
+            return _black_and_white(image, threshold)
         if image.format in ("JPEG", "MPO"):
             raise UserError(
-                f"{path}: a JPEG, whose compression changes the numbers of objects; save masks as PNG", "mask.jpeg"
+                f"{path}: a JPEG, whose compression changes the numbers of objects; save masks as PNG, or {_BINARY}",
+                "mask.jpeg",
             )
         values_HW = _values(path, image)
         grey = image.mode in ("L", "LA")
     if grey and is_blurred(values_HW):
         raise UserError(
-            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing",
+            f"{path}: black and white with greys between, so it was blurred or resized; save masks without smoothing, "
+            f"or {_BINARY}",
             "mask.blurred",
         )
     colours = image.mode in ("RGB", "RGBA")
@@ -84,7 +94,7 @@ def read_label_image(path: Path) -> LabelImage:
     if len(present) > (MAX_COLOURS if colours else MAX_VALUES):
         raise UserError(
             f"{path}: {len(present)} different {'colours' if colours else 'numbers'}, so it is no mask of objects, or "
-            "was blurred in resizing; save masks without smoothing, as PNG",
+            f"was blurred in resizing; save masks without smoothing, as PNG, or {_BINARY}",
             "mask.too-many-values",
         )
     values_HW = np.asfortranarray(values_HW)
@@ -128,6 +138,18 @@ def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, l
             void[frame] = area
     keys = sorted({key for areas in named for key in areas}, key=lambda key: (isinstance(key, str), key))
     return {key: [areas.get(key) for areas in named] for key in keys}, void
+
+
+def _black_and_white(image: Image.Image, threshold: float) -> LabelImage:
+    """Return what is brighter than a share of white as object 1."""
+    grey_HW = np.array(image.convert("LA"))
+    deep = image.mode == "F" or image.mode.startswith("I")  # which Pillow's grey of 8 bits cuts off
+    values_HW = np.array(image).astype(np.float64) if deep else grey_HW[..., 0] * (grey_HW[..., 1] > 0) / 255.0
+    if deep:
+        values_HW = values_HW / max(1.0, float(values_HW.max()))
+    inside_HW = np.asfortranarray(values_HW > threshold)
+    areas = {1: RLE.encode(inside_HW)} if inside_HW.any() else {}
+    return LabelImage("bytes", (inside_HW.shape[0], inside_HW.shape[1]), areas)
 
 
 def _values(path: Path, image: Image.Image) -> np.ndarray:

@@ -41,6 +41,7 @@ class DavisSource:
     videos: list[VideoFolders]
     max_objects: int
     bounds: Bounds
+    mask_threshold: float | None = None
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -65,7 +66,9 @@ class DavisSource:
         return None, log.issues
 
     def _record(self, name: str, paths: list[Path], files: MaskFiles, log: IssueLog) -> VideoRecord | None:
-        masks = [_read_masks(files.get(path.stem, {}), log, self.bounds) for path in paths]
+        masks = [_read_masks(files.get(path.stem, {}), log, self.bounds, self.mask_threshold) for path in paths]
+        if self.mask_threshold is not None:
+            log.repaired("", "masks read as black and white", "dataset.mask_threshold says so")
         labelled = next((image.size for images in masks for image in images.values()), None)
         sources, size = open_frames(paths, labelled, log, self.bounds)
         if size is None:
@@ -152,6 +155,7 @@ class DavisReader:
             files=[path for root in roots for path in (root.frames, root.masks)],
             videos=[found[index] for index in chosen],
             max_objects=options.max_objects,
+            mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, *masks),
         )
 
@@ -174,7 +178,9 @@ def _mask_files(folder: Path) -> MaskFiles:
     return files
 
 
-def _read_masks(files: dict[str, Path], log: IssueLog, bounds: Bounds) -> dict[str, LabelImage]:
+def _read_masks(
+    files: dict[str, Path], log: IssueLog, bounds: Bounds, threshold: float | None
+) -> dict[str, LabelImage]:
     """Read a frame's masks by object's folder.
 
     If one is damaged there are none, since the frame's objects are then unknown.
@@ -183,7 +189,7 @@ def _read_masks(files: dict[str, Path], log: IssueLog, bounds: Bounds) -> dict[s
     for key, path in files.items():
         try:
             bounds.check(path)
-            images[key] = read_label_image(path)
+            images[key] = read_label_image(path, threshold)
         except UserError as error:
             log.refused(path, error)
     return images if len(images) == len(files) else {}

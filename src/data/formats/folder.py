@@ -7,19 +7,20 @@ number is an object; a black and white one is one object (:mod:`src.data.decode.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import UserError
-from ..decode.labels import label_tracks, read_label_image
+from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import is_image, natural
-from ..records import Issue, VideoRecord
-from .mask_folders import MASKS, find_roots, folders_of_images, frames_within, holds_images, masks_beside
+from ..records import RLE, Issue, VideoRecord
+from .mask_folders import MASKS, VideoFolders, find_roots, folders_of_images, frames_within, holds_images, masks_beside
 from .parsing import Bounds, IssueLog, choose_videos, folder_of_both, make_objects, open_frames, sides
 from .reader import Location, OpenOptions
 
-MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt")
+MARKS = ("_segmentation", "_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt")
 """What may follow an image's name in that of its mask."""
 
 
@@ -27,13 +28,14 @@ MARKS = ("_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt"
 class MaskedImage:
     """An image and its mask, None where it has none.
 
-    ``spare`` are further masks of it, which are not read.
+    ``spare`` are further masks of it, which are not read or, with ``instances``, further objects: a file each.
     """
 
     name: str
     image: Path
     mask: Path | None
     spare: tuple[Path, ...] = ()
+    instances: bool = False
 
 
 @dataclass
@@ -45,6 +47,7 @@ class FolderSource:
     images: list[MaskedImage]
     max_objects: int
     bounds: Bounds
+    mask_threshold: float | None = None
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -60,30 +63,46 @@ class FolderSource:
             log.repaired("", "images without a mask")
             return None, log.issues
         log = IssueLog(str(image.mask))
-        for path in image.spare:
-            log.repaired(path.name, "masks of an image that has another")
-        return self._record(image.name, image.image, image.mask, log), log.issues
+        if not image.instances:
+            for path in image.spare:
+                log.repaired(path.name, "masks of an image that has another")
+        files = [image.mask, *image.spare] if image.instances else [image.mask]
+        masks = [(path, labels) for path in files if (labels := self._read_mask(path, log)) is not None]
+        return (self._record(image, masks, log) if masks else None), log.issues
 
-    def _record(self, name: str, image: Path, mask: Path, log: IssueLog) -> VideoRecord | None:
+    def _read_mask(self, path: Path, log: IssueLog) -> LabelImage | None:
         try:
-            self.bounds.check(mask)
-            labels = read_label_image(mask)
+            self.bounds.check(path)
+            return read_label_image(path, self.mask_threshold)
         except UserError as error:
-            log.refused(mask, error)
+            log.refused(path, error)
             return None
-        (frame,), size = open_frames([image], labels.size, log, self.bounds)
+
+    def _record(self, image: MaskedImage, masks: list[tuple[Path, LabelImage]], log: IssueLog) -> VideoRecord | None:
+        (frame,), size = open_frames([image.image], masks[0][1].size, log, self.bounds)
         if frame is None or size is None:
             return None
-        if labels.size != size:
-            problem = f"the mask is {sides(labels.size)} pixels, the image is {sides(size)}"
-            log.error("", problem, "save masks at the size of the images")
+        for path, labels in masks:
+            if labels.size != size:
+                problem = f"the mask is {sides(labels.size)} pixels, the image is {sides(size)}"
+                log.issues.append(Issue("error", str(path), "", problem, "save masks at the size of the images"))
+        fitting = [labels for _, labels in masks if labels.size == size]
+        if not fitting:
             return None
-        tracks, void = label_tracks([labels])
+        if self.mask_threshold is not None:
+            log.repaired("", "masks read as black and white", "dataset.mask_threshold says so")
+        tracks: dict[int | str, list[RLE | None]] = {}
+        void: dict[int, RLE] = {}
+        if image.instances:
+            areas = (labels.foreground() for labels in fitting)
+            tracks = {number: [area if area.area() else None] for number, area in enumerate(areas, start=1)}
+        else:
+            tracks, void = label_tracks(fitting)
         objects = make_objects(tracks, self.max_objects, log)
         if not objects:
             log.repaired("", "images whose mask shows no object")
             return None
-        return VideoRecord(name, *size, [frame], objects, void=dict(void))
+        return VideoRecord(image.name, *size, [frame], objects, void=dict(void))
 
 
 class FolderReader:
@@ -98,6 +117,8 @@ class FolderReader:
         if annotations is not None:
             return location if annotations.is_dir() and _are_stills(folder, annotations) else None
         roots = [root for root in find_roots(folder, None) if next(folders_of_images(root.masks), None) is not None]
+        if roots and all(_one_image_with_its_masks(root) for root in roots):
+            return location
         if roots:
             return location if _are_stills(roots[0].frames, roots[0].masks) else None
         among = holds_images(folder) and any(image.mask for image in _beside(folder))
@@ -116,6 +137,9 @@ class FolderReader:
         folder, annotations = location.folder, location.annotations
         if not folder.is_dir():
             raise UserError(f"{folder}: no such image folder", "data.missing-folder")
+        roots = find_roots(folder, None) if annotations is None else []
+        if roots and all(_one_image_with_its_masks(root) for root in roots):
+            return self._open_folders(location, options, roots)
         images, masks = _folders_of_stills(folder) if annotations is None else (folder, annotations)
         if not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks", "data.missing-annotations")
@@ -134,12 +158,38 @@ class FolderReader:
             files=list(dict.fromkeys([images, masks])),
             images=[found[index] for index in chosen],
             max_objects=options.max_objects,
+            mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, bounds_of_masks),
             issues=log.issues if options.videos is None else [],
         )
 
+    def _open_folders(self, location: Location, options: OpenOptions, roots: list[VideoFolders]) -> FolderSource:
+        """List images that have a folder each, with a mask file an object (Kaggle's Data Science Bowl)."""
+        found = []
+        for root in sorted(roots, key=lambda root: natural(root.name)):
+            (image,) = _files(root.frames).values()
+            masks = [path for paths in _files(root.masks).values() for path in paths]
+            found.append(MaskedImage(root.name, image[0], masks[0], tuple(masks[1:]), instances=True))
+        chosen = choose_videos([image.name for image in found], options.videos, location.folder)
+        return FolderSource(
+            name=options.name,
+            files=[location.folder],
+            images=[found[index] for index in chosen],
+            max_objects=options.max_objects,
+            mask_threshold=options.mask_threshold,
+            bounds=Bounds.of(options.follow_links, location.folder),
+        )
+
 
 READER = FolderReader()
+
+
+def _one_image_with_its_masks(root: VideoFolders) -> bool:
+    """Return whether a folder holds one image, and masks of which none is called like it: an object each."""
+    if not (root.frames.is_dir() and root.masks.is_dir()):
+        return False
+    images, masks = _files(root.frames), _files(root.masks)
+    return len(images) == 1 and bool(masks) and not images.keys() & _by_image(masks).keys()
 
 
 def _are_stills(images: Path, masks: Path) -> bool:
@@ -163,14 +213,45 @@ def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
 
     Masks without an image are issues.
     """
-    files, masks_by_name = _files(images), _by_image(_files(masks))
+    files, mask_files = _files(images), _files(masks)
+    masks_by_name = _by_image(mask_files)
+    if not files.keys() & masks_by_name.keys():
+        masks_by_name = _by_own_mark(files, mask_files) or masks_by_name
+    numbered = _take_numbered(files, masks_by_name)
     for name, paths in files.items():
-        found = masks_by_name.pop(name, [])
+        found, objects = masks_by_name.pop(name, []), numbered.get(name, [])
         for path in paths:
-            yield _with_masks(name if len(paths) == 1 else name + path.suffix, path, found)
+            called = name if len(paths) == 1 else name + path.suffix
+            if objects:
+                yield MaskedImage(called, path, objects[0], tuple(objects[1:]), instances=True)
+            else:
+                yield _with_masks(called, path, found)
     for strays in masks_by_name.values():
         for path in strays:
             log.repaired(path.relative_to(masks).as_posix(), "masks without a frame")
+
+
+def _by_own_mark(images: Container[str], masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Return masks by their images' names where all of them add the same to it, such as ``_lesion``; else none."""
+    found: dict[str, list[Path]] = {}
+    marks = set()
+    for name, paths in masks.items():
+        ends = [match.start() for match in re.finditer(r"[_.-]", name) if name[: match.start()] in images]
+        if not ends:
+            return {}
+        marks.add(name[ends[-1] :])
+        found[name[: ends[-1]]] = paths
+    return found if len(marks) == 1 else {}
+
+
+def _take_numbered(images: Container[str], masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """Take out the masks called ``NAME_1``, ``NAME_2``, … of images without another: a file an object."""
+    found: dict[str, list[Path]] = {}
+    for name in sorted(masks, key=natural):
+        match = re.fullmatch(r"(.+)[_.-]\d+", name)
+        if match and name not in images and match[1] in images and match[1] not in masks:
+            found.setdefault(match[1], []).extend(masks.pop(name))
+    return found
 
 
 def _beside(folder: Path) -> Iterator[MaskedImage]:

@@ -46,12 +46,14 @@ class OpenOptions:
         max_objects: objects kept per image or video, the largest by mask area.
         videos: names of the images or videos to read; None: all.
         follow_links: whether links may lead out of the data set's folders.
+        mask_threshold: share of white from which on a pixel of a mask file is the object; None: values are labels.
     """
 
     name: str = "data"
     max_objects: int = 200
     videos: Sequence[str] | None = None
     follow_links: bool = False
+    mask_threshold: float | None = None
 
 
 class FormatReader(Protocol):

@@ -39,6 +39,7 @@ class VideoMasksSource:
     videos: list[MaskedVideo]
     max_objects: int
     bounds: Bounds
+    mask_threshold: float | None = None
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -67,7 +68,7 @@ class VideoMasksSource:
         for frame, path in paths.items():
             try:
                 self.bounds.check(path)
-                image = read_label_image(path)
+                image = read_label_image(path, self.mask_threshold)
             except UserError as error:
                 log.refused(path, error)
                 continue
@@ -76,6 +77,8 @@ class VideoMasksSource:
             else:
                 problem = f"the mask is {sides(image.size)} pixels, the video is {sides(header.size)}"
                 log.error(path.name, problem, "save masks at the size of the frames")
+        if self.mask_threshold is not None:
+            log.repaired("", "masks read as black and white", "dataset.mask_threshold says so")
         tracks, void = label_tracks(labels)
         objects = make_objects(tracks, self.max_objects, log)
         if not objects:
@@ -122,6 +125,7 @@ class VideoMasksReader:
             files=list(dict.fromkeys([folder, masks])),
             videos=[videos[index] for index in chosen],
             max_objects=options.max_objects,
+            mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, masks),
         )
 

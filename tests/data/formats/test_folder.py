@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.formats.reader import OpenOptions
+from src.data.formats.registry import recognise
 from src.data.writers import write_palette_png
 from tests.errors import refuses
-from tests.sources import open_folder
+from tests.sources import location, open_folder
 
 HEIGHT, WIDTH = 6, 8
 IDS = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
@@ -31,6 +33,8 @@ def image(path: Path, orientation: int = 1) -> None:
         ("images/{}.jpg", "masks/{}.png", "images", None),
         ("images/{}.jpg", "masks/{}.png", "", None),
         ("images/{}.jpg", "masks/{}_mask.png", "images", "masks"),
+        ("images/{}.jpg", "masks/{}_segmentation.png", "images", "masks"),
+        ("images/{}.jpg", "masks/{}_any_lesion.png", "images", "masks"),
         ("img/{}.tif", "labels/{}.tif", "img", None),
         ("x/{}.png", "y/{}.png", "x", "y"),
         ("x/deep/{}.png", "y/deep/{}.png", "x", "y"),
@@ -168,3 +172,58 @@ def test_nothing_to_read_is_told(tmp_path):
         open_folder(tmp_path / "none")
     with refuses("data.missing-annotations"):
         open_folder(tmp_path / "images", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [("{0}/images/{0}.png", "{0}/masks/{1}.png"), ("images/{0}.png", "masks/{0}_{1}.png")],
+    ids=["Kaggle's", "numbered"],
+)
+def test_a_mask_file_an_object(tmp_path, pictures, masks):
+    for name in ("cell2", "cell10"):
+        image(tmp_path / pictures.format(name))
+        for number in (1, 2):
+            path = tmp_path / masks.format(name, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((number == IDS) * np.uint8(255)).save(path)
+    reader, found = recognise(location(tmp_path))
+    source = reader.open(found, OpenOptions())
+    records = [source.read(index) for index in range(len(source))]
+    assert [record.video_id for record, _ in records] == ["cell2", "cell10"]
+    for record, issues in records:
+        assert issues == []
+        assert {i: m.sum() for i, m in record.masks(0).items()} == {1: 6, 2: 4}
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "soft edges"])
+def test_binary_masks_of_any_kind_are_read_at_the_threshold_that_the_refusal_names(tmp_path, kind):
+    grey = np.zeros((40, 40), np.uint8)
+    grey[8:32, 8:24] = 255
+    grey[8:32, 24] = np.arange(24) * 10
+    image_path, suffix = tmp_path / "images" / "a.jpg", "jpg" if kind == "jpeg" else "png"
+    image_path.parent.mkdir()
+    Image.new("RGB", (40, 40)).save(image_path)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(grey).save(tmp_path / "masks" / f"a.{suffix}", quality=60)
+    record, (issue,) = open_folder(tmp_path / "images").read(0)
+    assert record is None and issue.severity == "error"
+    assert "dataset.mask_threshold=0.5" in str(issue)
+    record, (issue,) = open_folder(tmp_path / "images", mask_threshold=0.5).read(0)
+    assert (issue.severity, issue.problem) == ("repaired", "masks read as black and white")
+    assert record.masks(0)[1].sum() == pytest.approx(24 * 16.5, rel=0.03)
+
+
+@pytest.mark.parametrize(("case", "objects_each"), [("isic", 1), ("dsb2018", 3)])
+def test_mask_names_that_people_brought(shared_data, case, objects_each):
+    reader, found = recognise(location(shared_data("../cases") / "07_mask_names" / case))
+    source = reader.open(found, OpenOptions())
+    read = [source.read(index) for index in range(len(source))]
+    assert [(len(record.objects), issues) for record, issues in read] == [(objects_each, [])] * 6
+
+
+def test_jpeg_masks_that_people_brought(shared_data):
+    folder = shared_data("../cases") / "06_jpeg_masks"
+    refused = open_folder(folder / "images", folder / "masks")
+    assert all("dataset.mask_threshold" in str(refused.read(index)[1][0]) for index in range(len(refused)))
+    read = open_folder(folder / "images", folder / "masks", mask_threshold=0.5)
+    assert all(read.read(index)[0] is not None for index in range(len(read)))
