@@ -26,7 +26,7 @@ from ..data.checks.skipped import SKIPPED_FILE, list_skipped
 from ..data.checks.validate import check
 from ..data.loading import open_data
 from ..data.options import LoadOptions
-from ..data.records import Issue
+from ..data.records import Issue, format_of
 from . import command
 
 SHOWN = 20
@@ -41,13 +41,14 @@ logger = logging.getLogger(__name__)
 class Result:
     """A data set of the config, and what was found.
 
-    ``refusal`` says why it cannot be used at all, whatever is left out.
+    ``kind`` is the format that it was read as. ``refusal`` says why it cannot be used at all, whatever is left out.
     """
 
     label: str
     place: NamedSplit
     report: Report
     refusal: Issue | None
+    kind: str = ""
 
     @property
     def _unreported(self) -> list[Issue]:
@@ -81,14 +82,15 @@ def places(config: Config, split: str) -> list[tuple[str, NamedSplit]]:
 
 def check_place(label: str, place: NamedSplit, options: LoadOptions, decode: bool = True) -> Result:
     """Check one data set. What makes it unusable is in the result, too."""
-    report = Report()
+    report, kind = Report(), ""
     try:
         source = open_data(place, options)
+        kind = format_of(source)
         report = check(source, options.workers, decode, cache_file(place, options))
         data_set(source, report, skip_bad=True)
     except UserError as error:
-        return Result(label, place, report, _refusal(place, str(error)))
-    return Result(label, place, report, None)
+        return Result(label, place, report, _refusal(place, str(error)), kind)
+    return Result(label, place, report, None, kind)
 
 
 def _refusal(place: NamedSplit, message: str) -> Issue:
@@ -109,7 +111,8 @@ def format_result(result: Result) -> str:
     if report.listed:
         side = "" if report.median_side is None else f", their median side {report.median_side:.1%} of the frame's"
         lines.append(
-            f"  {report.listed} images or videos, {len(report.keep)} usable: {report.frames} frames, "
+            f"  {report.listed} images or videos read as {result.kind}, {len(report.keep)} usable: "
+            f"{report.frames} frames, "
             f"{report.objects} objects{side}"
         )
     lines += [f"  error: {issue}" for issue in result.errors[:SHOWN]]

@@ -244,13 +244,17 @@ def read_video(source: Source, index: int) -> tuple[VideoRecord | None, list[Iss
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        kind = type(source).__module__.rpartition(".")[2]
         entry = f"entry {index} (counted from 0) of {_file_of(source)}"
-        raise reader_failed(source.name, kind, entry, error) from error
+        raise reader_failed(source.name, format_of(source), entry, error) from error
     if record is None or any(s is not None for obj in record.objects for s in obj.segmentations):
         return record, issues
     problem = "images and videos without objects"
     return None, [*issues, Issue("repaired", _file_of(source), record.video_id, problem, "left out")]
+
+
+def format_of(source: Source) -> str:
+    """Return the name of the format that a data set was read as."""
+    return type(source).__module__.rpartition(".")[2]
 
 
 def reader_failed(name: str, kind: str, entry: str, error: Exception) -> UserError:

@@ -23,6 +23,7 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
+from ..data.formats import format_names
 from ..data.records import Issue
 from ..data.summary import DatasetSummary, find_splits, summarize
 from ..models.spec import ModelSpec, model_names, model_spec
@@ -88,6 +89,9 @@ def write_suggestion(folder: Path, output: Path) -> None:
             write_text(split.list_file, "".join(f"{name}\n" for name in split.names))
     write_text(output, _render(settings, shipped, _headline(folder, summaries, machine, output)))
     load_config(output)
+    kind = summaries["train"].kind
+    found = "; ".join(f"{split}: {_contents(summary)}" for split, summary in summaries.items())
+    logger.info(f"read as {kind}: {found}. dataset.format overrules it: {_other(kind)}")
     if damage.errors:
         logger.warning(f"{damage}; dataset.skip_bad leaves them out")
 
@@ -239,7 +243,8 @@ def _model_settings(shipped: Config, machine: Machine, train: DatasetSummary, wh
 def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], damage: Damage) -> Iterator[Setting]:
     summaries = {split: chosen.summary for split, chosen in splits.items()}
     yield Setting("dataset.name", _domain_name(folder), "what tables call it")
-    yield Setting("dataset.format", summaries["train"].kind, "recognised by the files")
+    kind = summaries["train"].kind
+    yield Setting("dataset.format", kind, f"recognised by the files: {_contents(summaries['train'])}; {_other(kind)}")
     for split, chosen in splits.items():
         prefix, place = "val" if split == "valid" else split, chosen.place
         yield Setting(f"dataset.{prefix}_img_folder", place.img_folder, f"{chosen.reason}: {_count(summaries[split])}")
@@ -321,6 +326,27 @@ def _headline(folder: Path, summaries: dict[Split, DatasetSummary], machine: Mac
 
 def _plural(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+_OTHER_FORMATS = {
+    "folder": "davis reads the pictures of a folder as frames of a video",
+    "davis": "folder reads each frame as a picture of its own",
+    "coco": "ytvis reads the pictures as frames of videos, by their track ids",
+    "ytvis": "coco reads each frame as a picture of its own",
+}
+
+
+def _other(kind: str) -> str:
+    """How to overrule the format that was recognised."""
+    return _OTHER_FORMATS.get(kind, f"if that is wrong, one of {', '.join(format_names())}")
+
+
+def _contents(summary: DatasetSummary) -> str:
+    """What a data set was read as."""
+    about = "" if summary.listed == len(summary.names) else "about "
+    objects = round(summary.objects_N.mean() * summary.count)
+    frames = "" if summary.stills else f" of {_spread(summary.frames_N)} frames"
+    return f"{_count(summary)}{frames}, {about}{_plural(objects, 'object')}"
 
 
 def _count(summary: DatasetSummary) -> str:

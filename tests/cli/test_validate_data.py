@@ -46,7 +46,7 @@ def test_all_is_well(command):
     assert [line.split(" (")[0] for line in lines if not line.startswith(" ")][:3] == [
         "target, train", "target, valid", "target, test",
     ]  # fmt: skip
-    assert "5 images or videos, 5 usable: 5 frames, " in lines[1]
+    assert "5 images or videos read as coco, 5 usable: 5 frames, " in lines[1]
     assert lines[-1] == "OK: 3 data sets, no errors"
 
 

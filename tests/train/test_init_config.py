@@ -48,6 +48,7 @@ def test_roboflow_folders_are_taken_as_they_are(suggest, tiny_data):
     assert config.dataset.domains[0].test is None
     assert config.dataset.domains[0].format == "coco"
     assert "stills become clips" in text
+    assert "recognised by the files: 5 images, " in text and "; ytvis reads the pictures as frames of videos" in text
     assert "5 images" in text and "no GPU" in text
 
 
@@ -101,6 +102,7 @@ def test_davis_lists_of_videos(suggest, tmp_path):
     assert (videos_in(config, "train"), videos_in(config, "valid")) == (names[:2], names[2:])
     assert config.dataset.clip.frames == 4
     assert "videos have 6 frames" in text
+    assert "recognised by the files: 2 videos of 6 frames, " in text
 
 
 def test_one_video_is_validated_on_with_a_warning(suggest, tmp_path):

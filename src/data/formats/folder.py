@@ -16,7 +16,18 @@ from ...core.errors import UserError
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
-from .mask_folders import MASKS, VideoFolders, find_roots, folders_of_images, frames_within, holds_images, masks_beside
+from .mask_folders import (
+    MASKS,
+    VideoFolders,
+    are_frames,
+    find_roots,
+    folders_of_images,
+    frames_within,
+    holds_images,
+    is_frames_folder,
+    masks_beside,
+    subfolders,
+)
 from .parsing import Bounds, IssueLog, choose_videos, folder_of_both, make_objects, open_frames, sides
 from .reader import Location, OpenOptions
 
@@ -120,7 +131,10 @@ class FolderReader:
         if roots and all(_one_image_with_its_masks(root) for root in roots):
             return location
         if roots:
-            return location if _are_stills(roots[0].frames, roots[0].masks) else None
+            frames, masks = roots[0].frames, roots[0].masks
+            one_of_several = len(roots) > 1 and masks.name.startswith(MASKS)
+            stills = is_frames_folder(frames) and not one_of_several and _are_stills(frames, masks)
+            return location if stills else None
         among = holds_images(folder) and any(image.mask for image in _beside(folder))
         return location if among else None
 
@@ -143,6 +157,8 @@ class FolderReader:
         images, masks = _folders_of_stills(folder) if annotations is None else (folder, annotations)
         if not masks.is_dir():
             raise UserError(f"{masks}: no such folder of masks", "data.missing-annotations")
+        if holds_images(images):
+            masks = _holding_images(masks)
         log = IssueLog(str(masks))
         found = list(_beside(images) if masks == images else _apart(images, masks, log))
         if not any(image.mask for image in found):
@@ -193,8 +209,33 @@ def _one_image_with_its_masks(root: VideoFolders) -> bool:
 
 
 def _are_stills(images: Path, masks: Path) -> bool:
-    """Return whether two folders hold stills with masks, not one video's frames."""
-    return holds_images(images) and holds_images(masks) and not masks.name.startswith(MASKS)
+    """Return whether two folders hold stills with masks, not one video's frames.
+
+    Pictures are stills unless something says that they are a video: numbered names of one size, whose masks are in a
+    folder called Annotations, or in folders of their own.
+    """
+    if not holds_images(images):
+        return False
+    if holds_images(masks):
+        return not (masks.name.startswith(MASKS) and are_frames(images))
+    return any(map(holds_images, subfolders(masks))) and not are_frames(images)
+
+
+def _holding_images(masks: Path) -> Path:
+    """Return a folder of masks, or the folder in it that has them.
+
+    Raises:
+        UserError: there are several.
+    """
+    inner = [] if holds_images(masks) else [path for path in subfolders(masks) if holds_images(path)]
+    if len(inner) > 1:
+        names = ", ".join(path.name for path in inner[:4])
+        raise UserError(
+            f"{masks}: {len(inner)} folders of masks for the same images ({names}); name the one to read as the "
+            "ann_file, or set format: davis if each has an object's masks on the frames of a video",
+            "folder.several-masks",
+        )
+    return inner[0] if inner else masks
 
 
 def _folders_of_stills(folder: Path) -> tuple[Path, Path]:

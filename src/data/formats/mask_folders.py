@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.errors import UserError
+from ..decode.images import image_size
 from ..decode.video import is_image, natural
 
 FRAMES, MASKS = "JPEGImages", "Annotations"
@@ -21,6 +22,10 @@ FRAME_FOLDERS = (FRAMES, "img", "imgs", "image", "images", "frames", "rgb")
 
 MASK_FOLDERS = (MASKS, "annot", "annotations", "mask", "masks", "gt", "labels", "instances", "SegmentationObject")
 """What folders of frames and of masks beside them are called, where only the former is given."""
+
+
+_SIZES_LOOKED_AT = 20
+"""Images, spread over a folder, whose sizes are compared."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,24 @@ def _name_of(folder: Path) -> str:
     """
     folder = folder.absolute()
     return folder.parent.name if _is_called(folder, FRAME_FOLDERS) else folder.name
+
+
+def are_frames(folder: Path) -> bool:
+    """Return whether the images in a folder look like the frames of one video: numbered names, and one size."""
+    paths = [path for path in sorted(folder.iterdir()) if is_image(path)]
+    names = [re.fullmatch(r"(\D*)\d{3,}|()\d+", path.stem) for path in paths]
+    if not all(names) or len({name[1] or "" for name in names if name}) > 1:
+        return False
+    looked_at = paths[:: max(1, len(paths) // _SIZES_LOOKED_AT)]
+    try:
+        return len({image_size(path)[0] for path in looked_at}) == 1
+    except UserError:  # damaged: whoever reads it says so
+        return True
+
+
+def is_frames_folder(folder: Path) -> bool:
+    """Return whether a folder is called as folders of frames or images are."""
+    return _is_called(folder.absolute(), FRAME_FOLDERS)
 
 
 def videos_below(root: VideoFolders) -> Iterator[VideoFolders]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data.formats.reader import OpenOptions
+from src.data.formats.reader import Location, OpenOptions
 from src.data.formats.registry import recognise
 from src.data.writers import write_palette_png
 from tests.errors import refuses
@@ -227,3 +227,62 @@ def test_jpeg_masks_that_people_brought(shared_data):
     assert all("dataset.mask_threshold" in str(refused.read(index)[1][0]) for index in range(len(refused)))
     read = open_folder(folder / "images", folder / "masks", mask_threshold=0.5)
     assert all(read.read(index)[0] is not None for index in range(len(read)))
+
+
+STILLS_AND_VIDEOS = [
+    # pictures, masks, folder, what they are
+    ("images/{}.jpg", "annotations/trimaps/{}.png", ["cat_1", "cat_2"], "folder"),
+    ("images/{}.jpg", "masks/cell/{}.png", ["0001", "b"], "folder"),
+    ("JPEGImages/{}.jpg", "Annotations/{}.png", ["cat", "dog"], "folder"),
+    ("JPEGImages/{}.jpg", "Annotations/{}.png", ["00000", "00001"], "davis"),
+    ("images/{}.jpg", "annotations/000/{}.png", ["frame_000000", "frame_000001"], "davis"),
+    ("images/{}.jpg", "masks/1/{}.png", ["0", "1"], "davis"),
+]
+
+
+@pytest.mark.parametrize(("pictures", "masks", "names", "kind"), STILLS_AND_VIDEOS)
+def test_pictures_are_stills_unless_something_says_video(tmp_path, pictures, masks, names, kind):
+    for name in names:
+        image(tmp_path / pictures.format(name))
+        write_palette_png(tmp_path / masks.format(name), IDS)
+    reader, location = recognise(Location(tmp_path))
+    source = reader.open(location, OpenOptions())
+    assert reader.name == kind
+    assert [len(source.read(index)[0]) for index in range(len(source))] == ([1, 1] if kind == "folder" else [2])
+
+
+def test_numbered_pictures_of_several_sizes_are_stills(tmp_path):
+    for number, side in enumerate((20, 30)):
+        path = tmp_path / "images" / f"{number:05d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (side, side)).save(path)
+        write_palette_png(tmp_path / "annotations" / "all" / path.name, np.eye(side, dtype=np.uint8))
+    reader, location = recognise(Location(tmp_path))
+    source = reader.open(location, OpenOptions())
+    assert [source.read(index)[0].width for index in range(2)] == [20, 30]
+
+
+def test_frames_in_a_folder_below_the_root_are_a_video(tmp_path):
+    for name in ("a", "b"):
+        image(tmp_path / "JPEGImages" / "bear" / f"{name}.jpg")
+        write_palette_png(tmp_path / "Annotations" / "bear" / f"{name}.png", IDS)
+    reader, location = recognise(Location(tmp_path / "JPEGImages" / "bear"))
+    assert reader.name == "davis" and len(reader.open(location, OpenOptions()).read(0)[0]) == 2
+
+
+def test_several_folders_of_masks_for_the_same_stills_are_asked_about(tmp_path):
+    for name in ("cat", "dog"):
+        image(tmp_path / "images" / f"{name}.jpg")
+        for kind in ("classes", "instances"):
+            write_palette_png(tmp_path / "masks" / kind / f"{name}.png", IDS)
+    reader, location = recognise(Location(tmp_path))
+    with refuses("folder.several-masks", "classes, instances", "format: davis"):
+        reader.open(location, OpenOptions())
+    named = open_folder(tmp_path / "images", tmp_path / "masks" / "classes")
+    assert len(named.read(0)[0].objects) == 2
+
+
+def test_the_stills_of_a_case_are_no_video(shared_case):
+    reader, location = recognise(Location(shared_case("13_stills_not_a_video")))
+    source = reader.open(location, OpenOptions())
+    assert [len(source.read(index)[0]) for index in range(len(source))] == [1] * 6
