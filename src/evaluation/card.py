@@ -22,7 +22,6 @@ from ..gating.domain_gate import GATE_FILE, DomainGate
 from ..lora.adapter_io import WEIGHTS_FILE, read_adapter_config
 from ..models.checkpoint import ADAPTER_FOLDER
 from ..models.spec import ModelSpec, model_spec
-from .metrics import MAIN_SCORES
 from .results import Comparison
 from .tables import GATE_TITLE, gate_table, legend, rates_line, table
 
@@ -89,7 +88,9 @@ def _front_matter(
             "task": {"type": "mask-generation"},
             "dataset": {"name": c.domain.name, "type": c.domain.name, "split": split},
             "metrics": [
-                {"type": score, "value": round(c.adapted.scores[score], 4)} for score in MAIN_SCORES if c.adapted
+                {"type": score, "value": round(c.adapted.scores[score], 4)}
+                for score in c.base.names.main
+                if c.adapted is not None and score in c.adapted.scores
             ],
         }
         for c in learned
@@ -118,11 +119,12 @@ def _base(model: ModelConfig, seed: int, fingerprint: str) -> str:
 
 
 def _data(sets: Sequence[DomainConfig], counts: Mapping[str, str], learned: Sequence[Comparison], split: Split) -> str:
-    lines = ["## Data", "", f"| domain | images or videos, train | {split} | objects scored | licence |"]
+    parts = learned[0].base.names.parts
+    lines = ["## Data", "", f"| domain | images or videos, train | {split} | {parts} scored | licence |"]
     lines.append("|---|--:|--:|--:|---|")
     for data, c in zip(sets, learned, strict=True):
         licence = data.license or "not stated"
-        lines.append(f"| {data.name} | {counts[data.name]} | {len(c.base.videos)} | {c.base.objects} | {licence} |")
+        lines.append(f"| {data.name} | {counts[data.name]} | {c.base.size} | {c.base.parts} | {licence} |")
     return "\n".join(lines)
 
 
@@ -162,11 +164,11 @@ def _scores(about: str, learned: Sequence[Comparison], others: Sequence[Comparis
     lines += legend(comparisons)
     lines += ["", "What was forgotten, adapters forced on:"]
     for c in others:
-        if c.adapted is not None:
-            headline = c.base.headline
-            before, after = c.base.scores[headline], c.adapted.scores[headline]
-            change = f"{after - before:+.3f}"
-            lines.append(f"- {c.domain.name}: {headline} {before:.3f} with the base, {after:.3f} adapted ({change})")
+        names, both = c.base.names, c.scores_by_model()
+        shown = next((name for name in (names.headline, *names.table) if name in c.base.scores), None)
+        if c.adapted is not None and shown is not None:
+            before, after, change = (names.format(shown, of[shown], of is both["change"]) for of in both.values())
+            lines.append(f"- {c.domain.name}: {shown} {before} with the base, {after} adapted ({change})")
     if not others:
         lines.append("- not measured: the run names no domain under `evaluation.domains`")
     return "\n".join(lines)

@@ -103,6 +103,17 @@ def retention_domains(options: DomainOptions) -> list[Domain]:
     return domains + given
 
 
+def evaluation_domains(config: Config, split: Split) -> list[Domain]:
+    """Return a split of the domains that the run learns, in the config's order, then what must not be forgotten.
+
+    Raises:
+        UserError: as :func:`target_domain`.
+    """
+    options = DomainOptions.from_config(config)
+    learned = [target_domain(data, split, options) for data in config.dataset.domains]
+    return [*learned, *retention_domains(options)]
+
+
 def make_domain(name: str, data: DataSet, options: DomainOptions) -> Domain:
     """Return a data set as the run evaluates it: at most ``evaluation.max_images`` of its videos."""
     settings = options.evaluation

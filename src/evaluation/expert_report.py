@@ -21,7 +21,7 @@ from .expert_utilization import (
     overlap,
 )
 from .figures import Table, heat_map, heat_maps
-from .tables import aligned
+from .text_table import aligned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,8 +57,8 @@ def as_json(groups: Groups, about: dict[str, Any]) -> dict[str, Any]:
 def _domain_json(utilization: DomainUtilization) -> dict[str, Any]:
     return {
         "group": utilization.group,
-        "clips": len(utilization.result.videos),
-        "objects": utilization.result.objects,
+        "clips": utilization.result.size,
+        "objects": utilization.result.parts,
         "scores": {name: _number(score) for name, score in utilization.result.scores.items()},
         "projections": {
             name: {number: _number(part.mean(number)) for number in LAYER_NUMBERS}
@@ -189,8 +189,8 @@ def _domain_table(utilizations: Sequence[DomainUtilization]) -> str:
         [
             utilization.domain,
             utilization.group,
-            str(len(utilization.result.videos)),
-            str(utilization.result.objects),
+            str(utilization.result.size),
+            str(utilization.result.parts),
             f"{utilization.result.scores[SCORE]:.3f}",
             *(_cell(utilization.mean(number)) for number in LAYER_NUMBERS),
         ]

@@ -23,8 +23,8 @@ from ..lora.pruning import best_experts, experts_pruned
 from ..lora.recording import RoutingRecord, record_routing
 from ..lora.router import TopKGatingNetwork
 from .domains import Domain
-from .intervals import bootstrap, change, intervals
-from .results import DomainResult
+from .intervals import change, intervals
+from .results import ModelResult
 
 NULL = "null"
 SCORE = "J&F"  # the score that the cost of pruning is measured in
@@ -80,7 +80,7 @@ class DomainUtilization:
 
     domain: str
     group: str
-    result: DomainResult
+    result: ModelResult
     layers: dict[str, LayerUtilization]
 
     def mean(self, number: str) -> float:
@@ -133,7 +133,7 @@ class ScoreDomain(Protocol):
         *,
         label: str = "",
         after_frame: Callable[[int], None] | None = None,
-    ) -> DomainResult:
+    ) -> ModelResult:
         """Return the scores.
 
         Args:
@@ -257,7 +257,7 @@ class Pruning:
 
     experts: int
     kept: dict[int, dict[str, list[int]]]
-    results: dict[int, dict[str, DomainResult]]
+    results: dict[int, dict[str, ModelResult]]
 
     def change(self, keep: int, domain: str) -> float:
         """Return J&F less that of all experts."""
@@ -265,7 +265,7 @@ class Pruning:
 
     def interval(self, keep: int, domain: str) -> tuple[float, float] | None:
         """Return the change's 95 % interval, by the bootstrap over videos; None with fewer than two."""
-        full, fewer = (bootstrap(self.results[experts][domain].by_video()) for experts in (self.experts, keep))
+        full, fewer = (self.results[experts][domain].draws() for experts in (self.experts, keep))
         ends = intervals(change(full, fewer))
         return None if ends is None else ends[SCORE]
 

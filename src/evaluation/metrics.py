@@ -13,10 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-MAIN_SCORES = ("J", "F", "J&F")
-"""The scores that intervals and the domain gate's table are about."""
-
-TABLE_SCORES = (*MAIN_SCORES, "mIoU", "Dice")
 STATISTICS = ("J_recall", "J_decay", "F_recall", "F_decay")
 
 BOUNDARY_TOLERANCE = 0.008

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from ..core.console import PROGRAM
 from ..core.device import pick_device
 from ..core.errors import UserError
 from ..gating.domain_gate import DomainGate
-from ..gating.switching import decide_for_frame, gated
+from ..gating.switching import gated
 from ..lora.adapter import list_groups
 from ..lora.expert_groups import active_adapter
 from ..models.build import build_model
@@ -26,9 +25,8 @@ from ..models.checkpoint import load_trained, saved_gate
 from ..models.spec import model_spec
 from ..tasks.base import Task, get_task
 from .card import card_folder, write_card
-from .domains import Domain, DomainOptions, retention_domains, target_domain
 from .report import write_report
-from .results import Comparison, with_gate
+from .results import Comparison, EvaluatedDomain
 from .tables import results_text
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ def evaluate(
 ) -> Evaluation:
     """Score both models, and write results.json, results.md and pictures into the output folder.
 
-    Several processes share the videos to track; the first one does all else. Scores of the run's own adapter also go
+    Several processes share the data to score; the first one does all else. Scores of the run's own adapter also go
     into the model card in its folder.
 
     Args:
@@ -70,20 +68,16 @@ def evaluate(
         checkpoint: a checkpoint or adapter folder of the run; None evaluates the base alone.
         split: the split of the domains that the run learned.
         prompt: how objects are prompted; None takes ``evaluation.prompt``.
-        save_masks: whether to write the tracked masks into ``predictions`` in the output folder.
+        save_masks: whether to write the predicted masks into ``predictions`` in the output folder.
     """
     settings, prompt = config.evaluation, prompt or config.evaluation.prompt
     task = get_task(model_spec(config.model.name).task)(config)
-    options = DomainOptions.from_config(config)
-    learned = [target_domain(data, split, options) for data in config.dataset.domains]
+    domains = task.evaluation_domains(split)
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
     gate = saved_gate(models["base"], checkpoint)
     masks = folder / "predictions" if save_masks else None
-    comparisons = [
-        _compare(task, models, gate, domain, prompt, masks, settings.clicks)
-        for domain in [*learned, *retention_domains(options)]
-    ]
+    comparisons = [_compare(task, models, gate, domain, prompt, masks, settings.clicks) for domain in domains]
     distributed.barrier()
     about = task.describe_scores(prompt)
     if not distributed.is_main_process():
@@ -109,7 +103,7 @@ def _compare(
     task: Task,
     models: Mapping[str, nn.Module],
     gate: DomainGate | None,
-    domain: Domain,
+    domain: EvaluatedDomain,
     prompt: Prompt,
     masks: Path | None,
     clicks: int,
@@ -122,15 +116,15 @@ def _compare(
         gate: the adapter's domain gate.
         domain: the evaluated data set.
         prompt: how objects are prompted.
-        masks: the folder to save tracked masks in.
+        masks: the folder to save predicted masks in.
         clicks: the largest number of clicks on single images; 0: single images are not scored.
     """
-    tracked, images = {}, {}
+    results, images = {}, {}
     for name, model in models.items():
         label = f"{domain.name}: {name}"
         own_masks = None if masks is None else masks / name / domain.name
         with _adapters_on(model, gate):
-            tracked[name] = task.score_domain(model, domain, prompt, label, own_masks, shard=distributed.shard())
+            results[name] = task.score_domain(model, domain, prompt, label, own_masks, shard=distributed.shard())
             if clicks and distributed.is_main_process():
                 images[name] = task.score_images(model, domain, clicks, label)
     if not distributed.is_main_process():
@@ -138,9 +132,8 @@ def _compare(
     both = (images["base"], images.get("adapted")) if images else None
     decided = None
     if gate is not None:
-        decide = partial(decide_for_frame, models["base"], gate)
-        decided = with_gate(domain, tracked["base"], tracked["adapted"], decide, domain.name in gate.domains)
-    return Comparison(domain, tracked["base"], tracked.get("adapted"), both, decided)
+        decided = task.decide(models["base"], gate, domain, results["base"], results["adapted"])
+    return Comparison(domain, results["base"], results.get("adapted"), both, decided)
 
 
 def _adapters_on(model: nn.Module, gate: DomainGate | None) -> AbstractContextManager[None]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from .image_results import IMAGE_SCORES, shown_prompts
 from .intervals import DRAWS
-from .metrics import MAIN_SCORES, STATISTICS, TABLE_SCORES
-from .results import Comparison, Intervals
+from .results import Comparison, Intervals, with_change
+from .score_names import ScoreNames
+from .text_table import aligned
 
 Scores = dict[str, float]
 
@@ -32,50 +33,41 @@ def results_text(comparisons: Sequence[Comparison], about: str) -> str:
 
 def table(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
     """Return the scores side by side, with their difference and the headline score's interval."""
-    headline = comparisons[0].base.headline
-    names = [headline, *(name for name in TABLE_SCORES if name != headline)]
+    names = comparisons[0].base.names
+    columns = [name for name in names.table if any(name in c.base.scores for c in comparisons)]
     rows: list[list[str]] = []
     for c in comparisons:
         ends = c.intervals()
-        for model, values in _scores_by_model(c).items():
-            counts = [c.domain.name, str(len(c.base.videos)), str(c.base.objects)] if model == "base" else [""] * 3
-            cells = _cells(model, values, names)
-            cells.insert(1, _interval_cell(ends[model], headline, model))
-            rows.append([*counts, model, *cells])
-    header = ["domain", "videos", "objects", "model", headline, f"{headline}, 95 %", *names[1:]]
+        for model, values in c.scores_by_model().items():
+            counts = [c.domain.name, str(c.base.size), str(c.base.parts)] if model == "base" else [""] * 3
+            headline, *cells = _cells(names, model, values, [names.headline, *columns])
+            rows.append([*counts, model, headline, _interval_cell(names, ends[model], names.headline, model), *cells])
+    counted = [names.unit, names.parts]
+    header = ["domain", *counted, "model", names.headline, f"{names.headline}, 95 %", *columns]
     return aligned(header, rows, {0, 3}, markdown)
 
 
 def intervals_table(comparisons: Sequence[Comparison]) -> str:
     """Return the 95 % intervals of the main scores, as Markdown."""
-    rows = []
+    names, rows = comparisons[0].base.names, []
     for c in comparisons:
         for model, ends in c.intervals().items():
             if ends is not None:
                 name = c.domain.name if model == "base" else ""
-                rows.append([name, model, *(_interval_cell(ends, score, model) for score in MAIN_SCORES)])
-    return aligned(["domain", "model", *MAIN_SCORES], rows, {0, 1}, markdown=True)
-
-
-def statistics_table(comparisons: Sequence[Comparison]) -> str:
-    """Return recall and decay, as Markdown."""
-    rows = []
-    for c in comparisons:
-        for model, values in _scores_by_model(c).items():
-            rows.append([c.domain.name if model == "base" else "", model, *_cells(model, values, STATISTICS)])
-    return aligned(["domain", "model", *(name.replace("_", " ") for name in STATISTICS)], rows, {0, 1}, markdown=True)
+                rows.append([name, model, *(_interval_cell(names, ends, score, model) for score in names.main)])
+    return aligned(["domain", "model", *names.main], rows, {0, 1}, markdown=True)
 
 
 def gate_table(comparisons: Sequence[Comparison], markdown: bool = False) -> str:
     """Return the scores with the domain gate deciding, and their difference from the base's."""
-    rows = []
+    names, rows = comparisons[0].base.names, []
     for c in comparisons:
         if c.gated is not None:
-            scores, base = c.gated.result.scores, c.base.scores
-            pairs = ((f"{scores[name]:.3f}", f"{scores[name] - base[name]:+.3f}") for name in MAIN_SCORES)
-            counts = [c.domain.name, str(len(c.base.videos)), str(c.gated.known)]
-            rows.append([*counts, *(cell for pair in pairs for cell in pair)])
-    header = ["domain", "videos", "known", *(title for name in MAIN_SCORES for title in (name, "change"))]
+            both = with_change(c.base.scores, c.gated.result.scores)
+            cells = (_cells(names, model, both[model], names.main) for model in ("adapted", "change"))
+            counts = [c.domain.name, str(c.base.size), str(c.gated.known)]
+            rows.append([*counts, *(cell for pair in zip(*cells, strict=True) for cell in pair)])
+    header = ["domain", names.unit, "known", *(title for name in names.main for title in (name, "change"))]
     return aligned(header, rows, {0}, markdown)
 
 
@@ -90,7 +82,7 @@ def gate_rates(comparisons: Sequence[Comparison]) -> dict[str, float]:
     for name, learned in (("false_reject", True), ("false_accept", False)):
         asked = [c.gated for c in comparisons if c.gated is not None and c.gated.learned == learned]
         if asked:
-            rates[name] = sum(each.wrong for each in asked) / sum(len(each.result.videos) for each in asked)
+            rates[name] = sum(each.wrong for each in asked) / sum(each.result.size for each in asked)
     if len(rates) == 2:
         rates["balanced_accuracy"] = 1 - sum(rates.values()) / 2
     return rates
@@ -124,51 +116,28 @@ def image_table(comparisons: Sequence[Comparison], markdown: bool = False) -> st
         base, adapted = c.images
         for number, prompt in enumerate(shown_prompts(base.clicks)):
             counts = ["", "", ""] if number else [c.domain.name, str(base.images), str(len(base.objects))]
-            both = _with_change(base.scores(prompt), adapted.scores(prompt) if adapted else None)
+            scores = base.scores(prompt)
+            both = {"base": scores} if adapted is None else with_change(scores, adapted.scores(prompt))
             for model, values in both.items():
                 head = [*counts, prompt] if model == "base" else [""] * 4
-                rows.append([*head, model, *_cells(model, values, IMAGE_SCORES)])
+                rows.append([*head, model, *_cells(c.base.names, model, values, IMAGE_SCORES)])
     return aligned(["domain", "images", "objects", "prompt", "model", *IMAGE_SCORES], rows, {0, 3, 4}, markdown)
 
 
-def _scores_by_model(c: Comparison) -> dict[str, Scores]:
-    return _with_change(c.base.scores, c.adapted.scores if c.adapted else None)
+def _cells(names: ScoreNames, model: str, values: Scores, shown: Sequence[str]) -> list[str]:
+    """Return scores as text, "-" where the domain has no such score."""
+    return [names.format(name, values[name], model == "change") if name in values else "-" for name in shown]
 
 
-def _with_change(base: Scores, adapted: Scores | None) -> dict[str, Scores]:
-    if adapted is None:
-        return {"base": base}
-    return {"base": base, "adapted": adapted, "change": {name: adapted[name] - base[name] for name in base}}
-
-
-def _cells(model: str, values: Scores, names: Sequence[str]) -> list[str]:
-    return [f"{values[name]:{'+' if model == 'change' else ''}.3f}" for name in names]
-
-
-def _interval_cell(ends: Intervals, score: str, model: str) -> str:
-    if ends is None:
+def _interval_cell(names: ScoreNames, ends: Intervals, score: str, model: str) -> str:
+    if ends is None or score not in ends:
         return "-"
-    low, high = (f"{end:{'+' if model == 'change' else ''}.2f}" for end in ends[score])
+    low, high = (names.format(score, end, model == "change", fewer=1) for end in ends[score])
     return f"{low} to {high}"
-
-
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: set[int], markdown: bool) -> str:
-    """Return columns of text, those in ``left`` flush left, the others flush right; plain, or as Markdown."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [f"{c:<{w}}" if i in left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
-
-    rule = [("-" * w if i in left else "-" * (w - 1) + ":") if markdown else "-" * w for i, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
 def legend(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what a reader of the table must know beside it, as lines."""
-    lines = [f"95 %: bootstrap over videos, {DRAWS} draws; a change whose interval holds 0 may be chance"]
-    for c in comparisons:
-        if c.base.not_scored:
-            counted = f"{c.base.not_scored} objects are" if c.base.not_scored > 1 else "1 object is"
-            lines.append(f"{c.domain.name}: {counted} on no frame that counts, and left out")
-    return lines
+    unit = comparisons[0].base.names.unit
+    lines = [f"95 %: bootstrap over {unit}, {DRAWS} draws; a change whose interval holds 0 may be chance"]
+    return lines + [note for c in comparisons for note in c.base.notes(c.domain.name)]

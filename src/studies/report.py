@@ -16,7 +16,7 @@ from ..core.files import write_text
 from ..evaluation.continual import Continual, continual
 from ..evaluation.domains import SOURCE_DOMAIN
 from ..evaluation.figures import Table, heat_map, heat_maps, save_figure
-from ..evaluation.tables import aligned
+from ..evaluation.text_table import aligned
 from .plan import Row, StudyConfig, plan_rows, run_config
 from .rows import base_file, gate_file, row_file
 

@@ -29,6 +29,7 @@ from ..data.synthetic import Domain as World
 from ..data.writers import write_davis
 from ..evaluation.domains import SOURCE_DOMAIN, Domain, DomainOptions, make_domain, target_domain
 from ..evaluation.protocol import first_prompted_frame
+from ..evaluation.results import DomainResult
 from ..gating.domain_gate import DomainGate
 from ..gating.switching import decide_for_frame
 from ..lora.injection import count_parameters, routed_layers
@@ -250,6 +251,7 @@ def _near_sets(study: StudyConfig, loading: LoadOptions) -> Iterator[tuple[str, 
 
 def _score(task: Task, model: nn.Module, domain: Domain) -> DomainScores:
     result = task.score_domain(model, domain, task.config.evaluation.prompt)
+    assert isinstance(result, DomainResult)
     return [[(scores.J, scores.F) for scores in video.scores.values()] for video in result.videos]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, Prompt
+from ..config import Config, Prompt, Split
 from ..core.distributed import ALL, Shard
 from ..core.errors import UserError
 from ..core.files import write_text
@@ -21,9 +21,8 @@ from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 
 if TYPE_CHECKING:  # evaluation asks tasks for scores
-    from ..evaluation.domains import Domain
     from ..evaluation.image_results import ImageResult
-    from ..evaluation.results import DomainResult
+    from ..evaluation.results import EvaluatedDomain, GatedResult, ModelResult
 
 SampleKey: TypeAlias = tuple[int, int]
 """(epoch, index): with the run's seed, all that a training item is drawn from."""
@@ -299,21 +298,32 @@ class Task(ABC):
 
     # Evaluation
 
+    def evaluation_domains(self, split: Split) -> Sequence[EvaluatedDomain]:
+        """Return what an evaluation reports on: the learned domains in the config's order, then all others.
+
+        Args:
+            split: the split of the learned domains.
+
+        Raises:
+            UserError: data are missing or damaged.
+        """
+        raise NotImplementedError
+
     def score_domain(
         self,
         model: nn.Module,
-        domain: Domain,
+        domain: Any,
         prompt: Prompt,
         label: str = "",
         masks: Path | None = None,
         after_frame: Callable[[int], None] | None = None,
         shard: Shard = ALL,
-    ) -> DomainResult:
+    ) -> ModelResult:
         """Score the model on any domain; its train or eval mode comes back afterwards.
 
         Args:
             model: the model, with or without adapters.
-            domain: the data.
+            domain: the data, as of :meth:`evaluation_domains`.
             prompt: how objects are prompted.
             label: text of the progress bar; the domain's name if empty.
             masks: the folder to save predicted masks in; None: they are not saved.
@@ -322,7 +332,20 @@ class Task(ABC):
         """
         raise NotImplementedError
 
-    def score_images(self, model: nn.Module, domain: Domain, clicks: int, label: str = "") -> ImageResult:
+    def decide(
+        self, base: nn.Module, gate: DomainGate, domain: Any, unchanged: Any, changed: Any
+    ) -> GatedResult | None:
+        """Return a domain's result with a domain gate deciding; None where the task has no such gate.
+
+        Args:
+            base: the base model.
+            gate: the domain gate.
+            domain: the data.
+            unchanged, changed: results of the base and of the adapted model, without a gate.
+        """
+        return None
+
+    def score_images(self, model: nn.Module, domain: Any, clicks: int, label: str = "") -> ImageResult:
         """Score the model on single images of a domain, from a box and from up to so many clicks."""
         raise NotImplementedError
 

@@ -17,13 +17,12 @@ from src.evaluation.image_results import ImageObject, ImageResult, Segmented
 from src.evaluation.metrics import ObjectScores, aggregate
 from src.evaluation.report import (
     click_curves,
-    overlay_sheet,
     results_json,
-    true_masks,
     write_report,
 )
-from src.evaluation.results import Comparison, DomainResult, VideoResult
-from src.evaluation.tables import image_table, intervals_table, statistics_table, table
+from src.evaluation.results import Comparison, DomainResult, VideoResult, statistics_table
+from src.evaluation.sheets import overlay_sheet, true_masks
+from src.evaluation.tables import image_table, intervals_table, table
 
 ABOUT = {"about": "nano at 64 px", "prompt": "mask"}
 

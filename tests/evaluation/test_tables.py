@@ -13,8 +13,8 @@ from src.data.synthetic import CELLS, make_videos
 from src.evaluation.domains import Domain
 from src.evaluation.image_results import ImageObject, ImageResult, Segmented
 from src.evaluation.metrics import ObjectScores
-from src.evaluation.results import Comparison, DomainResult, VideoResult
-from src.evaluation.tables import image_table, intervals_table, legend, statistics_table, table
+from src.evaluation.results import Comparison, DomainResult, VideoResult, statistics_table
+from src.evaluation.tables import image_table, intervals_table, legend, table
 
 NAMES = ("J", "F", "J&F", "mIoU", "Dice", "J_recall", "J_decay", "F_recall", "F_decay")
 BASE = dict(zip(NAMES, (0.5, 0.4, 0.45, 0.55, 0.6, 0.7, 0.1, 0.65, 0.2), strict=True))

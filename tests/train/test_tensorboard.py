@@ -19,7 +19,7 @@ from src.evaluation.run import evaluate
 from src.evaluation.tables import gate_rates
 from src.lora.adapter import iter_adapter_layers
 from src.studies.weight_penalty import weight_penalty
-from src.tasks.tracking.final_scores import final_results
+from src.tasks.final_scores import final_results
 from src.train.callbacks import Callback
 from src.train.tensorboard_events import COMPARED, compared, load_balance, write_results
 from src.train.trainer import Trainer

@@ -15,8 +15,8 @@ from ...config import Config, Prompt
 from ...data.records import RLE, VideoRecord
 from ...evaluation.domains import Domain
 from ...evaluation.metrics import aggregate
-from ...evaluation.report import overlay_sheet, shown_frames, true_masks
 from ...evaluation.results import DomainResult
+from ...evaluation.sheets import overlay_sheet, shown_frames, true_masks
 from .evaluation import evaluate_domain
 
 SCORES = ("J", "J&F")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,27 +13,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config import Config, Prompt, image_size_of
+from ...config import Config, Prompt, Split, image_size_of
 from ...core.distributed import ALL, Shard
 from ...core.errors import UserError
 from ...data.checks.cache import state_of_files
 from ...data.clips import Clip, ClipBatch, ClipDataset, collate
 from ...data.options import LoadOptions
 from ...data.records import DataSet
-from ...evaluation.domains import Domain, DomainOptions, retention_domains, target_domain
+from ...evaluation.domains import Domain, evaluation_domains
 from ...evaluation.image_results import ImageResult
-from ...evaluation.results import DomainResult
+from ...evaluation.results import DomainResult, GatedResult, with_gate
 from ...evaluation.run import evaluate
 from ...gating.domain_gate import DomainGate
+from ...gating.switching import decide_for_frame
 from ...lora.adapter import AdapterLayer
 from ...models.protocols import AfterFrame, BatchTotals
 from ...models.spec import model_spec
 from ..base import Distillation, Features, FinalScores, Items, Task, Validation, Workload, register_task
+from ..final_scores import final_results
 from .bad_batch import dump_batches
 from .data import fit_gate_to, load_training_sets, training_clips
 from .distillation import SelfDistillation, general_clips
 from .evaluation import describe, evaluate_domain
-from .final_scores import final_results
 from .images import evaluate_images
 from .monitor import SCORES, ValidationMonitor, monitors_alike
 
@@ -72,9 +74,8 @@ class TrackingTask(Task):
     def load_data(self) -> None:
         """Read and check all data; retention data too, whose mistakes are found now and not at the end."""
         self.train_sets = load_training_sets(self.config)
-        options = DomainOptions.from_config(self.config)
-        self.validation = [target_domain(each, "valid", options) for each in self.config.dataset.domains]
-        self.retention = retention_domains(options)
+        domains, learned = evaluation_domains(self.config, "valid"), len(self.config.dataset.domains)
+        self.validation, self.retention = domains[:learned], domains[learned:]
         self._monitor = ValidationMonitor(self.config, self.validation, self.retention)
 
     def data_fingerprints(self) -> dict[str, dict[str, Any]]:
@@ -204,8 +205,7 @@ class TrackingTask(Task):
             result = evaluate_domain(model, domain, self.config.evaluation.prompt, title, shard=shard)
             by_set[prefix] = result.scores
             results.append(result)
-        names = results[-1].scores
-        means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in names}
+        means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in results[-1].scores}
         each = {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
         return Validation(means | each, results)
 
@@ -251,6 +251,16 @@ class TrackingTask(Task):
         return f"Try training.prompts.{prompt}=1 and the others 0: it is scored by {prompt} prompts alone"
 
     # Evaluation
+
+    def evaluation_domains(self, split: Split) -> list[Domain]:
+        """Return the learned domains, and what must not be forgotten."""
+        return evaluation_domains(self.config, split)
+
+    def decide(
+        self, base: Any, gate: DomainGate, domain: Domain, unchanged: DomainResult, changed: DomainResult
+    ) -> GatedResult:
+        """Take each video's masks from the model that the domain gate chooses on its first prompted frame."""
+        return with_gate(domain, unchanged, changed, partial(decide_for_frame, base, gate), domain.name in gate.domains)
 
     def score_domain(
         self,

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...evaluation.report import summary_markdown
-from ...evaluation.results import Comparison
-from ...evaluation.tables import gate_rates
-from ..base import FinalScores
+from ..evaluation.report import summary_markdown
+from ..evaluation.results import Comparison
+from ..evaluation.tables import gate_rates
+from .base import FinalScores
 
 
 def final_results(comparisons: Sequence[Comparison], learned: Sequence[str], text: str = "") -> FinalScores:
@@ -25,22 +25,35 @@ def final_results(comparisons: Sequence[Comparison], learned: Sequence[str], tex
 
 
 def final_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
-    """J of each domain, the gain on learned and the loss on kept ones; of the base alone only its J."""
-    by_domain = {c.domain.name: (c.adapted or c.base).scores["J"] for c in comparisons}
-    scores = {f"final/J/{name}": value for name, value in by_domain.items()}
+    """Return the headline score of each domain, the gain on learned ones and the loss on others.
+
+    Of the base alone there is only its score. A domain without the headline score counts in neither.
+    """
+    headline = comparisons[0].base.names.headline
+    scored = [c for c in comparisons if headline in c.base.scores]
+    by_domain = {c.domain.name: (c.adapted or c.base).scores[headline] for c in scored}
+    scores = {f"final/{headline}/{name}": value for name, value in by_domain.items()}
     if any(c.adapted is None for c in comparisons):
         return scores
-    changes = {c.domain.name: by_domain[c.domain.name] - c.base.scores["J"] for c in comparisons}
+    changes = {c.domain.name: by_domain[c.domain.name] - c.base.scores[headline] for c in scored}
     return scores | {f"final/{name}": value for name, value in _gain_and_forgetting(changes, learned).items()}
 
 
 def gate_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
-    """What becomes of all domains with the domain gate deciding: rates, known shares, gain and loss of J."""
+    """Return what becomes of all domains with the domain gate deciding.
+
+    These are its rates, the shares of known videos, and gain and loss of the headline score.
+    """
     gated = {c.domain.name: (c, c.gated) for c in comparisons if c.gated is not None}
     if not gated:
         return {}
-    changes = {name: of.result.scores["J"] - c.base.scores["J"] for name, (c, of) in gated.items()}
-    known = {f"gate/known/{name}": of.known / len(of.result.videos) for name, (_, of) in gated.items()}
+    headline = comparisons[0].base.names.headline
+    changes = {
+        name: of.result.scores[headline] - c.base.scores[headline]
+        for name, (c, of) in gated.items()
+        if headline in c.base.scores
+    }
+    known = {f"gate/known/{name}": of.known / of.result.size for name, (_, of) in gated.items()}
     rates = gate_rates(list(comparisons)) | _gain_and_forgetting(changes, learned)
     return known | {f"gate/{name}": value for name, value in rates.items()}
 
