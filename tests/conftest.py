@@ -43,6 +43,20 @@ SHARED_DATA = Path(os.environ.get("SAM2_MOPE_SHARED_DATA", Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
+def sam3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a nano SAM 3 with random weights, for ``model: {name: sam3_nano, checkpoint: …}``."""
+    pytest.importorskip("transformers", minversion="5.24", reason="SAM 3 is a model of transformers")
+    from src.data.concepts.types import VISUAL
+    from src.data.synthetic.words import WORDS
+    from src.models.sam3.build import save_folder
+    from src.models.sam3.nano import nano_tokenizer, new_nano
+
+    folder, tokenizer = tmp_path_factory.mktemp("sam3"), nano_tokenizer([*WORDS.words(), VISUAL])
+    save_folder(new_nano(len(tokenizer), bias_steps=10), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """``shared_data("sav")``: the folder of a real data set; skips the test if it is absent."""
 

@@ -52,11 +52,35 @@ _NANO = replace(
     source_world="source",
     details={**_TINY.details, "differences": "sam2_nano.yaml"},  # in src/models/sam2/configs
 )
+_SAM3 = ModelSpec(
+    name="sam3",
+    task="concepts",
+    room=".sam3.room",
+    image_size=1008,
+    stride=14,
+    pixel_mean=(0.5, 0.5, 0.5),
+    pixel_std=(0.5, 0.5, 0.5),
+    default_targets=("detr_encoder.*_proj", "detr_decoder.*_proj"),
+    encoder=("vision_encoder.",),
+    memory=(),
+    decoder=("detr_decoder.", "mask_decoder."),
+    checkpointed_blocks=("vision_encoder.backbone.layers.*", "detr_encoder.layers.*", "detr_decoder.layers.*"),
+    model_class="transformers.models.sam3.modeling_sam3.Sam3Model",
+    encoder_strides=(14,),
+    checkpoint="checkpoints/sam3",
+    hub="facebook/sam3",
+    requires=("transformers",),
+)
+_SAM3_NANO = replace(
+    _SAM3, name="sam3_nano", image_size=168, checkpoint="checkpoints/sam3_nano", hub=None, source_world="words"
+)
 for _spec in (
     _NANO,
     _TINY,
     _sam2("sam2.1_hiera_small", "sam2.1_hiera_s.yaml", gpu_memory=16),
     _sam2("sam2.1_hiera_base_plus", "sam2.1_hiera_b+.yaml", gpu_memory=24),
     _sam2("sam2.1_hiera_large", "sam2.1_hiera_l.yaml"),
+    _SAM3,
+    _SAM3_NANO,
 ):
     register_model(_spec)

@@ -1,0 +1,27 @@
+"""The functions of SAM 3's concept models, which the task of concepts reaches by the model's spec."""
+
+from .build import build_model, save_folder
+from .forward import (
+    ConceptOutput,
+    TextFeatures,
+    encode_images,
+    encode_phrases,
+    forward_concepts,
+    has_frozen_encoder,
+    has_frozen_text,
+)
+from .losses import ConceptTotals, concept_losses
+
+__all__ = [
+    "ConceptOutput",
+    "ConceptTotals",
+    "TextFeatures",
+    "build_model",
+    "concept_losses",
+    "encode_images",
+    "encode_phrases",
+    "forward_concepts",
+    "has_frozen_encoder",
+    "has_frozen_text",
+    "save_folder",
+]
