@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 from . import command
 
 if TYPE_CHECKING:
+    from ..config import Config
+    from ..data.prompts import PromptsByImage
     from ..tasks.tracking.track_video import Overlay
 
 logger = logging.getLogger(__name__)
@@ -45,12 +47,14 @@ def main(arguments: argparse.Namespace) -> None:
     """Write what is found and print how often each object was."""
     from ..config import load_config
     from ..data.decode.video import VideoFile, open_stream
-    from ..data.prompts import parse_prompts
+    from ..data.prompts import parse_prompts, parse_still_prompts
 
     config = load_config(arguments.config, arguments.overrides)
-    prompts = parse_prompts(
-        arguments.box, arguments.point, arguments.mask, arguments.prompts, config.dataset.mask_threshold
-    )
+    pointed = arguments.box, arguments.point, arguments.mask, arguments.prompts, config.dataset.mask_threshold
+    if arguments.stills:
+        predict_stills(arguments, config, parse_still_prompts(*pointed))
+        return
+    prompts = parse_prompts(*pointed)
     footage = open_stream(arguments.input)
     output = Path(arguments.output)
     overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
@@ -58,11 +62,37 @@ def main(arguments: argparse.Namespace) -> None:
         footage = replace(footage, rate=arguments.fps)
     from ..tasks.tracking.track_video import load_tracker, write_prediction  # which takes seconds
 
-    tracker = load_tracker(config, arguments.checkpoint, arguments.gate)
+    tracker = load_tracker(config, _checkpoint(arguments, config), arguments.gate)
     count, found = write_prediction(tracker, footage, prompts, output, overlay)
     for object_id, frames in sorted(found.items()):
         print(f"object {object_id}: found on {frames} of {count} frames")
     logger.info(f"written to {output}")
+
+
+def predict_stills(arguments: argparse.Namespace, config: Config, prompts: PromptsByImage) -> None:
+    """Predict on unrelated pictures."""
+    from ..tasks.tracking.stills import open_stills, write_stills
+    from ..tasks.tracking.track_video import load_tracker
+
+    stills, own = open_stills(Path(arguments.input), prompts)
+    tracker = load_tracker(config, _checkpoint(arguments, config), arguments.gate)
+    output = Path(arguments.output)
+    for object_id, pictures in sorted(
+        write_stills(tracker, stills, own, output, arguments.overlay or "images").items()
+    ):
+        print(f"object {object_id}: found on {pictures} of {stills.count} pictures")
+    logger.info(f"written to {output}")
+
+
+def _checkpoint(arguments: argparse.Namespace, config: Config) -> str | None:
+    """Return what was trained: as the command line says, else the run's best weights; None: the base. Logs which."""
+    best = Path(config.output_dir) / "checkpoints" / "best.pt"
+    chosen: str | None = arguments.checkpoint
+    if chosen is None and config.lora.method != "none" and best.exists():
+        chosen = str(best)
+    why = "" if chosen or config.lora.method == "none" else f" ({best} does not exist)"
+    logger.info(f"model: {config.model.name} with {chosen}" if chosen else f"model: {config.model.name} as it is{why}")
+    return chosen
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +105,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", default="experiments/predictions", metavar="FOLDER", help="default: experiments/predictions"
     )
     parser.add_argument(
-        "--checkpoint", "--adapter", metavar="PATH", help="a run's checkpoint or an adapter folder (default: the base)"
+        "--checkpoint",
+        "--adapter",
+        metavar="PATH",
+        help="a run's checkpoint or an adapter folder (default: the run's best.pt if it is there, else the base)",
     )
     parser.add_argument(
         "--gate", default="auto", metavar="MODE",
@@ -94,6 +127,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="a mask file, read as those of data sets are",
     )
     parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
+    parser.add_argument(
+        "--stills", action="store_true",
+        help="the input's pictures are unrelated: each by itself; prompts in the JSON may name their image",
+    )  # fmt: skip
     parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")
     parser.add_argument("--fps", type=frame_rate, help="of the overlay video (default: the input's, or 24)")
     return parser

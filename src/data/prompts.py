@@ -7,16 +7,16 @@ On the command line a prompt may name its object and frame: ``2@30:120,80`` is a
      {"object": 2, "frame": 30, "points": [[120, 80], [140, 90]], "labels": [1, 0]},
      {"object": 3, "mask": "first_frame.png"}]
 
-``object`` and ``frame`` may be left out as above, and ``labels`` where every click is on the object (1). A box may
-stand with points. A mask is an image file (relative to the JSON file) or COCO's RLE. Objects are numbered 1 to 255,
-frames from 0.
+``object`` and ``frame`` may be left out as above, and ``labels`` where every click is on the object (1). An entry may
+name the object's ``category``, and for unrelated pictures the ``image``, by its file name. A box may stand with points.
+A mask is an image file (relative to the JSON file) or COCO's RLE. Objects are numbered 1 to 255, frames from 0.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Prompt:
         labels: one a click: 1 on the object, 0 beside it.
         box: (x0, y0, x1, y1), in pixels of the frame.
         mask: bool (H, W) of the frame.
+        category: name of the object's class, for what is written; None: it has none.
 
     Raises:
         ValueError: nothing is pointed at, a mask stands with something else, or labels and clicks differ in number.
@@ -53,6 +54,7 @@ class Prompt:
     labels: tuple[int, ...] = ()
     box: tuple[float, float, float, float] | None = None
     mask: np.ndarray | None = field(default=None, repr=False)
+    category: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.points) != len(self.labels):
@@ -67,6 +69,11 @@ class Prompt:
 PromptsByFrame = dict[int, list[Prompt]]
 """Frame number → the prompts on it, one an object."""
 
+PromptsByImage = dict[str | None, list[Prompt]]
+"""File name of a picture → the prompts on it, one an object; None: the prompts on every picture without its own."""
+
+_Key = tuple[str | None, int, int]  # image, frame, object
+
 
 class _Entry(BaseModel):
     """One entry of the JSON."""
@@ -79,6 +86,8 @@ class _Entry(BaseModel):
     points: list[tuple[float, float]] = []
     labels: list[int] | None = None
     mask: str | dict[str, Any] | None = None
+    image: str | None = None
+    category: str | None = None
 
 
 def parse_prompts(
@@ -102,10 +111,48 @@ def parse_prompts(
         UserError: a prompt cannot be understood, a file cannot be read, an object has two masks or boxes on a frame,
             or there are no prompts.
     """
-    found: dict[tuple[int, int], list[Prompt]] = {}
+    gathered: PromptsByFrame = {}
+    for (image, frame, _), prompt in _gather(boxes, points, masks, file, mask_threshold):
+        if image is not None:
+            raise UserError(f"{file}: an entry is for the picture {image}: add --stills", "prompt.image")
+        gathered.setdefault(frame, []).append(prompt)
+    return gathered
 
-    def add(frame: int, prompt: Prompt) -> None:
-        found.setdefault((frame, prompt.object_id), []).append(prompt)
+
+def parse_still_prompts(
+    boxes: Iterable[str] = (),
+    points: Iterable[str] = (),
+    masks: Iterable[str] = (),
+    file: str | Path | None = None,
+    mask_threshold: float | None = None,
+) -> PromptsByImage:
+    """Return the prompts for unrelated pictures, whose frames are all number 0.
+
+    Args:
+        boxes, points, masks, file, mask_threshold: as of :func:`parse_prompts`. What the command line says, and entries
+            without an ``image``, are for every picture that has no prompts of its own.
+
+    Raises:
+        UserError: as of :func:`parse_prompts`, or a prompt is for a later frame.
+    """
+    gathered: PromptsByImage = {}
+    for (image, frame, object_id), prompt in _gather(boxes, points, masks, file, mask_threshold):
+        if frame:
+            raise UserError(
+                f"object {object_id} on frame {frame}: with --stills a picture has frame 0 only", "prompt.frame"
+            )
+        gathered.setdefault(image, []).append(prompt)
+    return gathered
+
+
+def _gather(
+    boxes: Iterable[str], points: Iterable[str], masks: Iterable[str], file: str | Path | None, threshold: float | None
+) -> Iterator[tuple[_Key, Prompt]]:
+    """Yield prompts, one an object on a frame of an image, in their order."""
+    found: dict[_Key, list[Prompt]] = {}
+
+    def add(frame: int, prompt: Prompt, image: str | None = None) -> None:
+        found.setdefault((image, frame, prompt.object_id), []).append(prompt)
 
     for text in boxes:
         object_id, frame, values = _numbers("--box", text, "x0,y0,x1,y1", 4, 4)
@@ -116,17 +163,17 @@ def parse_prompts(
         add(frame, Prompt(object_id or 1, ((values[0], values[1]),), (_label(label, f"--point {text}"),)))
     for text in masks:
         object_id, frame, path = _prefix("--mask", text)
-        for prompt in _mask_file(Path(path), object_id, mask_threshold):
+        for prompt in _mask_file(Path(path), object_id, threshold):
             add(frame, prompt)
     if file is not None:
-        for frame, prompt in _read_json(Path(file), mask_threshold):
-            add(frame, prompt)
+        for entry, prompt in _read_json(Path(file), threshold):
+            add(entry.frame, replace(prompt, category=entry.category), entry.image)
     if not found:
         raise UserError("nothing is pointed at: give --box, --point, --mask or --prompts", "prompt.none")
-    gathered: PromptsByFrame = {}
-    for (frame, object_id), prompts in sorted(found.items()):
-        gathered.setdefault(frame, []).append(_together(prompts, f"object {object_id} on frame {frame}"))
-    return gathered
+    for key in sorted(found, key=lambda key: (key[0] or "", *key[1:])):
+        image, frame, object_id = key
+        place = f"object {object_id} on frame {frame}" if image is None else f"{image}: object {object_id}"
+        yield key, _together(found[key], place)
 
 
 def check_prompts(prompts: PromptsByFrame, height: int, width: int) -> None:
@@ -224,7 +271,7 @@ def _mask_file(path: Path, object_id: int | None, threshold: float | None) -> li
     return [Prompt(object_id, mask=masks[object_id])]
 
 
-def _read_json(path: Path, threshold: float | None) -> list[tuple[int, Prompt]]:
+def _read_json(path: Path, threshold: float | None) -> list[tuple[_Entry, Prompt]]:
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(json.loads(path.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
@@ -238,7 +285,7 @@ def _read_json(path: Path, threshold: float | None) -> list[tuple[int, Prompt]]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}", "prompt.json") from None
     return [
-        (entry.frame, prompt)
+        (entry, prompt)
         for n, entry in enumerate(entries)
         for prompt in _from_entry(entry, f"{path}: entry {n}", path, threshold)
     ]
@@ -285,7 +332,11 @@ def _together(prompts: list[Prompt], place: str) -> Prompt:
         raise UserError(f"{place}: give one mask, or one box with any number of points", "prompt.combination")
     points = tuple(point for p in prompts for point in p.points)
     labels = tuple(label for p in prompts for label in p.labels)
-    return replace((masks + boxes + prompts)[0], points=points, labels=labels)
+    categories = [p.category for p in prompts if p.category is not None]
+    if len(set(categories)) > 1:
+        raise UserError(f"{place}: has the categories {' and '.join(categories)}; give one", "prompt.combination")
+    category = categories[0] if categories else None
+    return replace((masks + boxes + prompts)[0], points=points, labels=labels, category=category)
 
 
 def _check_inside(place: str, what: str, values: tuple[float, ...], height: int, width: int) -> None:

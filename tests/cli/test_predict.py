@@ -255,3 +255,62 @@ class TestRefusals:
         status, _, errors = command("--input", folder, "--box", BOX, f"--fps={rate}")
         assert status == 2
         assert "is not a number of frames per second" in errors
+
+
+class TestStills:
+    @pytest.fixture
+    def pictures(self, tmp_path) -> Path:
+        folder = tmp_path / "pictures"
+        folder.mkdir()
+        for name, size in (("a", (40, 60)), ("b", (50, 30)), ("c", (40, 60))):
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3)).astype(np.uint8)).save(
+                folder / f"{name}.png"
+            )
+        return folder
+
+    def test_each_picture_is_segmented_by_itself_with_its_own_prompts_and_categories(
+        self, command, pictures, tmp_path, caplog
+    ):
+        prompts = tmp_path / "prompts.json"
+        entries = [
+            {"image": "a.png", "box": [5, 5, 30, 30], "category": "rust"},
+            {"image": "a.png", "object": 2, "points": [[40, 20]], "category": "crack"},
+            {"image": "b.png", "box": [2, 2, 20, 40]},
+        ]
+        prompts.write_text(json.dumps(entries))
+        assert command("--stills", "--input", pictures, "--prompts", prompts)[0] == 0
+        assert "1 of 3 pictures have no prompt" in caplog.text and "sam2_nano as it is" in caplog.text
+        content = json.loads((tmp_path / "out" / "pictures.json").read_text())
+        sizes = [(image["file_name"], image["height"], image["width"]) for image in content["images"]]
+        assert sizes == [("a.png", 40, 60), ("b.png", 50, 30)]
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        found = {(a["image_id"], a["track_id"], names[a["category_id"]]) for a in content["annotations"]}
+        assert found <= {(1, 1, "rust"), (1, 2, "crack"), (2, 1, "object")}
+        assert set(names.values()) == {"rust", "crack", "object"}
+        assert files(tmp_path / "out") >= {"Annotations/pictures/a.png", "Overlays/pictures/b.jpg"}
+
+    def test_a_picture_alone_gives_the_masks_it_gives_beside_others(self, command, pictures, tmp_path):
+        for name, given in (("one", pictures / "c.png"), ("all", pictures)):
+            assert command("--stills", "--input", given, "--box", "2,2,25,35", "--output", tmp_path / name)[0] == 0
+        alone, beside = (next((tmp_path / name / "Annotations").glob("*/c.png")) for name in ("one", "all"))
+        assert np.array_equal(np.array(Image.open(alone)), np.array(Image.open(beside)))
+
+    @pytest.mark.parametrize(
+        ("entry", "said"),
+        [
+            ({"image": "x.png", "box": [1, 1, 5, 5]}, "there is no picture 'x.png', such as a.png"),
+            ({"image": "a.png", "frame": 3, "box": [1, 1, 5, 5]}, "frame 0 only"),
+            ({"image": "b.png", "box": [1, 1, 45, 45]}, "b.png: object 1 on frame 0: the box"),
+        ],
+    )
+    def test_prompts_that_fit_no_picture(self, command, pictures, tmp_path, entry, said):
+        (tmp_path / "prompts.json").write_text(json.dumps([entry]))
+        status, _, error = command("--stills", "--input", pictures, "--prompts", tmp_path / "prompts.json")
+        assert (status, said in error) == (2, True), error
+        assert not list((tmp_path / "out").rglob("*.json"))
+
+    def test_unrelated_pictures_that_people_brought(self, command, shared_data, tmp_path):
+        status, printed, _ = command(
+            "--stills", "--input", shared_data("../cases") / "12_unrelated_pictures", "--box", "30,20,70,60"
+        )
+        assert status == 0 and "of 6 pictures" in printed

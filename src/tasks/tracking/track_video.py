@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,12 @@ from ...models.spec import spec_of
 logger = logging.getLogger(__name__)
 
 Overlay = Literal["video", "images", "none"]
+
+NO_CATEGORIES: Mapping[int, str] = {}
+"""Object id → name of its class, where nobody named one."""
+
+UNNAMED = "object"
+"""Category of objects without one."""
 
 
 def track_video(
@@ -83,10 +89,11 @@ def write_prediction(
     Returns:
         The number of frames, and object id → the number of frames it was found on.
     """
+    categories = {p.object_id: p.category for on_frame in prompts.values() for p in on_frame if p.category is not None}
     with PredictionWriter(output, footage, overlay) as writer:
         found = track_video(tracker, footage, prompts)
         for frame, prediction in progress_bar(found, total=footage.count, desc=footage.name, unit="frame"):
-            writer.add(frame, prediction)
+            writer.add(frame, prediction, categories)
     return writer.frames, writer.found
 
 
@@ -128,12 +135,12 @@ class PredictionWriter:
     ) -> None:
         self._open.__exit__(kind, error, trace)
 
-    def add(self, frame_HWC: np.ndarray, prediction: Prediction) -> None:
+    def add(self, frame_HWC: np.ndarray, prediction: Prediction, categories: Mapping[int, str] = NO_CATEGORIES) -> None:
         """Write what was found on the next frame, RGB uint8 (H, W, 3). Raises UserError where that is impossible."""
         name, size = self.footage.name, frame_HWC.shape[:2]
         stem = Path(self.footage.frame_file(prediction.frame)).stem
         write_palette_png(self.output / "Annotations" / name / f"{stem}.png", label_frame(prediction, size))
-        self._coco.add(prediction, size)
+        self._coco.add(prediction, size, categories)
         for object_id, mask in prediction.masks.items():
             self.found[object_id] = self.found.get(object_id, 0) + bool(mask.any())
         if self._video is not None:
@@ -168,30 +175,36 @@ def write_picture(path: Path, picture_HWC: np.ndarray) -> None:
 class CocoWriter:
     """Writes COCO JSON object by object, keeping none of it in memory; the file appears when the block ends well.
 
-    Images are numbered from 1 in the video's order. Objects that are not seen on a frame have no annotation there.
+    Images are numbered from 1 in the footage's order. Objects that are not seen on a frame have no annotation there.
     """
 
     def __init__(self, path: Path, footage: FrameStream) -> None:
         self.path, self.footage = path, footage
         self.annotations = self.images = 0
-        self.size = (0, 0)
+        self._categories: dict[str, int] = {}
 
     def __enter__(self) -> CocoWriter:
+        self._image_lines = tempfile.TemporaryFile("w+", encoding="ascii")
         self._lines = tempfile.TemporaryFile("w+", encoding="ascii")
         return self
 
-    def add(self, prediction: Prediction, size: tuple[int, int]) -> None:
+    def add(self, prediction: Prediction, size: tuple[int, int], categories: Mapping[int, str] = NO_CATEGORIES) -> None:
         """Add a frame's objects; ``size`` is its (H, W)."""
-        self.images, self.size = prediction.frame + 1, size
+        self.images = prediction.frame + 1
+        file_name, (height, width) = self.footage.frame_file(prediction.frame), size
+        image = {"id": self.images, "file_name": file_name, "height": height, "width": width}
+        self._image_lines.write(("" if self.images == 1 else ",\n") + json.dumps(image))
         for object_id, mask in prediction.masks.items():
+            name = categories.get(object_id, UNNAMED)
+            category = self._categories.setdefault(name, len(self._categories) + 1)
             if not mask.any():
                 continue
             self.annotations += 1
             rle = RLE.encode(mask).rle
             annotation = {
                 "id": self.annotations,
-                "image_id": prediction.frame + 1,
-                "category_id": 1,
+                "image_id": self.images,
+                "category_id": category,
                 "track_id": object_id,
                 "score": round(prediction.scores[object_id], 4),
                 "bbox": coco_mask.toBbox(rle).tolist(),
@@ -204,21 +217,19 @@ class CocoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._lines:
+        with self._lines, self._image_lines:
             if kind is None:
                 write_atomically(self.path, self._write)
 
     def _write(self, path: Path) -> None:
-        height, width = self.size
+        names = self._categories or {UNNAMED: 1}
         with open(path, "w", encoding="utf-8") as file:
-            file.write('{"categories": [{"id": 1, "name": "object"}],\n"images": [\n')
-            for index in range(self.images):
-                image = {"id": index + 1, "file_name": self.footage.frame_file(index), "height": height, "width": width}
-                file.write((",\n" if index else "") + json.dumps(image))
-            file.write('\n],\n"annotations": [\n')
-            self._lines.seek(0)
-            shutil.copyfileobj(self._lines, file)
-            file.write("\n]}\n")
+            file.write(f'{{"categories": {json.dumps([{"id": key, "name": name} for name, key in names.items()])},\n')
+            for title, lines in (("images", self._image_lines), ("annotations", self._lines)):
+                file.write(f'"{title}": [\n')
+                lines.seek(0)
+                shutil.copyfileobj(lines, file)
+                file.write("\n],\n" if lines is self._image_lines else "\n]}\n")
 
 
 def _beyond_the_end(frame: int, count: int) -> UserError:
