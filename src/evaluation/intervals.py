@@ -7,7 +7,7 @@ one video are alike, so videos are resampled, not objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,16 @@ PERCENTILES = (2.5, 97.5)
 
 Draws = dict[str, np.ndarray]
 """Score → its values on all draws, float64 (DRAWS,)."""
+
+
+def resample(count: int) -> Iterator[np.ndarray]:
+    """Yield for each draw the numbers of as many units, with replacement; int64 (count,).
+
+    They depend on the count alone. So for two models on the same units draws are paired.
+    """
+    rng = np.random.default_rng(SEED)
+    for _ in range(DRAWS):
+        yield rng.integers(count, size=count)
 
 
 def bootstrap(videos: Sequence[Sequence[ObjectScores]]) -> Draws | None:
@@ -34,8 +44,7 @@ def bootstrap(videos: Sequence[Sequence[ObjectScores]]) -> Draws | None:
     if len(videos) < 2:
         return None
     totals_V3 = np.array([(sum(o.J for o in objects), sum(o.F for o in objects), len(objects)) for objects in videos])
-    rng = np.random.default_rng(SEED)
-    drawn_D3 = np.array([totals_V3[rng.integers(len(videos), size=len(videos))].sum(axis=0) for _ in range(DRAWS)])
+    drawn_D3 = np.array([totals_V3[drawn].sum(axis=0) for drawn in resample(len(videos))])
     J_D, F_D = drawn_D3[:, 0] / drawn_D3[:, 2], drawn_D3[:, 1] / drawn_D3[:, 2]
     return {"J": J_D, "F": F_D, "J&F": (J_D + F_D) / 2}
 

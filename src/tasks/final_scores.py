@@ -27,12 +27,18 @@ def final_results(comparisons: Sequence[Comparison], learned: Sequence[str], tex
 def final_scores(comparisons: Sequence[Comparison], learned: Sequence[str]) -> dict[str, float]:
     """Return the headline score of each domain, the gain on learned ones and the loss on others.
 
-    Of the base alone there is only its score. A domain without the headline score counts in neither.
+    Of the base alone there is only its score. A domain without the headline score counts in neither: of it stand the
+    scores that it has.
     """
-    headline = comparisons[0].base.names.headline
+    names = comparisons[0].base.names
+    headline = names.headline
     scored = [c for c in comparisons if headline in c.base.scores]
     by_domain = {c.domain.name: (c.adapted or c.base).scores[headline] for c in scored}
     scores = {f"final/{headline}/{name}": value for name, value in by_domain.items()}
+    for c in comparisons:
+        if headline not in c.base.scores:
+            own = (c.adapted or c.base).scores
+            scores |= {f"final/{score}/{c.domain.name}": own[score] for score in names.table if score in own}
     if any(c.adapted is None for c in comparisons):
         return scores
     changes = {c.domain.name: by_domain[c.domain.name] - c.base.scores[headline] for c in scored}
