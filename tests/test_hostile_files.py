@@ -230,6 +230,53 @@ class TestLinksThatLeaveTheirFolder:
         assert len(open_place(NamedSplit(name="a", img_folder=str(tmp_path / "data")), 9)) == 1
 
 
+class TestVideosThatAreNone:
+    """What FFmpeg could be led to by a file's contents or name, and what is no file."""
+
+    @pytest.fixture
+    def secret(self, tmp_path) -> Path:
+        """A video outside the folder of the data."""
+        with VideoWriter(tmp_path / "secret.mp4") as writer:
+            for _ in range(3):
+                writer.write(np.zeros((16, 16, 3), np.uint8))
+        (tmp_path / "data").mkdir()
+        return tmp_path / "secret.mp4"
+
+    @pytest.mark.parametrize(
+        "playlist",
+        [
+            "ffconcat version 1.0\nfile {0}\n",
+            "ffconcat version 1.0\nfile ../secret.mp4\n",
+            "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n",
+            "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n",
+            '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>',
+        ],
+        ids=["concat", "concat up", "m3u8", "m3u8 of a network", "dash"],
+    )
+    @pytest.mark.parametrize("name", ["v.mp4", "v.m3u8", "v.ffconcat"])
+    def test_a_playlist_leads_nowhere(self, secret, name, playlist):
+        path = secret.parent / "data" / name
+        path.write_text(playlist.format(secret))
+        with pytest.raises(UserError) as caught:
+            open_stream(path)
+        assert caught.value.code in ("video.other-format", "video.damaged") and str(path) in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["concat:x.mp4", "http:x.mp4", "-i.mp4", "%03d.mp4", "a?b#c.mp4"])
+    def test_a_name_is_a_name(self, secret, monkeypatch, name):
+        path = secret.rename(secret.parent / "data" / name)
+        monkeypatch.chdir(path.parent)
+        assert len(list(open_stream(Path(name)))) == 3
+
+    @pytest.mark.parametrize(
+        "read", [lambda path: list(open_stream(path)), read_image, lambda path: read_json(path, IssueLog("a"))]
+    )
+    @pytest.mark.parametrize("name", ["pipe.mp4", "pipe.png", "pipe.json"])
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path, read, name):
+        os.mkfifo(tmp_path / name)
+        with refuses("file.not-regular", name):
+            read(tmp_path / name)
+
+
 class TestBombs:
     def test_an_image_that_would_fill_memory(self, tmp_path):
         def chunk(kind: bytes, content: bytes) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ..core.console import PROGRAM, format_error, show_messages
 from ..core.errors import Stopped, UserError
+from ..core.streams import lasting_streams
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -76,29 +77,30 @@ def run(
         arguments: its parser.
         argv: the words of the command line; None: those of the process.
     """
-    namespace = arguments.parse_args(argv)
-    show_messages(namespace.quiet)
+    with lasting_streams():
+        namespace = arguments.parse_args(argv)
+        show_messages(namespace.quiet)
+        sys.exit(_status(main, namespace))
+
+
+def _status(main: Callable[[argparse.Namespace], int | None], namespace: argparse.Namespace) -> int:
+    """Call a command, show its error, and return its exit status."""
     try:
-        status = main(namespace)
-        sys.stdout.flush()
+        return main(namespace) or 0
     except Stopped as stop:
         if _reports(stop):
             print(stop, file=sys.stderr)
-        sys.exit(stop.status)
+        return stop.status
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the output has ended, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 130
     except Exception as error:
         if namespace.debug:
             traceback.print_exc()
         if _reports(error):
             code = f" [{error.code}]" if namespace.debug and isinstance(error, UserError) else ""
             print(f"error: {format_error(error)}{code}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UserError) else 1)
-    sys.exit(status or 0)
+        return 2 if isinstance(error, UserError) else 1
 
 
 def _reports(error: BaseException) -> bool:

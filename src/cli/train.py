@@ -34,12 +34,15 @@ def main(arguments: argparse.Namespace) -> int | None:
 
         return 0 if dry_run(config, print, objectives=extra_objectives(config)) else 2
     from ..core import distributed
+    from ..core.folder_lock import check_held, main_process_holding
     from ..models.spec import model_spec
     from ..tasks.base import get_task
     from ..train.tensorboard_events import write_results
 
-    with distributed.process_group(config.training.device):
+    folder = Path(config.output_dir)
+    with distributed.process_group(config.training.device), main_process_holding(folder, arguments.force):
         best, events, step = fit(config, arguments.resume, arguments.force)
+        check_held(folder)
         results = get_task(model_spec(config.model.name).task)(config).evaluate(best)
         if results is not None:
             print(results.text)
@@ -48,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int | None:
 
 
 def fit(config: Config, resume: str | None = None, force: bool = False) -> tuple[Path | None, Path, int]:
-    """Train; SIGINT and SIGTERM let the step at hand be finished and saved.
+    """Train; signals such as SIGTERM let the step at hand be finished and saved.
 
     Returns:
         The best checkpoint, the folder of the run's TensorBoard events, and its last step.
@@ -91,7 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         "output_dir, or from the start if there is none",
     )
     parser.add_argument(
-        "--force", action="store_true", help="resume even where config, base or data differ from the earlier run's"
+        "--force",
+        action="store_true",
+        help="resume even where config, base or data differ from the earlier run's; take output_dir over from a "
+        "run that is at work there",
     )
     parser.add_argument(
         "--extend", metavar="ADAPTER", help="learn the new domain as a further expert group beside an adapter's own"

@@ -40,5 +40,8 @@ class Stopped(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that the memory of the machine or of its GPU ran out."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = (
+        "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc",
+        "status_alloc_failed",
+    )  # fmt: skip
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

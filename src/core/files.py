@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
     """
     temporary = _beside(path)
     try:
-        with _user_errors(path):
+        with user_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             _sync_file(temporary)
@@ -50,7 +51,7 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
     """
     temporary = _beside(path)
     try:
-        with _user_errors(path):
+        with user_errors(path):
             temporary.mkdir(parents=True)
             write(temporary)
             for file in temporary.rglob("*"):
@@ -65,6 +66,19 @@ def write_folder_atomically(path: Path, write: Callable[[Path], object]) -> None
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with :func:`write_atomically`."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def refuse_irregular(path: str | Path) -> None:
+    """Raise UserError for what is there but is neither file nor folder: reading a pipe may wait for ever.
+
+    A path that leads nowhere is left to who opens it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path}: not a file but a pipe, a socket or a device; put a file there", "file.not-regular")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -93,7 +107,7 @@ def _beside(path: Path) -> Path:
 
 
 @contextmanager
-def _user_errors(path: Path) -> Iterator[None]:
+def user_errors(path: Path) -> Iterator[None]:
     """Turn what the operating system refuses, such as writing to a full disk, into a UserError."""
     try:
         yield

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
@@ -14,14 +14,17 @@ from typing import Any
 
 from .errors import Stopped
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""Ctrl-C; the end of a job; a terminal that is gone; what SLURM can send some time before a job's end."""
+
+SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class GracefulShutdown:
-    """Keeps SIGINT and SIGTERM from ending the process at once, while its block runs.
+    """Keeps :data:`SIGNALS` from ending the process at once, while its block runs.
 
     A signal is remembered until :meth:`check`, which is called where nothing is half done. A second SIGINT aborts at
-    once. Outside the main thread signals are left as they are.
+    once. Outside the main thread signals are left as they are. So is one that is ignored, as SIGHUP is with ``nohup``.
 
     Args:
         tells: whether to say that a signal has come.
@@ -35,7 +38,10 @@ class GracefulShutdown:
 
     def __enter__(self) -> GracefulShutdown:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            heard = [
+                number for number in SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+            ]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(
@@ -54,7 +60,8 @@ class GracefulShutdown:
             return
         again = "; another Ctrl-C aborts at once" if number == signal.SIGINT else ""
         message = f"\n{signal.Signals(number).name}: finishing the step and saving it{again}\n"
-        os.write(2, message.encode())  # print may have been interrupted, and must not be entered again
+        with suppress(OSError):  # the terminal may be gone
+            os.write(2, message.encode())  # print may have been interrupted, and must not be entered again
 
     def check(self) -> None:
         """Raise :class:`Stopped` if a signal has come."""

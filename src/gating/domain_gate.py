@@ -14,7 +14,10 @@ so that light, noise and focus are directions in which the domain varies, and no
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from torch import Tensor
 from ..config import GATE_MODES
 from ..core.errors import UserError
 from ..core.files import write_atomically
+from ..lora.adapter_io import CHECKSUM, fingerprint, refuse_not_finite
 
 GATE_FILE = "domain_gate.safetensors"
 FORMAT_VERSION = 1
@@ -147,8 +151,15 @@ class DomainGate:
         return Decision(min(distances, key=distances.__getitem__, default=None), distances)
 
     def distances(self, features_D: Tensor) -> dict[str, float]:
-        """Return domain → distance in units of its threshold."""
+        """Return domain → distance in units of its threshold. Raises UserError for features of another model."""
         features_1D = features_D[None].cpu()
+        for name, domain in self.domains.items():
+            if domain.mean.shape != features_D.shape:
+                raise UserError(
+                    f"domain gate: domain '{name}' is described by {len(domain.mean)} numbers, but this model gives "
+                    f"{len(features_D)}; take the gate of this model",
+                    code="gate.shapes",
+                )
         return {name: float(d.distance(features_1D)) / d.threshold for name, d in self.domains.items()}
 
     def save(self, folder: str | Path) -> None:
@@ -164,13 +175,14 @@ class DomainGate:
             "base_fingerprint": self.base_fingerprint,
             "thresholds": {name: domain.threshold for name, domain in self.domains.items()},
         }
+        metadata[CHECKSUM] = _checksum(metadata, tensors)
         text = {"domain_gate": json.dumps(metadata, ensure_ascii=False)}
         write_atomically(Path(folder) / GATE_FILE, lambda path: save_file(tensors, path, text))
 
     @classmethod
     def beside(cls, folder: str | Path, base_fingerprint: str) -> DomainGate | None:
         """:meth:`load`; None where the folder has no gate."""
-        return cls.load(folder, base_fingerprint) if (Path(folder) / GATE_FILE).is_file() else None
+        return cls.load(folder, base_fingerprint) if os.path.lexists(Path(folder) / GATE_FILE) else None
 
     @classmethod
     def load(cls, folder: str | Path, base_fingerprint: str) -> DomainGate:
@@ -198,7 +210,8 @@ class DomainGate:
         gate = cls(found)
         for name, threshold in metadata["thresholds"].items():
             mean, whitening = tensors[f"{name}.mean"], tensors[f"{name}.whitening"]
-            if mean.ndim != 1 or whitening.shape != (len(mean), len(mean)):
+            size = len(next(iter(gate.domains.values())).mean) if gate.domains else mean.numel()
+            if mean.shape != (size,) or whitening.shape != (size, size) or not size:
                 raise UserError(f"{path}: shapes of domain '{name}' do not fit each other", code="gate.shapes")
             gate.domains[name] = KnownDomain(mean, whitening, threshold)
         return gate
@@ -240,11 +253,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("domain_gate", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file: {error}", code="gate.damaged") from None
     if mistake := _metadata_mistake(metadata):
         raise UserError(f"{path}: {mistake}", code="gate.metadata")
+    checksum = metadata.pop(CHECKSUM, None)  # which files of earlier versions lack
+    if checksum is not None and checksum != _checksum(metadata, tensors):
+        raise UserError(
+            f"{path}: damaged: it is not what was written, by its checksum; take another copy of the adapter folder",
+            code="gate.damaged",
+        )
+    refuse_not_finite(path, tensors, "gate.not-finite")
     return metadata, tensors
+
+
+def _checksum(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """Return a SHA-256 of all that a file holds."""
+    return hashlib.sha256(f"{json.dumps(metadata, sort_keys=True)} {fingerprint(tensors)}".encode()).hexdigest()
 
 
 def _metadata_mistake(metadata: Any) -> str | None:
@@ -253,6 +278,6 @@ def _metadata_mistake(metadata: Any) -> str | None:
     thresholds = metadata.get("thresholds")
     if not isinstance(metadata.get("base_fingerprint"), str) or not isinstance(thresholds, dict):
         return "base_fingerprint or thresholds are missing"
-    if not all(isinstance(threshold, float) and threshold > 0 for threshold in thresholds.values()):
+    if not all(isinstance(threshold, float) and 0 < threshold < math.inf for threshold in thresholds.values()):
         return "a threshold is not a positive number"
     return None

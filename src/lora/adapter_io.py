@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import ADAPTER_METHODS, LoraConfig
@@ -30,6 +30,9 @@ from .lora_layer import LoRALinear
 
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter_config.json"
+CHECKSUM = "sha256"
+"""The key of a file's metadata that holds the :func:`fingerprint` of its tensors."""
+
 _FORMAT_KEYS = {"format_version", "base_fingerprint", "lora", "groups"}
 Configs: TypeAlias = LoraConfig | Mapping[str, LoraConfig]
 
@@ -139,7 +142,8 @@ def write_adapter(folder: str | Path, file: AdapterFile) -> None:
     weights = {name: tensor.cpu().contiguous() for name, tensor in file.weights.items()}
     folder = Path(folder)
     text = json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path))
+    checksum = {CHECKSUM: fingerprint(weights)}
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, checksum))
     write_text(folder / CONFIG_FILE, text)
 
 
@@ -321,13 +325,31 @@ def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
 
 
 def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
+    """Read weights that are whole and finite. Files of earlier versions carry no checksum."""
     try:
-        weights: dict[str, Tensor] = load_file(path, device=str(device))
-        return weights
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            checksum = (file.metadata() or {}).get(CHECKSUM)
     except FileNotFoundError:
         raise _missing(path) from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file: {error}", code="adapter.damaged") from None
+    if checksum is not None and checksum != fingerprint(weights):
+        raise UserError(
+            f"{path}: damaged: its weights are not those that were written, by its checksum; take another copy, or "
+            "write it again by resuming the run",
+            code="adapter.damaged",
+        )
+    refuse_not_finite(path, weights, "adapter.not-finite")
+    return weights
+
+
+def refuse_not_finite(path: str | Path, weights: Mapping[str, Tensor], code: str) -> None:
+    """Raise UserError of a code where weights that were read from a file are infinite or NaN, naming them."""
+    bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise UserError(f"{path}: weights are infinite or NaN: {', '.join(bad[:3])}{more}; take another file", code)
 
 
 def _missing(path: Path) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,15 @@ from ..core.files import write_atomically
 from ..core.torch_files import read_pt, save_pt
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer, list_groups
-from ..lora.adapter_io import WEIGHTS_FILE, Configs, adapter_state_dict, base_fingerprint, base_state_dict, load_adapter
+from ..lora.adapter_io import (
+    WEIGHTS_FILE,
+    Configs,
+    adapter_state_dict,
+    base_fingerprint,
+    base_state_dict,
+    load_adapter,
+    refuse_not_finite,
+)
 from ..lora.expert_groups import active_adapter, add_adapter
 from ..lora.injection import apply_method
 from .spec import spec_of
@@ -86,6 +95,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     fields["config"] = parse_config(content["config"], f"{path} (config)")
     fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
     return Checkpoint(**fields)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a run's checkpoint, by the names in it; its tensors are not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next(each for each in archive.infolist() if each.filename.endswith("data.pkl"))
+            pickled = archive.read(member) if member.file_size <= path.stat().st_size else b""
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError):
+        return False
+    return all(name.encode() in pickled for name in ("format_version", "base_fingerprint", "progress"))
 
 
 def trained_weights(model: nn.Module, method: Method) -> dict[str, torch.Tensor]:
@@ -208,6 +228,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, path: str | Path) -> 
         raise UserError(
             f"{path}: its weights do not fit the model: {', '.join(differing[:5])}", "checkpoint.other-weights"
         )
+    refuse_not_finite(path, checkpoint.weights, "checkpoint.not-finite")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(checkpoint.weights[name])

@@ -37,10 +37,16 @@ def write_start(folder: Path, step: int, base_fingerprint: str, data: dict[str, 
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def is_run_file(path: Path) -> bool:
+    """Return whether a file is one that :func:`write_start` wrote: the mark of a run's folder."""
+    return bool(_earlier_starts(path))
+
+
 def _earlier_starts(path: Path) -> list[Any]:
+    """Return the starts that a file has; none where it cannot be read, as in another folder than the earlier run's."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # another folder than that of the earlier run
+    except (OSError, ValueError, RecursionError):
         return []
     starts = content.get("starts") if isinstance(content, dict) else None
     return starts if isinstance(starts, list) else []

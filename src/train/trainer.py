@@ -67,7 +67,7 @@ class Trainer:
         """Train to the end.
 
         Args:
-            shutdown: entered by the caller, so that SIGINT and SIGTERM let the step at hand be finished and saved;
+            shutdown: entered by the caller, so that signals let the step at hand be finished and saved;
                 None: signals do what they do.
 
         Returns:

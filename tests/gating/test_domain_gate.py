@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from src.core.errors import UserError
 from src.gating.domain_gate import GATE_FILE, Decision, DomainGate, shrunk_covariance
 from tests.errors import refuses
 
@@ -183,12 +184,61 @@ class TestFiles:
             DomainGate.load(tmp_path, BASE)
         assert "far.mean" in str(caught.value)
 
+    def test_a_flipped_bit_never_changes_a_gate_that_loads(self, gate, tmp_path):
+        gate.save(tmp_path)
+        path = tmp_path / GATE_FILE
+        whole = path.read_bytes()
+        for place in range(8, len(whole), 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            try:
+                found = DomainGate.load(tmp_path, BASE)
+            except UserError as error:
+                assert error.code.startswith("gate.") and GATE_FILE in str(error)
+                continue
+            assert place < 8 + int.from_bytes(whole[:8], "little"), "a bit of a number flipped"
+            for name, domain in found.domains.items():
+                assert torch.equal(domain.whitening, gate.domains[name].whitening)
+                assert (domain.threshold, domain.mean.tolist()) == (
+                    gate.domains[name].threshold, gate.domains[name].mean.tolist(),
+                )  # fmt: skip
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("key", ["near.mean", "far.whitening"])
+    def test_numbers_that_are_not_finite_are_refused(self, gate, tmp_path, key, value):
+        gate.save(tmp_path)
+        rewrite(tmp_path, {}, lambda tensors: tensors[key].view(-1)[-1:].fill_(value))
+        with refuses("gate.not-finite", key):
+            DomainGate.load(tmp_path, BASE)
+        rewrite(tmp_path, {"thresholds": {"near": value, "far": 1.0}}, lambda tensors: None)
+        with refuses("gate.metadata", "threshold"):
+            DomainGate.load(tmp_path, BASE)
+
+    def test_a_gate_of_other_features_is_refused(self, gate, tmp_path):
+        with refuses("gate.shapes", "6 numbers", "gives 7"):
+            gate.decide(torch.zeros(D + 1))
+        other = {"far.mean": torch.zeros(2), "far.whitening": torch.eye(2)}
+        gate.save(tmp_path)
+        rewrite(tmp_path, {}, lambda tensors: tensors.update(other))
+        with refuses("gate.shapes", "'far'"):
+            DomainGate.load(tmp_path, BASE)
+
+    @pytest.mark.parametrize("what", ["folder", "link to nothing"])
+    def test_what_is_in_its_place_is_not_read_as_no_gate(self, tmp_path, what):
+        assert DomainGate.beside(tmp_path, BASE) is None
+        if what == "folder":
+            (tmp_path / GATE_FILE).mkdir()
+        else:
+            (tmp_path / GATE_FILE).symlink_to("nothing")
+        with refuses("gate.missing-file", GATE_FILE):
+            DomainGate.beside(tmp_path, BASE)
+
 
 def rewrite(folder, change: dict, edit) -> None:
-    """Give the gate file in a folder other metadata or tensors."""
+    """Give the gate file in a folder other metadata or tensors, as one of an earlier version, without a checksum."""
     path = folder / GATE_FILE
     tensors = load_file(path)
     edit(tensors)
     with safe_open(path, framework="pt") as file:
         described = json.loads(file.metadata()["domain_gate"])
+    described.pop("sha256", None)
     save_file(tensors, path, {"domain_gate": json.dumps({**described, **change})})

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from src.config import LoraConfig
+from src.core.errors import UserError
 from src.lora.adapter import iter_adapter_layers, list_groups
 from src.lora.adapter_io import (
     CONFIG_FILE,
@@ -128,7 +129,7 @@ def test_a_failed_write_leaves_the_old_file(saved, method, monkeypatch):
     trained, folder = saved
     before = (folder / WEIGHTS_FILE).read_bytes()
 
-    def half_write(weights, path):
+    def half_write(weights, path, *_):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
@@ -229,6 +230,38 @@ def test_a_truncated_file_is_refused(saved, share):
     data = (folder / WEIGHTS_FILE).read_bytes()
     (folder / WEIGHTS_FILE).write_bytes(data[: int(share * len(data))])
     assert WEIGHTS_FILE in refused(base_model(), folder, "adapter.damaged")
+
+
+def test_a_flipped_bit_never_changes_the_weights_that_load(saved):
+    model, folder = saved
+    path = folder / WEIGHTS_FILE
+    whole = path.read_bytes()
+    for place in range(8, len(whole), 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            found = read_adapter(folder).weights
+        except UserError as error:
+            assert error.code == "adapter.damaged" and WEIGHTS_FILE in str(error)
+            continue
+        assert place < 8 + int.from_bytes(whole[:8], "little"), "a bit of a number flipped"
+        assert all(torch.equal(tensor, found[name]) for name, tensor in adapter_state_dict(model).items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_or_without_a_checksum(saved, value):
+    model, folder = saved
+    name, tensor = next(reversed(adapter_state_dict(model).items()))
+    tensor.data.view(-1)[-1:].fill_(value)
+    save_file({name: tensor.contiguous() for name, tensor in adapter_state_dict(model).items()}, folder / WEIGHTS_FILE)
+    assert name in refused(base_model(), folder, "adapter.not-finite")
+    save_adapter(model, folder, read_adapter_config(folder).lora, EXTRA)
+    assert name in refused(base_model(), folder, "adapter.not-finite")
+
+
+def test_weights_of_earlier_versions_without_a_checksum_load(saved):
+    model, folder = saved
+    save_file(load_file(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
+    assert read_adapter(folder).weights.keys() == adapter_state_dict(model).keys()
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, CONFIG_FILE])

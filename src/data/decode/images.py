@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from ...core.errors import UserError
+from ...core.files import refuse_irregular
 
 MAX_PIXELS = 178_956_970
 """Larger images are refused before they are decoded; the number is Pillow's own limit for decompression bombs."""
@@ -136,6 +137,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
 
     Whatever Pillow raises until the block ends becomes a UserError.
     """
+    refuse_irregular(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -21,6 +21,7 @@ import av.video.stream
 import numpy as np
 
 from ...core.errors import UserError
+from ...core.files import refuse_irregular
 from .images import MAX_PIXELS, read_image, refuse_placeholder
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -30,6 +31,14 @@ DEFAULT_RATE = Fraction(24)
 
 MAX_FRAMES = 1_000_000
 """Videos of more frames, nine hours at 30 a second, are refused: most likely the number is wrong."""
+
+
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "asf", "flv", "ogg", "mxf", "nut",
+    "h264", "hevc", "m4v", "ivf", "obu", "av1", "mjpeg", "mjpeg_2000", "yuv4mpegpipe", "gif", "apng", "dv", "vc1",
+    "wtv", "rm", "tty", "wav", "mp3", "flac", "aac",
+)  # fmt: skip
+"""FFmpeg's names of the formats that are read. Each is a file by itself: none names other files, as playlists do."""
 
 
 class FrameStream(Protocol):
@@ -209,9 +218,18 @@ def open_container(path: Path) -> av.container.InputContainer:
     Raises:
         UserError: it is empty, has no pictures, or is larger than the limits.
     """
+    refuse_irregular(path)
     with open(path, "rb") as file:
         refuse_placeholder(path, file.read(64))
-    container = av.open(str(path))
+    # a playlist names further files, and a name such as concat:x.mp4 would be a command
+    options = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+    try:
+        container = av.open(f"file:{os.path.abspath(path)}", options=options)
+    except av.error.ArgumentError:  # as FFmpeg calls a format that is not on the list
+        raise UserError(
+            f"{path}: damaged, or of a format that is not read, such as a playlist of other files; convert it to MP4",
+            "video.other-format",
+        ) from None
     if not container.streams.video or container.format.name == "tty":  # FFmpeg would draw text as a terminal does
         container.close()
         raise UserError(f"{path}: there are no pictures in this file", "video.no-pictures")

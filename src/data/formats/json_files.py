@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
+from ...core.files import refuse_irregular
 from ..decode.images import refuse_placeholder
 from .parsing import IssueLog
 from .reader import Location
@@ -27,6 +28,7 @@ def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
         UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
             something else.
     """
+    refuse_irregular(path)
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
@@ -82,6 +84,7 @@ def annotation_json(location: Location) -> Path:
 
 def holds_keys(path: Path, *keys: str) -> bool:
     """Return whether all of some keys occur in a JSON file, without parsing it."""
+    refuse_irregular(path)
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return False

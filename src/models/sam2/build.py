@@ -20,7 +20,7 @@ from ...config import ModelConfig, image_size_of
 from ...core.errors import UserError
 from ...core.shipped import find_file
 from ...core.torch_files import read_pt
-from ...lora.adapter_io import base_state_dict
+from ...lora.adapter_io import base_state_dict, refuse_not_finite
 from ..spec import model_spec
 from .cpu_kernels import use_fast_cpu_kernels
 from .pixels import FAMILY
@@ -116,6 +116,7 @@ def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
     ]
     if problems:
         raise UserError(f"{path} does not fit model.name {name}: {'; '.join(problems)}", "base.other-model")
+    refuse_not_finite(path, weights, "base.not-finite")
     for key, tensor in expected.items():
         tensor.copy_(weights[key])
 

@@ -14,6 +14,7 @@ from .non_finite import NonFiniteGuard
 from .progress import ProgressBar
 from .router_statistics import RouterStatistics
 from .run_folder import RunFolder
+from .run_lock import RunLock
 from .run_log import RunLog
 from .step_log import StepLog
 from .tensorboard import TensorBoard
@@ -32,6 +33,7 @@ __all__ = [
     "ProgressBar",
     "RouterStatistics",
     "RunFolder",
+    "RunLock",
     "RunLog",
     "StepLog",
     "StepReport",
@@ -46,6 +48,7 @@ def default_callbacks(config: Config) -> list[Callback]:
     scales = [AdapterScaleSearch(training.adapter_scales)] if training.adapter_scales != [1.0] else []
     patience = training.early_stopping_patience
     return [
+        RunLock(),
         RunLog(),
         RunFolder(),
         ProgressBar(),

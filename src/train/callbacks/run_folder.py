@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ...core import distributed
-from ...core.files import remove_leftovers, write_text
+from ...core.errors import UserError
+from ...core.files import remove_leftovers, user_errors, write_text
 from ...data.checks.cache import CHECKS_FOLDER
+from ...evaluation.card import CARD_FILE
+from ...gating.domain_gate import GATE_FILE
 from ...lora.adapter import iter_adapter_layers
-from ...lora.adapter_io import save_adapter
-from ...models.checkpoint import ADAPTER_FOLDER
-from ..provenance import RUN_FILE, write_start
+from ...lora.adapter_io import CONFIG_FILE, WEIGHTS_FILE, save_adapter
+from ...models.checkpoint import ADAPTER_FOLDER, is_checkpoint
+from ..provenance import RUN_FILE, is_run_file, write_start
+from ..resume import BEST, LAST, PREVIOUS
 from .base import Callback
+from .step_log import STEPS_FILE
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
@@ -24,10 +29,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_FILES = (
-    "checkpoints", ADAPTER_FOLDER, "config.yaml", "metrics.json", "results.json", "results.md", "overlays",
-    "clicks.png", "predictions", "steps.jsonl", "bad_batch_*", RUN_FILE,
+    "predictions/base", "predictions/adapted", "overlays", "clicks.png", "results.json", "results.md", "metrics.json",
+    "bad_batch_*", "config.yaml",
+    *(f"{ADAPTER_FOLDER}/{name}" for name in (WEIGHTS_FILE, CONFIG_FILE, GATE_FILE, CARD_FILE)),
+    STEPS_FILE, RUN_FILE, "checkpoints/epoch_*.pt",
+    *(f"checkpoints/{name}" for name in (BEST, PREVIOUS, LAST)),
 )  # fmt: skip
-"""What one run leaves in its folder, and a new run moves aside."""
+"""What one run writes into its folder, and a new run moves aside, in this order: a kill on the way loses nothing.
+
+What is beside them, such as base weights among the checkpoints, or masks of ``predict``, is the user's own.
+"""
 
 
 class RunFolder(Callback):
@@ -38,26 +49,54 @@ class RunFolder(Callback):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Move an earlier run aside unless this one goes on with it; write what this run is."""
         run, folder = trainer.run, trainer.folder
-        moved = archive_previous_run(folder) if run.resumed_from is None else None
+        moved = None if goes_on_in_its_folder(trainer) else archive_previous_run(folder)
         if moved is not None:
             logger.info(f"an earlier run was moved to {moved}")
         for place in (folder, trainer.checkpoints, folder / ADAPTER_FOLDER, folder / CHECKS_FOLDER):
             remove_leftovers(place)
         if run.encoder is not None and run.encoder.store is not None:
             run.encoder.store.clean()
+        write_start(folder, run.state.step, run.base_fingerprint, run.data, str(run.device))  # first: a run's own mark
         write_text(folder / "config.yaml", run.config.to_yaml())
-        write_start(folder, run.state.step, run.base_fingerprint, run.data, str(run.device))
+
+
+def goes_on_in_its_folder(trainer: Trainer) -> bool:
+    """Return whether a run goes on in the folder that its earlier part is in."""
+    start = trainer.run.resumed_from
+    if start is None:
+        return False
+    return start.resolve().parent == trainer.checkpoints.resolve() or trainer.events_folder.is_dir()
 
 
 def archive_previous_run(folder: Path) -> Path | None:
-    """Move an earlier run's checkpoints and results into ``earlier/<time>``; returns where, None if there were none."""
-    if not any((folder / "checkpoints").glob("*.pt")):
+    """Move an earlier run's files into ``earlier/<time>``, its checkpoints last.
+
+    Returns:
+        Where they are; None where there was no earlier run.
+
+    Raises:
+        UserError: a file that no run wrote is where this run would write its own, or files cannot be moved.
+    """
+    names = (LAST, PREVIOUS, BEST)
+    found = [path for name in names if (path := folder / "checkpoints" / name).exists()]
+    if not is_run_file(folder / RUN_FILE) and (foreign := [path for path in found if not is_checkpoint(path)]):
+        raise UserError(
+            f"{foreign[0]}: no run wrote this file, and this run would write over it; move it away, or choose another "
+            "output_dir",
+            "run.foreign-file",
+        )
+    if not found:
         return None
     aside = folder / "earlier" / f"{datetime.now():%Y%m%d-%H%M%S-%f}"
-    aside.mkdir(parents=True)
-    for pattern in RUN_FILES:
-        for path in folder.glob(pattern):
-            shutil.move(path, aside / path.name)
+    with user_errors(aside):
+        for pattern in RUN_FILES:
+            for path in sorted(folder.glob(pattern)):
+                place = aside / path.relative_to(folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
+                if path.parent != folder:
+                    with suppress(OSError):  # it holds something of the user's
+                        path.parent.rmdir()
     return aside
 
 
