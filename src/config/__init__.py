@@ -13,6 +13,7 @@ from .run import Config
 from .section import GATE_MODES, TAKEN_NAMES, DomainName, Format, Prompt, Protocol, Section, Split
 from .training import (
     ConceptConfig,
+    ConceptLossConfig,
     DistillConfig,
     FeatureCacheConfig,
     LossConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "AugmentationConfig",
     "ClipConfig",
     "ConceptConfig",
+    "ConceptLossConfig",
     "Config",
     "DatasetConfig",
     "DistillConfig",

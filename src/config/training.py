@@ -42,6 +42,17 @@ class LossConfig(Section):
     )
 
 
+class ConceptLossConfig(Section):
+    """Weights of the losses of a model that finds concepts: those of SAM 3's own training."""
+
+    score: float = Field(20.0, ge=0, description="Weight of the focal loss of the queries' scores.")
+    presence: float = Field(20.0, ge=0, description="Weight of the loss that says whether the phrase is there at all.")
+    box: float = Field(5.0, ge=0, description="Weight of the boxes' L1 loss.")
+    giou: float = Field(2.0, ge=0, description="Weight of the boxes' generalised IoU loss.")
+    mask: float = Field(200.0, ge=0, description="Weight of the masks' focal loss.")
+    dice: float = Field(10.0, ge=0, description="Weight of the masks' dice loss.")
+
+
 class ConceptConfig(Section):
     """Which noun phrases are asked of a training image, for models that find concepts."""
 
@@ -62,6 +73,7 @@ class ConceptConfig(Section):
         le=1,
         description="Share of shown phrases that come with a box around an example; half of them as the box alone.",
     )
+    loss: ConceptLossConfig = Field(default_factory=ConceptLossConfig, description="Weights of the losses.")
 
 
 class DistillConfig(Section):
@@ -166,7 +178,9 @@ class TrainingConfig(Section):
     )
     prompts: PromptConfig = Field(default_factory=PromptConfig, description="How objects are prompted in training.")
     loss: LossConfig = Field(default_factory=LossConfig, description="Weights of SAM 2's losses.")
-    concepts: ConceptConfig = Field(default_factory=ConceptConfig, description="Phrases of models that find concepts.")
+    concepts: ConceptConfig = Field(
+        default_factory=ConceptConfig, description="Phrases and losses of models that find concepts."
+    )
     distill: DistillConfig = Field(default_factory=DistillConfig, description="Self-distillation from the base.")
     penalty: PenaltyConfig = Field(
         default_factory=PenaltyConfig, description="Penalty on the distance from the first weights."

@@ -24,7 +24,8 @@ def find_targets(model: nn.Module, target_modules: Sequence[str]) -> dict[str, n
 
     An entry is ``all``, a dotted suffix (``q_proj``, ``self_attn.q_proj``), or a glob over the full dotted name or a
     dotted suffix of it (``memory_attention.*.q_proj``), in which ``*`` may span dots. Only Linear layers are selected.
-    A wrapped layer counts as its base layer, and what is inside an adapter is never selected.
+    A wrapped layer counts as its base layer, and what is inside an adapter is never selected. An entry that begins with
+    ``!`` takes back what it matches of those before it.
 
     Raises:
         UserError: entries match nothing, or only layers that are not Linear; all of them are listed, with near names.
@@ -34,13 +35,14 @@ def find_targets(model: nn.Module, target_modules: Sequence[str]) -> dict[str, n
     selected: set[str] = set()
     mistakes = []
     for entry in target_modules:
-        matched = [name for name in candidates if _matches(name, entry)]
-        hits = [name for name in matched if name in linears]
-        selected.update(hits)
+        wanted = entry.removeprefix("!")
+        matched = [name for name in candidates if _matches(name, wanted)]
+        hits = {name for name in matched if name in linears}
+        selected = selected - hits if entry.startswith("!") else selected | hits
         if not hits:
             others = sorted({type(candidates[name]).__name__ for name in matched})
             what = f"matches no Linear layer, only {', '.join(others)}" if others else "matches no layer"
-            mistakes.append(f"  '{entry}' {what}; {_near_names(entry, list(linears))}")
+            mistakes.append(f"  '{entry}' {what}; {_near_names(wanted, list(linears))}")
     if mistakes:
         raise UserError("lora.target_modules: nothing to adapt for\n" + "\n".join(mistakes), code="targets.no-match")
     return {name: linear for name, linear in linears.items() if name in selected}

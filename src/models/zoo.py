@@ -52,6 +52,15 @@ _NANO = replace(
     source_world="source",
     details={**_TINY.details, "differences": "sam2_nano.yaml"},  # in src/models/sam2/configs
 )
+_SAM3_PARTS = ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")
+"""Parts of SAM 3 in which short names select layers: neither its image encoder nor its text encoder."""
+
+_SAM3_NAMES = {
+    **{name: f"*.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+    "out_proj": "*.o_proj", "linear1": "*.mlp.fc1", "linear2": "*.mlp.fc2", "fc1": "*.mlp.fc1", "fc2": "*.mlp.fc2",
+}  # fmt: skip
+"""Short names, those of Meta's code among them, and what they are called in transformers."""
+
 _SAM3 = ModelSpec(
     name="sam3",
     task="concepts",
@@ -61,6 +70,13 @@ _SAM3 = ModelSpec(
     pixel_mean=(0.5, 0.5, 0.5),
     pixel_std=(0.5, 0.5, 0.5),
     default_targets=("detr_encoder.*_proj", "detr_decoder.*_proj"),
+    target_aliases={
+        **{
+            name: tuple(f"{part}.{layer}" for part in _SAM3_PARTS if "mlp" not in layer or part != "mask_decoder")
+            for name, layer in _SAM3_NAMES.items()
+        },
+        "all": ("all", "!text_encoder.text_projection"),  # which the model never uses
+    },
     encoder=("vision_encoder.",),
     memory=(),
     decoder=("detr_decoder.", "mask_decoder."),

@@ -50,6 +50,10 @@ class VideoOrder:
         order = self._orders[chosen]
         return self.sets[chosen], self.sets[chosen].videos[int(order[(place + later) % len(order)])]
 
+    def chosen_set(self, epoch: int, index: int) -> int:
+        """Return the number of the data set that an item is drawn from."""
+        return self._place(epoch, index)[0]
+
     def sample_key(self, epoch: int, index: int) -> SampleKey:
         """Return the key that a clip is drawn from: its own or, with ``views``, that of the first equal clip."""
         if self.views is None:

@@ -12,7 +12,8 @@ from ...config import AugmentationConfig, ConceptConfig
 from ...core.errors import UserError
 from ..clips import SampleKey, VideoOrder
 from ..records import DataSet, VideoRecord
-from .draw import Question, draw_image, draw_questions
+from .draw import draw_image, draw_questions
+from .labels import Question
 from .phrases import Vocabulary
 from .types import ConceptBatch, join_concepts
 
@@ -47,18 +48,18 @@ class ConceptDataset(VideoOrder, Dataset[ConceptBatch | UserError]):
         sets: images and videos, set by set.
         weights: of the sets.
         length: images per epoch.
-        vocabulary: phrases of the run.
+        vocabularies: phrases of each set, of which alone its images are labelled.
         options: how images and phrases are drawn.
         seed: random seed.
         views: number of ways in which each image is drawn, which repeat in turn; None: draws never repeat.
     """
 
     def __init__(
-        self, sets: Sequence[DataSet], weights: Sequence[float], length: int, vocabulary: Vocabulary,
-        options: ConceptOptions, seed: int, views: int | None = None,
+        self, sets: Sequence[DataSet], weights: Sequence[float], length: int,
+        vocabularies: Sequence[Vocabulary], options: ConceptOptions, seed: int, views: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(sets, weights, length, seed, views)
-        self.vocabulary, self.options = vocabulary, options
+        self.vocabularies, self.options = vocabularies, options
 
     def with_pixels(self, batch: ConceptBatch) -> ConceptBatch:
         """Return a batch of this data set with its pixels, which are read if it has none.
@@ -96,11 +97,12 @@ class ConceptDataset(VideoOrder, Dataset[ConceptBatch | UserError]):
     ) -> tuple[DataSet, VideoRecord, int, list[Question]]:  # fmt: skip
         """Return an image and what is asked of it: the first one in the order of which anything can be."""
         options, tried = self.options, 0
+        vocabulary = self.vocabularies[self.chosen_set(*key)]
         while True:
             data, video = self.source(*key, later=tried)
             frames = [t for t in range(len(video)) if any(o.segmentations[t] is not None for o in video.objects)]
             frame = frames[int(rng.integers(len(frames)))]
-            questions = draw_questions(video, frame, self.vocabulary, options.concepts, options.queries, rng)
+            questions = draw_questions(video, frame, vocabulary, options.concepts, options.queries, rng)
             if questions:
                 return data, video, frame, questions
             tried += 1

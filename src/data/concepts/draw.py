@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from ..clips.augment import apply_view, augment_colours, sample_view
 from ..clips.frames import read_pictures
 from ..clips.transforms import resize_mask, to_pixels
 from ..records import Segmentation, VideoRecord
+from .labels import ImageLabels, Question
 from .phrases import Vocabulary, words_of
 from .types import PADDING, POSITIVE, VISUAL, ConceptBatch
 
@@ -29,25 +29,6 @@ DIRECTIONS = frozenset({
 
 _VIEW_SIDE = 64
 """Side, in pixels, of the masks by which is decided whether a view loses an object."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """A phrase asked of an image.
-
-    Attributes:
-        phrase: what is asked; ``visual`` where the box alone asks.
-        shown: the areas of its instances, none where it is absent.
-        ignored: areas that count neither for it nor against it.
-        only: nothing outside the instances counts, as there may be more of them.
-        example: number of the instance that has a box around it; None: no box.
-    """
-
-    phrase: str
-    shown: tuple[Segmentation, ...] = ()
-    ignored: tuple[Segmentation, ...] = ()
-    only: bool = False
-    example: int | None = None
 
 
 def draw_questions(
@@ -67,7 +48,7 @@ def draw_questions(
         queries: instances that the model can give, at most.
         rng: random numbers for all draws.
     """
-    image = _Labels(video, frame, vocabulary)
+    image = ImageLabels(video, frame, vocabulary)
     questions: list[Question] = []
     for category in rng.permutation(sorted(image.shown)):
         known = vocabulary.phrases_of.get(str(category), ())
@@ -83,40 +64,6 @@ def draw_questions(
     easy = [phrase for phrase in absent if phrase not in hard][: config.negatives]
     questions = [_with_example(question, config.exemplars, rng) for question in questions]
     return questions + [image.question(phrase) for phrase in (*hard, *easy)]
-
-
-class _Labels:
-    """What is labelled on an image, category by category."""
-
-    def __init__(self, video: VideoRecord, frame: int, vocabulary: Vocabulary) -> None:
-        self.video, self.categories_of = video, vocabulary.categories_of
-        self.shown: dict[str, list[Segmentation]] = {}
-        self.crowds: dict[str, list[Segmentation]] = {}
-        self.unclear = [] if video.void.get(frame) is None else [video.void[frame]]
-        for tracks, areas in ((video.objects, self.shown), (video.crowds, self.crowds)):
-            for track in tracks:
-                area = track.segmentations[frame]
-                if area is not None and track.category is None:
-                    self.unclear.append(area)
-                elif area is not None and track.category is not None:
-                    areas.setdefault(track.category, []).append(area)
-
-    def instances(self, phrase: str) -> list[Segmentation]:
-        return [area for category in sorted(self.categories_of[phrase]) for area in self.shown.get(category, ())]
-
-    def is_absent(self, phrase: str) -> bool:
-        categories, known = self.categories_of[phrase], self.video.absent
-        if any(category in self.shown or category in self.crowds for category in categories):
-            return False
-        return not categories & self.video.unsure and (known is None or categories <= known)
-
-    def question(self, phrase: str) -> Question:
-        categories = self.categories_of[phrase]
-        crowds = [area for category in sorted(categories) for area in self.crowds.get(category, ())]
-        known = self.video.absent
-        unknown = known is not None and not categories <= known | self.shown.keys()
-        only = bool(categories & self.video.unsure) or unknown
-        return Question(phrase, tuple(self.instances(phrase)), (*self.unclear, *crowds), only)
 
 
 def _with_example(question: Question, share: float, rng: np.random.Generator) -> Question:

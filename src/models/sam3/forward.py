@@ -264,3 +264,13 @@ def _logit(boxes: Tensor, least: float = 1e-3) -> Tensor:
     """Return the inverse of the sigmoid as ``Sam3Model`` computes it for reference boxes."""
     boxes = boxes.clamp(min=0, max=1)
     return torch.log(boxes.clamp(min=least) / (1 - boxes).clamp(min=least))
+
+
+def input_size(model: Sam3Model) -> int:
+    """Return the side, in pixels, of the square images that a model sees."""
+    return int(model.config.vision_config.backbone_config.image_size)
+
+
+def query_count(model: Sam3Model) -> int:
+    """Return how many instances of a phrase a model can give, at most."""
+    return int(model.config.detr_decoder_config.num_queries)

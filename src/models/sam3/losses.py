@@ -107,7 +107,11 @@ def concept_losses(
     }
     if enable_segmentation:
         parts |= {name: loss / instances for name, loss in _mask_losses(output, matches, batch, counts_P).items()}
-    total = torch.stack([getattr(weights, name) * loss for name, loss in parts.items()]).sum()
+    factors = {
+        "score": weights.score, "presence": weights.presence, "box": weights.box, "giou": weights.giou,
+        "mask": weights.mask, "dice": weights.dice,
+    }  # fmt: skip
+    total = torch.stack([factors[name] * loss for name, loss in parts.items()]).sum()
     return {"total": total, **{name: loss.detach() for name, loss in parts.items()}}
 
 

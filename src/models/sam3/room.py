@@ -9,6 +9,8 @@ from .forward import (
     forward_concepts,
     has_frozen_encoder,
     has_frozen_text,
+    input_size,
+    query_count,
 )
 from .losses import ConceptTotals, concept_losses
 
@@ -23,5 +25,7 @@ __all__ = [
     "forward_concepts",
     "has_frozen_encoder",
     "has_frozen_text",
+    "input_size",
+    "query_count",
     "save_folder",
 ]

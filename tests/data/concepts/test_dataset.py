@@ -22,7 +22,7 @@ def cells() -> DataSet:
 def images(data: DataSet, queries: int = 50, views: int | None = None) -> ConceptDataset:
     vocabulary = build_vocabulary(data.category_counts(), {}, ["car", "tree", "cup"])
     options = ConceptOptions(ConceptConfig(), 56, queries, augmentation=AugmentationConfig())
-    return ConceptDataset([data], [1.0], 6, vocabulary, options, seed=1, views=views)
+    return ConceptDataset([data], [1.0], 6, [vocabulary], options, seed=1, views=views)
 
 
 def same(one: ConceptBatch, other: ConceptBatch) -> bool:
@@ -56,13 +56,13 @@ def test_images_of_which_nothing_can_be_asked_are_passed_over(cells):
     most = max(counts)
     assert min(counts) < most
     limited = images(cells, queries=most - 1)
-    limited.vocabulary = build_vocabulary(["cell"], {})
+    limited.vocabularies = [build_vocabulary(["cell"], {})]
     names = {limited[0, index].names[0] for index in range(6)}
     assert names == {video.video_id for video, count in zip(cells.videos, counts, strict=True) if count < most}
 
 
 def test_an_error_says_that_nothing_can_be_asked_at_all(cells):
     limited = images(cells, queries=0)
-    limited.vocabulary = build_vocabulary(["cell"], {})
+    limited.vocabularies = [build_vocabulary(["cell"], {})]
     error = limited[0, 0]
     assert isinstance(error, UserError) and error.code == "concepts.nothing-to-ask"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from src.config import AugmentationConfig, ConceptConfig
-from src.data.concepts.draw import Question, boxes_of, draw_image, draw_questions
+from src.data.concepts.draw import boxes_of, draw_image, draw_questions
+from src.data.concepts.labels import Question
 from src.data.concepts.phrases import build_vocabulary
 from src.data.concepts.types import VISUAL
 from src.data.records import RLE, ArrayFrame, ObjectTrack, VideoRecord
