@@ -99,6 +99,15 @@ class NamedSplit(SplitConfig):
 
     name: DomainName = Field(description="Name in tables and files.")
     format: Format = Field("auto", description="Format of the files. auto: recognised.")
+    categories: list[str] | None = Field(
+        None,
+        description="Categories whose objects are learned and scored, by name; of masks, the number or colour. "
+        "null: all.",
+    )
+    ignore_categories: list[str] = Field(
+        default_factory=list,
+        description="Categories whose areas are void: no objects, and neither trained on nor scored.",
+    )
 
 
 class DomainConfig(Section):
@@ -112,6 +121,15 @@ class DomainConfig(Section):
         "stated.",
     )
     format: Format = Field("auto", description="Format of the files. auto: recognised.")
+    categories: list[str] | None = Field(
+        None,
+        description="Categories whose objects are learned and scored, by name; of masks, the number or colour. "
+        "null: all.",
+    )
+    ignore_categories: list[str] = Field(
+        default_factory=list,
+        description="Categories whose areas are void: no objects, and neither trained on nor scored.",
+    )
     train: SplitConfig = Field(description="Split to train on.")
     val: SplitConfig | None = Field(None, description="Split for validation and for the table. null: none.")
     test: SplitConfig | None = Field(None, description="Split for `evaluate --split test`. null: none.")
@@ -138,7 +156,7 @@ class DomainConfig(Section):
         files = None if place.ann_file is None else str(find_file(place.ann_file))
         return NamedSplit(
             name=self.name, format=self.format, img_folder=str(find_file(place.img_folder)), ann_file=files,
-            videos=place.videos,
+            videos=place.videos, categories=self.categories, ignore_categories=self.ignore_categories,
         )  # fmt: skip
 
 

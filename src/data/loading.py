@@ -60,7 +60,15 @@ def open_data(place: NamedSplit, options: LoadOptions) -> Source:
         UserError: as :func:`~src.data.formats.registry.open_source`.
     """
     wanted = wanted_videos(place.videos)
-    opening = OpenOptions(place.name, options.max_objects, wanted, options.follow_links, options.mask_threshold)
+    opening = OpenOptions(
+        name=place.name,
+        max_objects=options.max_objects,
+        videos=wanted,
+        follow_links=options.follow_links,
+        mask_threshold=options.mask_threshold,
+        categories=place.categories,
+        ignore_categories=place.ignore_categories,
+    )
     return open_source(location_of(place), opening, place.format)
 
 

@@ -18,6 +18,7 @@ from ..core.console import progress_bar
 from ..core.errors import UserError
 from .decode.video import natural
 from .formats.mask_folders import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
+from .formats.parsing import LOOKS_LIKE_VOID
 from .formats.reader import OpenOptions
 from .formats.registry import open_with, recognise
 from .loading import location_of, wanted_videos
@@ -98,7 +99,14 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
         UserError: it cannot be read, or nothing in what was parsed is usable.
     """
     reader, location = recognise(location_of(place), place.format)
-    options = OpenOptions(place.name, _NO_LIMIT, wanted_videos(place.videos), follow_links=True)
+    options = OpenOptions(
+        name=place.name,
+        max_objects=_NO_LIMIT,
+        videos=wanted_videos(place.videos),
+        follow_links=True,
+        categories=place.categories,
+        ignore_categories=place.ignore_categories,
+    )
     source = open_with(reader, location, options)
     parsed = len(source) if sampled is None else min(len(source), sampled)
     met = list(source.issues)
@@ -134,6 +142,17 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
         errors=[issue for issue in met if issue.severity == "error"],
         damaged=frozenset(source.name_of(index) for index in damaged),
     )
+
+
+def void_categories(place: NamedSplit) -> list[str]:
+    """Return the categories of a data set that look like void, by their names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    reader, location = recognise(location_of(place), place.format)
+    source = open_with(reader, location, OpenOptions(place.name))
+    return [issue.entry for issue in source.issues if issue.problem == LOOKS_LIKE_VOID]
 
 
 def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:

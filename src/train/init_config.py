@@ -25,7 +25,7 @@ from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
 from ..data.formats import format_names
 from ..data.records import Issue
-from ..data.summary import DatasetSummary, find_splits, summarize
+from ..data.summary import DatasetSummary, find_splits, summarize, void_categories
 from ..models.spec import ModelSpec, model_names, model_spec
 from ..models.zoo import DEFAULT_MODEL
 
@@ -67,7 +67,7 @@ def write_suggestion(folder: Path, output: Path) -> None:
     Raises:
         UserError: the folder holds no data that can be used, or ``output`` exists.
     """
-    splits = _complete(find_splits(folder), output)
+    splits = _complete(_ignoring(find_splits(folder)), output)
     damage = _damage_of(splits)
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
@@ -139,6 +139,13 @@ def _damage_of(splits: dict[Split, ChosenSplit]) -> Damage:
         looked_at=sum(len(one.names) for one in summaries),
         listed=sum(one.listed for one in summaries),
     )
+
+
+def _ignoring(found: dict[Split, NamedSplit]) -> dict[Split, NamedSplit]:
+    """The splits, with the categories ignored that look like void in all of them."""
+    names = [void_categories(place) for place in found.values()]
+    ignored = [name for name in names[0] if all(name in others for others in names)]
+    return {split: place.model_copy(update={"ignore_categories": ignored}) for split, place in found.items()}
 
 
 def _complete(found: dict[Split, NamedSplit], output: Path) -> dict[Split, ChosenSplit]:
@@ -252,6 +259,9 @@ def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], damage: Damag
             yield Setting(f"dataset.{prefix}_ann_file", place.ann_file, "its annotations")
         if place.videos is not None:
             yield Setting(f"dataset.{prefix}_videos", place.videos, f"only these: {chosen.reason}")
+    if ignored := splits["train"].place.ignore_categories:
+        why = "void by their names: no objects, neither trained on nor scored; []: objects like the others"
+        yield Setting("dataset.ignore_categories", ignored, why)
     most = max(int(summary.objects_N.max()) for summary in summaries.values())
     kept = max(200, most)
     yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")

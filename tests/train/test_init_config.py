@@ -208,6 +208,19 @@ def test_a_set_whose_sampled_images_are_all_damaged_is_looked_at_further(suggest
     assert "3 errors in 3 of 9" in text and len(videos_in(config, "train")) == 5
 
 
+def test_categories_that_look_like_void_are_ignored(suggest, tmp_path):
+    write_coco(tmp_path / "all", make_videos(CELLS, 4, 0, frames=1, side=64))
+    annotations = tmp_path / "all" / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    content["categories"].append({"id": 99, "name": "Don't care"})
+    content["annotations"][0]["category_id"] = 99
+    annotations.write_text(json.dumps(content))
+    config, text = suggest(tmp_path / "all")
+    assert config.dataset.domains[0].ignore_categories == ["Don't care"] and "void by their names" in text
+    train = load_split(config.dataset.domains[0], "train", LoadOptions.from_config(config))
+    assert [bool(video.void) for video in train.videos] == [True, False, False]
+
+
 def test_small_objects_ask_for_a_larger_image(suggest, tmp_path):
     data = make_videos(CELLS, 4, 0, frames=1, side=320)
     for video in data.videos:

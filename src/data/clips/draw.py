@@ -10,7 +10,7 @@ from ...config import AugmentationConfig, ClipConfig
 from ...core.errors import UserError
 from ..records import ObjectTrack, VideoRecord
 from .augment import apply_view, augment_colours, sample_view
-from .frames import read_masks, read_pictures
+from .frames import read_masks, read_pictures, read_void
 from .motion import simulate_motion
 from .transforms import to_pixels
 from .types import Clip
@@ -23,7 +23,7 @@ def sample_clip(
     """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
 
     Objects are drawn among those seen on the clip's first frame; they may vanish and come back after it. Void areas
-    count as background, since losses know no void.
+    move with the picture, and are no background.
 
     Args:
         video: a video or still with objects. Only the sampled frames are read, each once.
@@ -49,8 +49,9 @@ def sample_clip(
     frames_T3HW = read_pictures(video, path_T, size) if pixels else torch.zeros(len(path_T), 0, size, size)
     soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
     aspect = video.width / video.height
-    if augmentation is not None:
-        view = sample_view(soft_TOHW[0], aspect, augmentation, rng)
+    view = None if augmentation is None else sample_view(soft_TOHW[0], aspect, augmentation, rng)
+    soft_TOHW = torch.cat([soft_TOHW, read_void(video, path_T, size)], dim=1)
+    if view is not None:
         frames_T3HW, soft_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
     if simulated:
         frames_T3HW, masks_TOHW = simulate_motion(
@@ -58,11 +59,15 @@ def sample_clip(
         )
     else:
         masks_TOHW = soft_TOHW > 0.5
+    masks_TOHW, void_TVHW = masks_TOHW[:, : len(objects)], masks_TOHW[:, len(objects) :]
     seed = int(rng.integers(2**63))
     if augmentation is not None and pixels:  # nothing is drawn after it, so that a clip without pixels is the same one
         frames_T3HW = augment_colours(frames_T3HW, augmentation, rng)
     annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
-    return Clip(video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed)
+    void_THW = void_TVHW[:, 0].numpy() if void_TVHW.any() else None
+    return Clip(
+        video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed, void_THW=void_THW
+    )  # fmt: skip
 
 
 def sample_frames(video: VideoRecord, config: ClipConfig, rng: np.random.Generator) -> np.ndarray:

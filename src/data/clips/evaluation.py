@@ -52,9 +52,11 @@ def evaluation_video(
     rng = np.random.default_rng((len(video.objects), index))
     rng.random()  # an earlier version drew a flip first: so motions, and with them scores, stay comparable
     picture_3HW = resize_picture(for_torch(video.frames[0].read()), height, width)
-    soft_OHW = torch.stack([resize_mask(masks[object_id], height, width) for object_id in largest])
+    areas = [masks[object_id] for object_id in largest] + [area.decode() for area in video.void.values()]
+    soft_OHW = torch.stack([resize_mask(area, height, width) for area in areas])
     frames_T3HW, masks_TOHW = simulate_motion(picture_3HW, soft_OHW, frames, video.width / video.height, motion, rng)
-    tracks = dict(zip(largest, masks_TOHW.numpy().swapaxes(0, 1), strict=True))
+    void_TVHW = masks_TOHW[:, len(largest) :].numpy()
+    tracks = dict(zip(largest, masks_TOHW[:, : len(largest)].numpy().swapaxes(0, 1), strict=True))
     known = {o.object_id: o for o in video.objects}
     objects = [
         replace(known[i], segmentations=[RLE.encode(mask) if mask.any() else None for mask in track_THW])
@@ -63,7 +65,8 @@ def evaluation_video(
     ]
     pictures = enumerate(to_pixels(frames_T3HW))
     sources = [ArrayFrame(frame, f"{video.video_id} frame {t}", f"{t:05d}") for t, frame in pictures]
-    return VideoRecord(video.video_id, height, width, list(sources), objects)
+    void = {t: RLE.encode(area_HW) for t, area_VHW in enumerate(void_TVHW) for area_HW in area_VHW if area_HW.any()}
+    return VideoRecord(video.video_id, height, width, list(sources), objects, void=dict(void))
 
 
 def _at_most(max_side: int, height: int, width: int) -> tuple[int, int]:

@@ -22,6 +22,14 @@ def read_masks(video: VideoRecord, objects: list[ObjectTrack], path_T: np.ndarra
     return torch.stack(masks)[place_T]
 
 
+def read_void(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
+    """Read soft void areas as of one more object (T, 1, size, size), or (T, 0, size, size) if no frame has any."""
+    if not any(int(t) in video.void for t in path_T):
+        return torch.zeros(len(path_T), 0, size, size)
+    areas = ObjectTrack(1, [video.void.get(t) for t in range(len(video))])
+    return read_masks(video, [areas], path_T, size)
+
+
 def read_pictures(video: VideoRecord, path_T: np.ndarray, size: int) -> Tensor:
     """Read frames (T, 3, size, size); none is read twice."""
     frames_S, place_T = np.unique(path_T, return_inverse=True)

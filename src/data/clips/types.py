@@ -28,6 +28,7 @@ class Clip:
         annotated_T: bool, False where nothing is known of a frame's objects, whose masks are then empty.
         seed: random seed for what training draws for its objects, such as prompts.
         key: key of a data set's clip.
+        void_THW: bool, areas that are neither objects nor background, of which no loss is made; None: there are none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Clip:
     annotated_T: np.ndarray
     seed: int = 0
     key: SampleKey | None = None
+    void_THW: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ClipBatch:
         video_of_object: int64 (O,), each object's clip.
         seeds: random seed of each clip.
         keys: keys of the clips, none unless all clips come from a data set.
+        void_TBHW: bool, void areas of the clips; None: no clip has any.
     """
 
     names: tuple[str, ...]
@@ -59,6 +62,7 @@ class ClipBatch:
     video_of_object: Tensor
     seeds: tuple[int, ...]
     keys: tuple[SampleKey, ...] = ()
+    void_TBHW: Tensor | None = None
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
@@ -74,6 +78,7 @@ class ClipBatch:
             video_of_object=video_of_object,
             seeds=tuple(clip.seed for clip in clips),
             keys=keys if len(keys) == len(clips) else (),
+            void_TBHW=_void_of(clips),
         )
 
     @property
@@ -92,9 +97,10 @@ class ClipBatch:
                 self.annotated_TO[:, o][:, 0].numpy(),
                 seed,
                 key,
+                None if self.void_TBHW is None else self.void_TBHW[:, number].numpy(),
             )
-            for name, frames_THWC, o, seed, key in zip(
-                self.names, self.frames_BTHWC, own, self.seeds, keys, strict=True
+            for number, (name, frames_THWC, o, seed, key) in enumerate(
+                zip(self.names, self.frames_BTHWC, own, self.seeds, keys, strict=True)
             )
         ]
 
@@ -105,7 +111,16 @@ class ClipBatch:
             frames_BTHWC=self.frames_BTHWC.pin_memory(),
             masks_TOHW=self.masks_TOHW.pin_memory(),
             video_of_object=self.video_of_object.pin_memory(),
+            void_TBHW=None if self.void_TBHW is None else self.void_TBHW.pin_memory(),
         )
+
+
+def _void_of(clips: list[Clip]) -> Tensor | None:
+    """Return the void areas of clips (T, B, H, W); None if no clip has any."""
+    if all(clip.void_THW is None for clip in clips):
+        return None
+    void = [np.zeros_like(c.masks_TOHW[:, 0]) if c.void_THW is None else c.void_THW for c in clips]
+    return torch.from_numpy(np.stack(void, axis=1))
 
 
 def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:

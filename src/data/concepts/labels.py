@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..records import Segmentation, VideoRecord
+import numpy as np
+
+from ..records import RLE, Segmentation, VideoRecord
 from .phrases import Vocabulary
 
 
@@ -45,7 +47,7 @@ class ImageLabels:
         self.video, self.categories_of = video, vocabulary.categories_of
         self.shown: dict[str, list[Segmentation]] = {}
         self.crowds: dict[str, list[Segmentation]] = {}
-        self.unclear = [] if video.void.get(frame) is None else [video.void[frame]]
+        self.unclear = _void_of_all(video, frame)
         for tracks, areas in ((video.objects, self.shown), (video.crowds, self.crowds)):
             for track in tracks:
                 area = track.segmentations[frame]
@@ -73,3 +75,13 @@ class ImageLabels:
         unknown = known is not None and not categories <= known | self.shown.keys()
         only = bool(categories & self.video.unsure) or unknown
         return Question(phrase, tuple(self.instances(phrase)), (*self.unclear, *crowds), only)
+
+
+def _void_of_all(video: VideoRecord, frame: int) -> list[Segmentation]:
+    """Return what is void whatever is asked for: not crowds, which count by their category."""
+    void = video.void.get(frame)
+    crowds = [area.decode() for track in video.crowds if (area := track.segmentations[frame]) is not None]
+    if void is None or not crowds:
+        return [] if void is None else [void]
+    rest_HW = void.decode() & ~np.logical_or.reduce(crowds)
+    return [RLE.encode(rest_HW)] if rest_HW.any() else []

@@ -23,6 +23,9 @@ from .images import open_image
 VOID = 255
 """The number that palette and 8-bit grey masks give to what is no object's and not background either."""
 
+MOTS_VOID = 10000
+"""The number that MOTS gives to areas that are to be ignored."""
+
 MAX_VALUES = 1000
 """A file of more different values is no mask of objects but a picture or a depth map."""
 
@@ -112,7 +115,8 @@ def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, l
 
     A frame without a file has None.
 
-    Numbers are objects, also across files of several kinds. Of bytes, 255 is void, unless the video's masks know no
+    Numbers are objects, also across files of several kinds. Beside numbers of 1000 and more (class × 1000 + instance),
+    10000 is MOTS' ignore region, and void. Of bytes, 255 is void, unless the video's masks know no
     other number: then they are binary, and white is object 1. Colours that are all shades of grey are read as bytes;
     colours of DAVIS' palette as its indices; if there is any other one, each colour is an object, called ``#rrggbb``.
 
@@ -124,7 +128,7 @@ def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, l
         {} if image is None else {meaning[v] if image.kind == "colours" else v: a for v, a in image.areas.items()}
         for image in images
     ]
-    # deeper numbers have no void
+    # deeper numbers have no void but MOTS'
     byte_valued = [frame for frame, image in enumerate(images) if image is not None and image.kind != "numbers"]
     values = {value for areas in named for value in areas}
     void: dict[int, RLE] = {}
@@ -136,6 +140,9 @@ def label_tracks(images: Sequence[LabelImage | None]) -> tuple[dict[int | str, l
             named[frame][1] = area
         else:
             void[frame] = area
+    numbers = {v for image in images if image and image.kind == "numbers" for v in image.areas}
+    if MOTS_VOID in numbers and all(1000 <= number < MOTS_VOID for number in numbers - {MOTS_VOID}):
+        void |= {frame: areas.pop(MOTS_VOID) for frame, areas in enumerate(named) if MOTS_VOID in areas}
     keys = sorted({key for areas in named for key in areas}, key=lambda key: (isinstance(key, str), key))
     return {key: [areas.get(key) for areas in named] for key in keys}, void
 

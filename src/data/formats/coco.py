@@ -29,7 +29,9 @@ from ..packed import PackedList
 from ..records import RLE, Issue, ObjectTrack, VideoRecord
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
+    VOIDED,
     Bounds,
+    Categories,
     IssueLog,
     as_id,
     category_names,
@@ -38,6 +40,7 @@ from .parsing import (
     leaves_folder,
     shown,
     sides,
+    with_void,
 )
 from .reader import Location, OpenOptions
 
@@ -92,6 +95,7 @@ class CocoSource:
         crowds_only: nothing but crowds is annotated, which then stand for objects.
         max_objects: objects kept per image, the largest by mask area.
         bounds: folders in which the images must be.
+        chosen: which categories are objects, and which are void.
     """
 
     name: str
@@ -103,6 +107,7 @@ class CocoSource:
     crowds_only: bool
     max_objects: int
     bounds: Bounds
+    chosen: Categories
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -124,6 +129,7 @@ class CocoSource:
         if image.backslashes:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
         drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
+        voided = [annotation for annotation in annotations if self._is_void(annotation)]
         if drawn:
             frame = _open_frame(self.folder, image, log, self.bounds)
             if frame is None:
@@ -136,10 +142,15 @@ class CocoSource:
                     for number, (mask, annotation) in enumerate(kept, start=1)
                 ]
                 places = {annotation.position for _, annotation in kept}
-                others = [annotation for annotation in annotations if annotation.position not in places]
+                others = [
+                    annotation
+                    for annotation in annotations
+                    if annotation.position not in places and self._category(annotation) not in self.chosen.ignored
+                ]
+                void = self._void(voided, image, height, width, log)
                 crowds, unsure = self._crowds(others, height, width)
                 return VideoRecord(
-                    video_id, height, width, [source], objects, crowds=crowds,
+                    video_id, height, width, [source], objects, crowds=crowds, void=with_void({}, void, objects),
                     unsure=unsure | self._names(image.unsure),
                     absent=None if image.absent is None else self._names(image.absent),
                 )  # fmt: skip
@@ -168,14 +179,40 @@ class CocoSource:
         if annotation.segmentation is None:
             log.repaired(place, "annotations without a segmentation")
             return False
+        category = self._category(annotation)
+        if category in self.chosen.ignored:
+            log.repaired(place, "annotations of ignored categories", VOIDED)
+            return False
+        if not self.chosen.takes(category):
+            log.repaired(place, "annotations of categories that are not wanted")
+            return False
         if annotation.crowd and not self.crowds_only:
-            log.repaired(place, "crowd annotations")
+            log.repaired(place, "crowd annotations", VOIDED)
             return False
         if annotation.crowd:
             log.note(place, "crowd annotations", "used as objects, as there are no others")
         if not annotation.boxed:
             log.note(place, "annotations without a box", "none is needed")
         return True
+
+    def _is_void(self, annotation: _Annotation) -> bool:
+        """Return whether an annotation's area is neither an object nor background."""
+        category = self._category(annotation)
+        crowd = annotation.crowd and not self.crowds_only and self.chosen.takes(category)
+        return annotation.segmentation is not None and (crowd or category in self.chosen.ignored)
+
+    def _void(
+        self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
+    ) -> dict[int, list[RLE]]:
+        """Return the areas of annotations that are void, under the number of the only frame."""
+        areas = []
+        for annotation in annotations:
+            problem = check_segmentation(annotation.segmentation, height, width)
+            if problem is None:
+                areas.append(parse_segmentation(annotation.segmentation, height, width))
+            else:
+                log.error(f"{annotation.place} ({shown(image.file_name, 160)})", problem)
+        return {0: areas} if areas else {}
 
     def _kept(
         self, annotations: list[_Annotation], image: _Image, height: int, width: int, log: IssueLog
@@ -263,16 +300,18 @@ class CocoReader:
         images = _index_images(content["images"], log)
         _note_odd_ids(content["images"], content["annotations"], log)
         grouped = _group_by_image(content["annotations"], images, log)
+        names = category_names(content.get("categories"))
         return CocoSource(
             name=options.name,
             files=[path],
             issues=log.issues,
             folder=folder,
             entries=_pack(_chosen(list(images.values()), options.videos, path), grouped),
-            categories=category_names(content.get("categories")),
+            categories=names,
             crowds_only=_holds_only_crowds(content["annotations"]),
             max_objects=options.max_objects,
             bounds=Bounds.of(options.follow_links, folder),
+            chosen=Categories.of(options, names.values(), log),
         )
 
 

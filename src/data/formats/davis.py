@@ -28,7 +28,18 @@ from .mask_folders import (
     subfolders,
     videos_below,
 )
-from .parsing import Bounds, IssueLog, as_id, choose_videos, folder_of_both, make_objects, open_frames, sides
+from .parsing import (
+    Bounds,
+    Categories,
+    IssueLog,
+    as_id,
+    choose_videos,
+    folder_of_both,
+    make_objects,
+    open_frames,
+    sides,
+    with_void,
+)
 from .reader import Location, OpenOptions
 
 
@@ -42,6 +53,7 @@ class DavisSource:
     max_objects: int
     bounds: Bounds
     mask_threshold: float | None = None
+    categories: Categories = field(default_factory=Categories)
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -76,7 +88,8 @@ class DavisSource:
         kept = [t for t, source in enumerate(sources) if source is not None]
         masks = [_of_size(masks[t], files.get(paths[t].stem, {}), size, log) for t in kept]
         tracks, void = _tracks(masks)
-        objects = make_objects(tracks, self.max_objects, log)
+        chosen, areas = self.categories.select(tracks, None, log)
+        objects = make_objects(chosen, self.max_objects, log)
         if not objects:
             log.repaired("", "videos without an object")
             return None
@@ -87,7 +100,7 @@ class DavisSource:
             frames=[source for source in sources if source is not None],
             objects=objects,
             annotated=None if len(annotated) == len(kept) else annotated,
-            void=dict(void),
+            void=with_void(void, areas, objects),
         )
 
 
@@ -155,6 +168,7 @@ class DavisReader:
             files=[path for root in roots for path in (root.frames, root.masks)],
             videos=[found[index] for index in chosen],
             max_objects=options.max_objects,
+            categories=Categories.of(options),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, *masks),
         )

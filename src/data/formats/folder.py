@@ -28,7 +28,17 @@ from .mask_folders import (
     masks_beside,
     subfolders,
 )
-from .parsing import Bounds, IssueLog, choose_videos, folder_of_both, make_objects, open_frames, sides
+from .parsing import (
+    Bounds,
+    Categories,
+    IssueLog,
+    choose_videos,
+    folder_of_both,
+    make_objects,
+    open_frames,
+    sides,
+    with_void,
+)
 from .reader import Location, OpenOptions
 
 MARKS = ("_segmentation", "_mask", "-mask", ".mask", "_masks", "_label", "_labels", "_seg", "_gt")
@@ -59,6 +69,7 @@ class FolderSource:
     max_objects: int
     bounds: Bounds
     mask_threshold: float | None = None
+    categories: Categories = field(default_factory=Categories)
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -105,15 +116,16 @@ class FolderSource:
         tracks: dict[int | str, list[RLE | None]] = {}
         void: dict[int, RLE] = {}
         if image.instances:
-            areas = (labels.foreground() for labels in fitting)
-            tracks = {number: [area if area.area() else None] for number, area in enumerate(areas, start=1)}
+            files = (labels.foreground() for labels in fitting)
+            tracks = {number: [area if area.area() else None] for number, area in enumerate(files, start=1)}
         else:
             tracks, void = label_tracks(fitting)
-        objects = make_objects(tracks, self.max_objects, log)
+        chosen, areas = self.categories.select(tracks, None, log)
+        objects = make_objects(chosen, self.max_objects, log)
         if not objects:
             log.repaired("", "images whose mask shows no object")
             return None
-        return VideoRecord(image.name, *size, [frame], objects, void=dict(void))
+        return VideoRecord(image.name, *size, [frame], objects, void=with_void(void, areas, objects))
 
 
 class FolderReader:
@@ -174,6 +186,7 @@ class FolderReader:
             files=list(dict.fromkeys([images, masks])),
             images=[found[index] for index in chosen],
             max_objects=options.max_objects,
+            categories=Categories.of(options),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, bounds_of_masks),
             issues=log.issues if options.videos is None else [],
@@ -192,6 +205,7 @@ class FolderReader:
             files=[location.folder],
             images=[found[index] for index in chosen],
             max_objects=options.max_objects,
+            categories=Categories.of(options),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, location.folder),
         )

@@ -15,7 +15,7 @@ from ...core.errors import UserError
 from ..decode.segmentation import check_segmentation, parse_segmentation, reaches_outside
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
-from .parsing import Bounds, IssueLog, choose_videos, make_objects, open_frames
+from .parsing import Bounds, Categories, IssueLog, choose_videos, make_objects, open_frames, with_void
 from .reader import Location, OpenOptions
 
 
@@ -54,6 +54,7 @@ class LabelFileSource(ABC):
     images: list[LabelledImage]
     max_objects: int
     bounds: Bounds
+    chosen: Categories = field(default_factory=Categories)
     issues: list[Issue] = field(default_factory=list)
 
     @abstractmethod
@@ -90,11 +91,12 @@ class LabelFileSource(ABC):
             log.refused(image.labels, error)
             return None, log.issues
         tracks, categories = _objects(shapes, size, log)
-        objects = make_objects(tracks, self.max_objects, log, categories)
+        kept, areas = self.chosen.select(tracks, categories, log)
+        objects = make_objects(kept, self.max_objects, log, categories)
         if not objects:
             log.repaired("", "images without objects")
             return None, log.issues
-        return VideoRecord(image.name, *size, [frame], objects), log.issues
+        return VideoRecord(image.name, *size, [frame], objects, void=with_void({}, areas, objects)), log.issues
 
 
 SourceT = TypeVar("SourceT", bound=LabelFileSource)
@@ -126,6 +128,7 @@ def label_file_source(
         files=list(dict.fromkeys([folder, labels])),
         images=[images[index] for index in chosen],
         max_objects=options.max_objects,
+        chosen=Categories.of(options),
         bounds=Bounds.of(options.follow_links, folder, labels),
         **facts,
     )

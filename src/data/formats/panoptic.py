@@ -20,6 +20,7 @@ from ..records import RLE, Issue, VideoRecord
 from .json_files import annotation_json, find_json, holds_keys, read_json
 from .parsing import (
     Bounds,
+    Categories,
     IssueLog,
     as_id,
     category_names,
@@ -30,6 +31,7 @@ from .parsing import (
     open_frames,
     shown,
     sides,
+    with_void,
 )
 from .reader import Location, OpenOptions
 
@@ -58,6 +60,7 @@ class PanopticSource:
     categories: dict[int | str, str]
     max_objects: int
     bounds: Bounds
+    chosen: Categories = field(default_factory=Categories)
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -105,11 +108,13 @@ class PanopticSource:
         strays = set(np.unique(numbers_HW).tolist()) - {0} - {number for number, _, _ in entry.segments}
         if strays:
             log.error(place, f"{entry.mask} holds number {min(strays)}, which no segment has")
-        objects = make_objects(tracks, self.max_objects, log, names)
+        kept, areas = self.chosen.select(tracks, names, log)
+        objects = make_objects(kept, self.max_objects, log, names)
+        void = {0: RLE.encode(void_HW)} if void_HW.any() else {}
         if not objects:
             log.repaired(place, "images without objects")
             return None
-        return VideoRecord(entry.name, *size, [frame], objects, void={0: RLE.encode(void_HW)} if void_HW.any() else {})
+        return VideoRecord(entry.name, *size, [frame], objects, void=with_void(void, areas, objects))
 
 
 class PanopticReader:
@@ -144,6 +149,7 @@ class PanopticReader:
         beside = path.with_suffix("")
         masks = beside if beside.is_dir() else path.parent
         entries = _entries(content["images"], content["annotations"], log)
+        names = category_names(content.get("categories"))
         chosen = choose_videos([entry.name for entry in entries], options.videos, path)
         return PanopticSource(
             name=options.name,
@@ -151,7 +157,8 @@ class PanopticReader:
             folder=folder,
             masks=masks,
             entries=PackedList(tuple(entries[index]) for index in chosen),
-            categories=category_names(content.get("categories")),
+            categories=names,
+            chosen=Categories.of(options, names.values(), log),
             max_objects=options.max_objects,
             bounds=Bounds.of(options.follow_links, folder, masks),
             issues=log.issues if options.videos is None else [],

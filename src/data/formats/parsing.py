@@ -6,15 +6,20 @@ import difflib
 import os
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
-from ..records import Issue, ObjectTrack, Segmentation
+from ..records import RLE, Issue, ObjectTrack, Segmentation
+
+if TYPE_CHECKING:
+    from .reader import OpenOptions
 
 FIX = "fix or delete it"
 
@@ -192,6 +197,100 @@ def open_frames(
 
 Track = Sequence[Segmentation | None]
 Key = TypeVar("Key", bound="int | str")
+
+IGNORED = re.compile(r"void|ignored?([ _-]regions?)?|(do[ _]?n'?t|do[ _]not)[ _-]?care", re.IGNORECASE)
+"""What data sets call categories of areas that are not labelled."""
+
+LOOKS_LIKE_VOID = "categories that look like void"
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Which categories are objects, and which are void; in a format without names, numbers or colours of masks.
+
+    Attributes:
+        wanted: those whose objects are read; None: all.
+        ignored: those whose areas are void.
+    """
+
+    wanted: frozenset[str] | None = None
+    ignored: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, options: OpenOptions, names: Iterable[str] | None = None, log: IssueLog | None = None) -> Categories:
+        """Return those of the options.
+
+        Args:
+            options: what is read of a data set.
+            names: all categories that the data set names; None: not known before all is parsed.
+            log: takes a note of categories that look like void and are not ignored.
+
+        Raises:
+            UserError: the data set has no such category.
+        """
+        chosen = cls(
+            None if options.categories is None else frozenset(options.categories), frozenset(options.ignore_categories)
+        )
+        known = None if names is None else list(dict.fromkeys(names))
+        for key, values in (("categories", options.categories or ()), ("ignore_categories", options.ignore_categories)):
+            for value in values:
+                if known is not None and value not in known:
+                    near = difflib.get_close_matches(value, known, n=3, cutoff=0.5) or known[:8]
+                    there = ", ".join(near) or "none"
+                    raise UserError(
+                        f"{options.name}: {key}: there is no category {value!r} in it; there are {there}",
+                        "data.no-such-category",
+                    )
+        for name in known or ():
+            if log is not None and IGNORED.fullmatch(name) and chosen.takes(name):
+                log.note(name, LOOKS_LIKE_VOID, "trained on, unless dataset.ignore_categories has them")
+        return chosen
+
+    def takes(self, category: str | None) -> bool:
+        """Return whether things of a category are objects."""
+        return category not in self.ignored and (self.wanted is None or category in self.wanted)
+
+    def select(
+        self, tracks: Mapping[Key, Track], names: Mapping[Key, str | None] | None, log: IssueLog
+    ) -> tuple[dict[Key, Track], dict[int, list[Segmentation]]]:
+        """Return the tracks that are objects, and areas that are void by frame.
+
+        Args:
+            tracks: areas by frame, of everything that is labelled.
+            names: their categories; None: they are called by their keys.
+            log: takes what is not an object.
+        """
+        kept: dict[Key, Track] = {}
+        areas: dict[int, list[Segmentation]] = {}
+        for key, track in tracks.items():
+            name = str(key) if names is None else names.get(key)
+            if self.takes(name):
+                kept[key] = track
+            elif name in self.ignored:
+                log.repaired(f"object {key}", "objects of ignored categories", VOIDED)
+                for t, segmentation in enumerate(track):
+                    if segmentation is not None:
+                        areas.setdefault(t, []).append(segmentation)
+            else:
+                log.repaired(f"object {key}", "objects of categories that are not wanted")
+        return kept, areas
+
+
+VOIDED = "void: neither trained on nor scored"
+
+
+def with_void(
+    void: Mapping[int, Segmentation], areas: Mapping[int, Sequence[Segmentation]], objects: Sequence[ObjectTrack]
+) -> dict[int, Segmentation]:
+    """Return void areas by frame, more areas added to those that are known; what is an object's is not void."""
+    found = dict(void)
+    for t, more in areas.items():
+        masks = [each.decode() for each in ([void[t]] if t in void else []) + list(more)]
+        shown = [s.decode() for o in objects if (s := o.segmentations[t]) is not None]
+        void_HW = np.logical_or.reduce(masks) & ~np.logical_or.reduce([np.zeros_like(masks[0]), *shown])
+        if void_HW.any():
+            found[t] = RLE.encode(void_HW)
+    return found
 
 
 def make_objects(

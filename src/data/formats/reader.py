@@ -46,6 +46,8 @@ class OpenOptions:
         max_objects: objects kept per image or video, the largest by mask area.
         videos: names of the images or videos to read; None: all.
         follow_links: whether links may lead out of the data set's folders.
+        categories: names of the categories whose objects are read; None: all.
+        ignore_categories: names of those whose areas are void.
         mask_threshold: share of white from which on a pixel of a mask file is the object; None: values are labels.
     """
 
@@ -54,6 +56,8 @@ class OpenOptions:
     videos: Sequence[str] | None = None
     follow_links: bool = False
     mask_threshold: float | None = None
+    categories: Sequence[str] | None = None
+    ignore_categories: Sequence[str] = ()
 
 
 class FormatReader(Protocol):

@@ -138,6 +138,11 @@ class SavReader:
         place = location.annotations or folder
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of videos", "data.missing-folder")
+        if options.categories is not None or options.ignore_categories:
+            raise UserError(
+                f"{folder}: SA-V's objects have no categories: leave out categories and ignore_categories",
+                "data.no-such-category",
+            )
         if not place.exists():
             raise UserError(f"{place}: no such folder of masklets", "data.missing-annotations")
         masklets = [place] if place.is_file() else list(_masklet_files(place))

@@ -15,7 +15,7 @@ from ..decode.video import VIDEO_SUFFIXES, frame_paths, natural
 from ..decode.video_frames import VideoFrame, VideoHeader, read_header
 from ..records import Issue, VideoRecord
 from .mask_folders import MASK_FOLDERS, holds_images, subfolders
-from .parsing import Bounds, IssueLog, choose_videos, make_objects, sides
+from .parsing import Bounds, Categories, IssueLog, choose_videos, make_objects, sides, with_void
 from .reader import Location, OpenOptions
 
 VIDEO_FOLDERS = ("videos", "video", "clips")
@@ -40,6 +40,7 @@ class VideoMasksSource:
     max_objects: int
     bounds: Bounds
     mask_threshold: float | None = None
+    categories: Categories = field(default_factory=Categories)
     issues: list[Issue] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -80,13 +81,14 @@ class VideoMasksSource:
         if self.mask_threshold is not None:
             log.repaired("", "masks read as black and white", "dataset.mask_threshold says so")
         tracks, void = label_tracks(labels)
-        objects = make_objects(tracks, self.max_objects, log)
+        chosen, areas = self.categories.select(tracks, None, log)
+        objects = make_objects(chosen, self.max_objects, log)
         if not objects:
             log.repaired("", "videos without an object")
             return None
         frames = [VideoFrame(video.video, t) for t in range(header.count)]
         annotated = frozenset(t for t, image in enumerate(labels) if image is not None)
-        return VideoRecord(video.name, *header.size, frames, objects, annotated, void=dict(void))
+        return VideoRecord(video.name, *header.size, frames, objects, annotated, void=with_void(void, areas, objects))
 
 
 class VideoMasksReader:
@@ -125,6 +127,7 @@ class VideoMasksReader:
             files=list(dict.fromkeys([folder, masks])),
             videos=[videos[index] for index in chosen],
             max_objects=options.max_objects,
+            categories=Categories.of(options),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, masks),
         )

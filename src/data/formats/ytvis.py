@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +29,9 @@ from ..decode.video import natural
 from ..records import RLE, Issue, VideoRecord
 from .json_files import annotation_json, find_json, holds_keys, read_json
 from .parsing import (
+    VOIDED,
     Bounds,
+    Categories,
     IssueLog,
     as_id,
     category_names,
@@ -40,6 +42,7 @@ from .parsing import (
     open_frames,
     shown,
     sides,
+    with_void,
 )
 from .reader import Location, OpenOptions
 
@@ -73,7 +76,7 @@ class Video:
     """A video of the file: frames, and objects' segmentations by id.
 
     Ids are the objects' numbers, but for those of YouTube-VIS' annotations, which are counted through the whole file.
-    ``damaged``: frames with annotations that are of no object by the file.
+    ``crowds``: areas that are void. ``damaged``: frames with annotations that are of no object by the file.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Video:
     segmentations: dict[int | str, list[FrameSegmentation]] = field(default_factory=dict)
     categories: dict[int | str, str | None] = field(default_factory=dict)
     damaged: set[int] = field(default_factory=set)
+    crowds: list[FrameSegmentation] = field(default_factory=list)
 
 
 @dataclass
@@ -97,6 +101,7 @@ class YtvisSource:
     max_objects: int
     bounds: Bounds
     issues: list[Issue]
+    categories: Categories = field(default_factory=Categories)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -119,15 +124,20 @@ class YtvisSource:
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
         damaged = video.damaged | _damaged_frames(video, size, log)
+        names = {key: video.categories.get(key) for key in video.segmentations}
         tracks = {key: _masks(segmentations, damaged, size) for key, segmentations in video.segmentations.items()}
         placed = {key: [masks.get(t) for t in kept] for key, masks in tracks.items()}
-        objects = make_objects(placed, self.max_objects, log, video.categories, video.ids_are_numbers)
+        chosen, areas = self.categories.select(placed, names, log)
+        for t, crowd in _masks(video.crowds, damaged, size).items():
+            if t in kept:
+                areas.setdefault(kept.index(t), []).append(crowd)
+        objects = make_objects(chosen, self.max_objects, log, video.categories, video.ids_are_numbers)
         if not objects:
             log.repaired(place, "videos without an object")
             return None
         frames = [source for source in sources if source is not None]
         annotated = None if damaged.isdisjoint(kept) else frozenset(i for i, t in enumerate(kept) if t not in damaged)
-        return VideoRecord(video.name, *size, frames, objects, annotated)
+        return VideoRecord(video.name, *size, frames, objects, annotated, with_void({}, areas, objects))
 
 
 class YtvisReader:
@@ -172,6 +182,7 @@ class YtvisReader:
             max_objects=options.max_objects,
             bounds=Bounds.of(options.follow_links, folder),
             issues=log.issues,
+            categories=Categories.of(options, category_names(content.get("categories")).values(), log),
         )
 
 
@@ -207,24 +218,26 @@ def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
                 _name(entry.get("name"), files, key), files, declared_size(entry), IssueLog(log.file), False
             )
     categories = category_names(content.get("categories"))
-    for place, entry in _objects(content["annotations"], "segmentations", log):
+    for place, entry, crowd in _labelled(content["annotations"], "segmentations", log):
         video = videos.get(_id(entry, "video_id"))
         segmentations = entry["segmentations"]
         if video is None:
             log.repaired(place, "annotations of unknown videos")
         elif not isinstance(segmentations, list) or len(segmentations) != len(video.file_names):
-            found = (
-                f"{len(segmentations)} segmentations" if isinstance(segmentations, list) else "no list of segmentations"
-            )
-            video.log.error(place, f"has {found}, its video has {len(video.file_names)} frames")
+            count = f"{len(segmentations)}" if isinstance(segmentations, list) else "no list of"
+            video.log.error(place, f"has {count} segmentations, its video has {len(video.file_names)} frames")
         else:
-            key = _unused(_id(entry, "id"), video.segmentations)
-            video.categories[key] = _category(entry, categories)
-            video.segmentations[key] = [
+            found = [
                 FrameSegmentation(t, each, f"{place}, frame {t}")
                 for t, each in enumerate(segmentations)
                 if not is_empty(each)
             ]
+            if crowd:
+                video.crowds += found
+            else:
+                key = _unused(_id(entry, "id"), video.segmentations)
+                video.categories[key] = _category(entry, categories)
+                video.segmentations[key] = found
     return list(videos.values())
 
 
@@ -232,11 +245,13 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
     """Return the videos of the flavour with an annotation per object and image."""
     videos, frames = _images_by_video(content, log)
     categories = category_names(content.get("categories"))
-    for place, entry in _objects(content["annotations"], "segmentation", log):
+    for place, entry, crowd in _labelled(content["annotations"], "segmentation", log):
         video, t = frames.get(_id(entry, "image_id"), (None, 0))
         key = next((key for key in map(partial(_id, entry), TRACK_KEYS) if key is not None), None)
         if video is None:
             log.repaired(place, "annotations of unknown images")
+        elif crowd:
+            video.crowds.append(FrameSegmentation(t, entry["segmentation"], f"{place} ({video.file_names[t]})"))
         elif key is None:
             video.log.error(place, f"has no {' or '.join(TRACK_KEYS)}, which identifies an object from frame to frame")
             video.damaged.add(t)
@@ -312,20 +327,21 @@ def _entries(entries: Any, kind: str, log: IssueLog) -> Iterator[tuple[str, dict
             log.error(f"{kind} at [{position}]", "is not an object")
 
 
-def _objects(entries: Any, key: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the annotations that have a segmentation and are no crowds.
+def _labelled(entries: Any, key: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield the annotations that have a segmentation, each with its name, and whether it is a crowd.
 
-    Crowds count where the file has nothing else.
+    Crowds count as objects where the file has nothing else.
     """
     listed = list(_entries(entries, "annotation", log))
     crowds_only = all(_is_crowd(entry) for _, entry in listed)
     for place, entry in listed:
         if is_empty(entry.get(key)):
             log.repaired(place, f"annotations without {key}")
-        elif _is_crowd(entry) and not crowds_only:
-            log.repaired(place, "crowd annotations")
-        else:
-            yield place, entry
+            continue
+        crowd = _is_crowd(entry) and not crowds_only
+        if crowd:
+            log.repaired(place, "crowd annotations", VOIDED)
+        yield place, entry, crowd
 
 
 def _is_crowd(entry: dict[str, Any]) -> bool:
@@ -381,7 +397,7 @@ def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[i
     Nothing is known there about its object.
     """
     damaged = set()
-    for each in (each for segmentations in video.segmentations.values() for each in segmentations):
+    for each in chain(video.crowds, *video.segmentations.values()):
         problem = check_segmentation(each.segmentation, *size)
         if problem is not None:
             log.error(each.place, problem)

@@ -56,6 +56,10 @@ PIXELS_AT_ONCE = 256**2
 LOSS_INPUTS = ("multistep_pred_multimasks_high_res", "multistep_pred_ious", "multistep_object_score_logits")
 
 
+VOID_LOGIT = -1e4
+"""Its sigmoid is 0 in every precision."""
+
+
 @tensorclass
 class Datapoint(BatchedVideoDatapoint):
     """SAM 2's training batch with ``annotated_TO``, which stays on the CPU.
@@ -75,6 +79,7 @@ class TrainableSAM2(SAM2Train):
 
     num_init_cond_frames_for_train: int
     num_frames_to_correct_for_train: int
+    frame_tracked: int
 
     def forward(self, input: Datapoint, features: Features | None = None) -> list[dict[str, Any]]:
         """Run SAM2Train's forward; ``features`` are :func:`encode_frames` of all clips' frames, None if not cached."""
@@ -92,6 +97,7 @@ class TrainableSAM2(SAM2Train):
 
     def track_step(self, *, output_dict: dict[str, Any], num_frames: int, **step: Any) -> dict[str, Any]:
         """Track one frame of a clip as SAM2Train does; ``output_dict`` holds the frames tracked before it."""
+        self.frame_tracked = step["frame_idx"]
         before = sum(len(output_dict[kind]) for kind in ("cond_frame_outputs", "non_cond_frame_outputs"))
         step["run_mem_encoder"] = before + 1 < num_frames
         output: dict[str, Any] = super().track_step(output_dict=output_dict, num_frames=num_frames, **step)
@@ -130,15 +136,20 @@ class AnnotatedLoss(MultiStepMultiMasksAndIous):
     """SAM 2's loss over annotated frames: summed over them, averaged over all objects of the batch."""
 
     def forward(
-        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor, objects: int | None = None
-    ) -> dict[str, Tensor]:
+        self, outs_batch: list[dict[str, Any]], targets_batch: Tensor, annotated_TO: Tensor,
+        objects: int | None = None, void_TOHW: Tensor | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Return the base class' losses, without its averaging over processes.
 
         Args:
             outs_batch, targets_batch: the model's outputs, and the true masks.
             annotated_TO: bool; other pairs of frame and object have no loss.
             objects: the number that the sum is divided by; None: O.
+            void_TOHW: bool, pixels that take no part in the loss; None: there are none.
         """
+        if void_TOHW is not None:
+            outs_batch = [_without_void(outs, void_OHW) for outs, void_OHW in zip(outs_batch, void_TOHW, strict=True)]
+            targets_batch = targets_batch & ~void_TOHW
         losses: dict[str, Any] = defaultdict(int)
         for outs, targets, annotated_O in zip(outs_batch, targets_batch, annotated_TO, strict=True):
             known = annotated_O.nonzero().flatten().to(targets.device)
@@ -148,6 +159,13 @@ class AnnotatedLoss(MultiStepMultiMasksAndIous):
                 for name, value in self._forward(chosen, targets[known], objects or len(annotated_O)).items():
                     losses[name] += value
         return losses
+
+
+def _without_void(outs: dict[str, Any], void_OHW: Tensor) -> dict[str, Any]:
+    """Return a frame's outputs that are surely background in void areas, by a constant: no term has a value there."""
+    void_O1HW = void_OHW[:, None]
+    masks = [logits.masked_fill(void_O1HW, VOID_LOGIT) for logits in outs[LOSS_INPUTS[0]]]
+    return {**outs, LOSS_INPUTS[0]: masks}
 
 
 def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> TrainableSAM2:
@@ -240,10 +258,11 @@ def seed_draws(model: SAM2Train, rank: int, *key: int) -> None:
 
 
 @contextmanager
-def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
+def _drawn_by_object(model: SAM2Train, batch: ClipBatch, void_TOHW: Tensor | None) -> Iterator[None]:
     """Inside, SAM2Train draws clicks and boxes object by object, each object's from its clip's seed.
 
-    So they do not depend on which other clips are in the batch. The global generator is left as it was.
+    So they do not depend on which other clips are in the batch. The global generator is left as it was. No click
+    corrects what is predicted in a void area.
     """
     clip_O = batch.video_of_object.tolist()
     streams = [np.random.default_rng((batch.seeds[clip], o - clip_O.index(clip))) for o, clip in enumerate(clip_O)]
@@ -262,6 +281,8 @@ def _drawn_by_object(batch: ClipBatch) -> Iterator[None]:
 
     def points(draw: Draw) -> Draw:
         def next_points(gt_masks: Tensor, pred_masks: Tensor | None, method: str) -> Any:
+            if void_TOHW is not None and pred_masks is not None:
+                pred_masks = pred_masks & ~void_TOHW[model.frame_tracked][:, None]
             return one_by_one(draw, gt_masks, pred_masks=pred_masks, method=method)
 
         return next_points
@@ -314,9 +335,12 @@ def segmentation_losses(
     totals = BatchTotals.from_batch(batch) if totals is None else totals
     datapoint = to_datapoint(batch, next(model.parameters()).device, totals)
     cached = () if features is None else (features,)
-    with _drawn_by_object(batch):
+    void_TOHW = None
+    if batch.void_TBHW is not None:
+        void_TOHW = batch.void_TBHW[:, batch.video_of_object].to(datapoint.masks.device)
+    with _drawn_by_object(model, batch, void_TOHW):
         outputs = model(datapoint, *cached)
-    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, totals.objects)
+    losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, totals.objects, void_TOHW)
     names = {"mask": "loss_mask", "dice": "loss_dice", "iou": "loss_iou", "occlusion": "loss_class"}
     parts = {name: torch.as_tensor(losses[key]).detach() for name, key in names.items()}
     return {"total": losses[CORE_LOSS_KEY], **parts}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.config import AugmentationConfig, ClipConfig, MotionConfig
+from src.data.clips import ClipBatch
 from src.data.clips.draw import sample_frames
 from src.data.records import RLE, ArrayFrame, VideoRecord
 from tests.data.clips.videos import (
@@ -298,3 +299,21 @@ class TestAugmentation:
         clips = [draw(video, seed, frames=4, augmentation=AugmentationConfig()) for seed in (0, 0, 1)]
         assert same(clips[0], clips[1])
         assert not same(clips[0], clips[2])
+
+
+def test_void_areas_move_with_the_picture():
+    void = RLE.encode(block(20, 20, 8, 8))
+    still = replace(record([[block(4, 4, 8, 8)]]), void={0: void})
+    clip = draw(still, frames=3, augmentation=flip_only(1.0))
+    assert same(clip, draw(replace(still, void={}), frames=3, augmentation=flip_only(1.0)))
+    np.testing.assert_array_equal(clip.void_THW, np.stack([block(20, 20, 8, 8)[:, ::-1]] * 3))
+
+
+def test_void_areas_of_a_video_are_those_of_its_frames():
+    video = moving(3)
+    clip = draw(replace(video, void={1: RLE.encode(block(20, 20, 8, 8))}), frames=3)
+    assert clip.void_THW.any(axis=(1, 2)).tolist() == [False, True, False]
+    assert same(clip, draw(video, frames=3)) and draw(video, frames=3).void_THW is None
+    batch = ClipBatch.collate([draw(video, frames=3), clip])
+    assert batch.void_TBHW.any(-1).any(-1).tolist() == [[False, False], [False, True], [False, False]]
+    assert [other.void_THW.any() for other in batch.clips()] == [False, True]

@@ -8,7 +8,7 @@ import numpy as np
 
 from src.config import MotionConfig
 from src.data.clips import evaluation_video
-from src.data.records import VideoRecord
+from src.data.records import RLE, VideoRecord
 from src.data.synthetic import CELLS, SOURCE, make_videos
 from tests.data.clips.videos import block, record
 
@@ -35,6 +35,14 @@ class TestEvaluationVideo:
             assert masks.keys() == again.keys()
             assert all(np.array_equal(masks[i], again[i]) for i in masks)
         assert not np.array_equal(one.frames[3].read(), self.make(still, index=1).frames[3].read())
+
+    def test_void_areas_move_along_and_change_nothing_else(self):
+        still = make_videos(CELLS, 1, 0, frames=1, side=48).videos[0]
+        void = replace(still, void={0: RLE.encode(block(30, 30, 16, 16, 48))})
+        clip, without = self.make(void), self.make(still)
+        assert clip.void[0].decode().sum() == 16 * 16 and len(clip.void) == 4 and without.void == {}
+        assert clip.void[3].decode().any() and (clip.void[3].decode() != clip.void[0].decode()).any()
+        assert all(np.array_equal(clip.masks(t)[i], mask) for t in range(4) for i, mask in without.masks(t).items())
 
     def test_its_first_frame_is_the_still(self):
         still = make_videos(CELLS, 1, 0, frames=1, side=48).videos[0]

@@ -420,7 +420,7 @@ def test_crowds_are_left_out(folder):
     crowd = annotation(2, segmentation=rle(runs_of(BLOCK_MASK)), iscrowd=1)
     dataset = folder.load([annotation(1), crowd])
     assert len(dataset.videos[0].objects) == 1
-    assert dataset.notes == {"crowd annotations, left out": 1}
+    assert dataset.notes == {"crowd annotations, void: neither trained on nor scored": 1}
 
 
 def test_a_file_of_nothing_but_crowds_is_used(folder):
@@ -642,7 +642,7 @@ def test_coco_with_a_category_gap_and_a_crowd(shared_data):
     dataset = load_coco(folder / "images/val", folder / "annotations/instances_val.json")
     (track,) = dataset.videos[0].objects
     assert track.category == "a"
-    assert dataset.notes == {"crowd annotations, left out": 1}
+    assert dataset.notes == {"crowd annotations, void: neither trained on nor scored": 1}
     expected = np.zeros((10, 5), dtype=bool)
     expected[:2, :1] = True
     np.testing.assert_array_equal(track.segmentations[0].decode(), expected)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
-from training.loss_fns import MultiStepMultiMasksAndIous
+from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
+from training.model import sam2 as sam2_train
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import Frame, Object, VideoDatapoint, collate_fn
 
@@ -312,6 +313,65 @@ class TestAnnotatedFramesOnly:
             model.zero_grad(set_to_none=True)
             segmentation_losses(model, build_loss(LossConfig()), batch)["total"].backward()
             assert all(adapter.lora_B.grad.any() for adapter in adapters.values())
+
+
+class TestVoid:
+    """Void areas take no part in the loss."""
+
+    def test_nothing_is_learned_of_what_is_predicted_there(self):
+        outs, targets, void = predictions(2, 3), torch.rand(2, 3, 8, 8) < 0.5, torch.zeros(2, 3, 8, 8, dtype=torch.bool)
+        void[1, 0, :, 4:] = True
+        annotated = torch.ones(2, 3, dtype=torch.bool)
+        loss = build_loss(LossConfig())(outs, targets, annotated, void_TOHW=void)[CORE_LOSS_KEY]
+        loss.backward()
+        first, second = (out["multistep_pred_multimasks_high_res"][1] for out in outs)
+        assert not second.grad[0, :, :, 4:].any()
+        assert second.grad[0, :, :, :4].any() and second.grad[1, :, :, 4:].any() and first.grad[0].any()
+        others = [{name: [step.detach().clone() for step in steps] for name, steps in out.items()} for out in outs]
+        for step in others[1]["multistep_pred_multimasks_high_res"]:
+            step[0, :, :, 4:] *= -3
+        truth = targets.clone()
+        truth[1, 0, :, 4:] ^= True
+        assert build_loss(LossConfig())(others, truth, annotated, void_TOHW=void)[CORE_LOSS_KEY] == loss
+
+    def test_a_void_area_counts_as_one_that_is_rightly_background(self):
+        outs, targets = predictions(1, 1), torch.rand(1, 1, 8, 8) < 0.5
+        void = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+        void[..., 4:] = True
+        right = [{name: [step.detach().clone() for step in steps] for name, steps in outs[0].items()}]
+        for step in right[0]["multistep_pred_multimasks_high_res"]:
+            step[..., 4:] = -50
+        annotated = torch.ones(1, 1, dtype=torch.bool)
+        loss = build_loss(LossConfig())
+        torch.testing.assert_close(
+            loss(outs, targets, annotated, void_TOHW=void)[CORE_LOSS_KEY].detach(),
+            loss(right, targets & ~void, annotated)[CORE_LOSS_KEY],
+        )
+
+    def test_no_click_corrects_what_is_predicted_there(self, monkeypatch):
+        batch = still_batch(2)
+        void = torch.zeros(2, 2, 64, 64, dtype=torch.bool)
+        void[:, 0] = True  # all of the first clip's pixels but its objects'
+        wrong: list[Tensor] = []
+        own = sam2_train.get_next_point
+
+        def get_next_point(gt_masks, pred_masks, method):
+            if pred_masks is not None:
+                wrong.append(pred_masks & ~gt_masks)
+            return own(gt_masks, pred_masks, method)
+
+        monkeypatch.setattr(sam2_train, "get_next_point", get_next_point)
+        model = trainable(2, PromptConfig(mask=0, box=0, point=1, correction_clicks=2))
+        model.prob_to_sample_from_gt_for_train = 0
+        counts = []
+        for areas in (None, void):
+            seed_draws(model, 0, 0)
+            wrong.clear()
+            segmentation_losses(model, build_loss(LossConfig()), replace(batch, void_TBHW=areas))
+            counts.append([mask.sum().item() for mask in wrong])
+        objects = (batch.video_of_object == 0).sum()
+        first = [c for i, c in enumerate(counts[1]) if i % len(batch.video_of_object) < objects]
+        assert first and sum(first) == 0 and sum(counts[0]) > 0
 
 
 class TestForward:
