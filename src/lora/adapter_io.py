@@ -363,6 +363,7 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
     configs: dict[str | None, LoraConfig] = {None: lora} if isinstance(lora, LoraConfig) else dict(lora.items())
     present = list_groups(model)
     mistakes = [f"the model has no group '{group}'" for group in configs if group is not None and group not in present]
+    expected: dict[tuple[int, int, str | None], dict[str, Any]] = {}
     for name, wrapped in iter_wrapped_linears(model):
         adapters: Mapping[Any, AdapterLayer]
         adapters = wrapped.adapters if isinstance(wrapped, MultiAdapterLinear) else {None: wrapped}
@@ -370,10 +371,11 @@ def _setting_mistakes(model: nn.Module, lora: Configs) -> list[str]:
             if group not in configs:
                 mistakes.append(f"{name}: the model has {f'group {group!r}' if group else 'adapters in no group'}")
                 continue
-            shape = nn.Linear(wrapped.in_features, wrapped.out_features, device="meta")
-            expected, found = new_adapter(shape, configs[group]).settings(), adapter.settings()
-            if expected != found:
-                mistakes.append(f"{name}: the configuration says {expected}, the model has {found}")
+            kind = (wrapped.in_features, wrapped.out_features, group)
+            if kind not in expected:
+                expected[kind] = new_adapter(nn.Linear(*kind[:2], device="meta"), configs[group]).settings()
+            if expected[kind] != adapter.settings():
+                mistakes.append(f"{name}: the configuration says {expected[kind]}, the model has {adapter.settings()}")
     return mistakes
 
 

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from datetime import datetime
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ def _earlier_starts(path: Path) -> list[Any]:
 
 
 def _this_start(device: str) -> dict[str, Any]:
-    packages = {found.metadata["Name"]: found.version for found in distributions()}
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -61,8 +61,15 @@ def _this_start(device: str) -> dict[str, Any]:
         "device": device,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": dict(sorted(packages.items(), key=lambda item: str(item[0]).lower())),
+        "packages": _packages(),
     }
+
+
+@cache  # hundreds of files are read for it
+def _packages() -> dict[str, str]:
+    """Return the version of each installed package, by name."""
+    about = [found.metadata for found in distributions()]
+    return dict(sorted(((of["Name"], of["Version"]) for of in about), key=lambda item: str(item[0]).lower()))
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 from ..config import Config, one_line_yaml
 from ..core.torch_compat import add_summary
 from ..evaluation.expert_report import short_names, write_histogram
-from ..evaluation.figures import heat_map
+from ..evaluation.figures import cell_image
 from ..tasks.base import FinalScores, Task
 
 BASE = "_base"
@@ -95,11 +95,8 @@ class TensorBoardLogger:
         values_LE = np.stack([share.numpy() for share in shares.values()])
         names = [*map(str, range(experts)), *(["null"] if values_LE.shape[1] > experts else [])]
         inside, layers = short_names(list(shares))
-        figure = heat_map(
-            values_LE, layers, names, f"use of experts up to step {step}, layers in {inside}", "share of choices",
-            (0, 1 / top_k), row_title="layer", column_title="expert",
-        )  # fmt: skip
-        self._writer.add_figure("router/utilization", figure, step)
+        title = f"share of choices, layers in {inside}; experts, up to step {step}"
+        self.image("router/utilization", cell_image(values_LE, layers, names, title, (0, 1 / top_k)), step)
         self._writer.add_scalar("router/load_balance", load_balance(values_LE[:, :experts]), step)
         if values_LE.shape[1] > experts:
             self._writer.add_scalar("router/null_share", float(values_LE[:, experts].mean()), step)

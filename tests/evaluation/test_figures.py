@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from src.evaluation.figures import EMPTY, Table, heat_map, heat_maps, save_figure
+from src.evaluation.figures import EMPTY, PIXELS, VIRIDIS, Table, cell_image, heat_map, heat_maps, save_figure
 
 
 def cell_colours(figure: Figure) -> np.ndarray:
@@ -62,3 +62,16 @@ def test_several_maps_share_one_scale_and_may_differ_in_shape():
     maps = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in maps] == ["p", "q", "r"]
     assert {axes.images[0].get_clim() for axes in maps} == {(0.1, 0.9)}
+
+
+def test_an_image_of_cells_has_the_scales_ends_where_the_values_are():
+    image = cell_image(np.array([[0.0, 0.5], [0.25, 0.9]]), ["first", "second"], ["x", "y"], "t", (0, 0.5))
+    width, height = PIXELS
+    corners = {
+        (row, column): tuple(image[height * (2 + row) + 1, column * width - 2 * width + 1])
+        for row in (0, 1)
+        for column in (0, 1)
+    }
+    assert corners[0, 0] == VIRIDIS[0]
+    assert corners[1, 0] == VIRIDIS[2], "half of the scale"
+    assert corners[0, 1] == corners[1, 1] == VIRIDIS[-1], "and above its end"

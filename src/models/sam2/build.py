@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import sam2  # noqa: F401  (registers sam2's config folder with hydra)
@@ -76,16 +78,20 @@ def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2
     Raises:
         UserError: the checkpoint is missing, damaged, or of another model.
     """
-    overrides = [*config_overrides(config), *_PREDICTOR_OVERRIDES]
-    composed = compose(config_name=sam2_config(config.name), overrides=overrides)
-    model_config = OmegaConf.to_container(composed.model, resolve=True)
-    assert isinstance(model_config, dict)
-    model_config["_target_"] = target
-    model = instantiate({**model_config, **arguments})
+    parts = _compose(sam2_config(config.name), *config_overrides(config), *_PREDICTOR_OVERRIDES)
+    model = instantiate({**parts, "_target_": target, **arguments})
     use_fast_cpu_kernels(model)
     if config.checkpoint is not None:
         load_base(model, config.checkpoint, config.name)
     return model
+
+
+@cache  # as slow as building the parts themselves, and a run builds several models
+def _compose(name: str, *overrides: str) -> Mapping[str, Any]:
+    """Return the section ``model`` of a config of the ``sam2`` package, with Hydra overrides."""
+    model_config = OmegaConf.to_container(compose(config_name=name, overrides=list(overrides)).model, resolve=True)
+    assert isinstance(model_config, dict)
+    return MappingProxyType({str(key): value for key, value in model_config.items()})
 
 
 def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
