@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ IMAGE_SCORES = ("AP", "AP50", "AP75", "mIoU", "Dice")
 
 BOX = "box"
 SHOWN_CLICKS = (1, 3, 8)
+
+COCO_MOST = 100
+"""Objects of an image at which COCO's own AP stops."""
 
 
 def clicks_prompt(count: int) -> str:
@@ -71,6 +75,15 @@ class ImageResult:
             "Dice": float(np.mean([o.found[prompt].dice for o in self.objects])),
         }
 
+    def notes(self, name: str) -> list[str]:
+        """Say where COCO's own AP would stop counting."""
+        most = max(Counter(o.image for o in self.objects).values(), default=0)
+        if most <= COCO_MOST:
+            return []
+        return [
+            f"{name}: an image has up to {most} objects; all count here, COCO's own AP stops at {COCO_MOST} an image"
+        ]
+
     def click_curve(self) -> list[float]:
         """Return the mean IoU after 1, 2, … clicks."""
         prompts = [clicks_prompt(count + 1) for count in range(self.clicks)]
@@ -107,7 +120,7 @@ def average_precision(objects: Sequence[ImageObject], prompt: str) -> dict[str, 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its steps
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "segm")
-        evaluation.params.maxDets = [max(100, len(objects))]
+        evaluation.params.maxDets = [max(COCO_MOST, len(objects))]
         evaluation.evaluate()
         evaluation.accumulate()
     precision_TRK = evaluation.eval["precision"][:, :, :, 0, 0]  # objects of all areas

@@ -30,7 +30,7 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     Args:
         folder: folder of the data set; the video gets a folder in it.
         video: the video. Files have the names of its frames, or their numbers where names repeat.
-        predicted: object id → masks, one a frame.
+        predicted: object id → masks, one a frame; objects that are not scored are left out.
         exclusive: whether no two masks of a frame overlap. If so, a frame is one PNG of object numbers,
             ``VIDEO/FRAME.png``, as in DAVIS. Otherwise, or with numbers above 255, an object has a folder of its own,
             ``VIDEO/OBJECT/FRAME.png``, as in SA-V; see :func:`object_folders`.
@@ -40,7 +40,7 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
     """
     place = inside(folder, video.video_id)
     folders = object_folders(video)
-    one_image = exclusive and max(predicted) <= MOST_IN_A_PALETTE
+    one_image = exclusive and max(predicted, default=0) <= MOST_IN_A_PALETTE
     for t, name in enumerate(frame_names(video)):
         ids_HW = np.zeros((video.height, video.width), np.int64)
         for object_id, masks in predicted.items():
@@ -51,6 +51,21 @@ def write_masks(folder: Path, video: VideoRecord, predicted: Mapping[int, Sequen
                 write_palette_png(place / folders[object_id] / f"{name}.png", mask_HW.astype(np.int64))
         if one_image:
             write_palette_png(place / f"{name}.png", ids_HW)
+
+
+def write_truth(folder: Path, video: VideoRecord) -> None:
+    """Write a video's true masks, on annotated frames, as SA-V's tool reads them: ``VIDEO/OBJECT/FRAME.png``.
+
+    Raises:
+        UserError: a file cannot be written, or the video's name leads out of the folder.
+    """
+    place, folders = inside(folder, video.video_id), object_folders(video)
+    for t, name in enumerate(frame_names(video)):
+        if video.is_annotated(t):
+            masks = video.masks(t)
+            for object_id, called in folders.items():
+                mask_HW = masks.get(object_id, np.zeros((video.height, video.width), bool))
+                write_palette_png(place / called / f"{name}.png", mask_HW.astype(np.int64))
 
 
 def object_folders(video: VideoRecord) -> dict[int, str]:

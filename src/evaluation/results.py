@@ -55,7 +55,7 @@ class ModelResult(Protocol):
     def draws(self) -> Draws | None:
         """Return the main scores on resampled units; None with fewer than two units."""
 
-    def notes(self, name: str) -> list[str]:
+    def notes(self, domain: Any) -> list[str]:
         """Return what a reader of the table must know of this domain, as lines."""
 
     def counts(self, domain: Any) -> dict[str, Any]:
@@ -136,12 +136,19 @@ class DomainResult:
         """Return J, F and J&F on resampled videos."""
         return bootstrap(self.by_video())
 
-    def notes(self, name: str) -> list[str]:
-        """Say how many objects are left out."""
-        if not self.not_scored:
-            return []
-        counted = f"{self.not_scored} objects are" if self.not_scored > 1 else "1 object is"
-        return [f"{name}: {counted} on no frame that counts, and left out"]
+    def notes(self, domain: Domain) -> list[str]:
+        """Say how many objects are left out, and where DAVIS' own tool would count objects that are not there."""
+        lines = []
+        if self.not_scored:
+            counted = f"{self.not_scored} objects are" if self.not_scored > 1 else "1 object is"
+            lines.append(f"{domain.name}: {counted} on no frame that counts, and left out")
+        gaps = [video for video in self.videos if len(video.scores) < max(video.scores, default=0)]
+        if domain.protocol == "davis" and gaps:
+            lines.append(
+                f"{domain.name}: objects' numbers have gaps in {len(gaps)} videos, such as {gaps[0].video_id}; "
+                "davis2017-evaluation scores missing numbers as objects too, and its means are then higher"
+            )
+        return lines
 
     def counts(self, domain: Domain) -> dict[str, Any]:
         """Return the numbers of videos and objects, and the protocol."""

@@ -140,4 +140,5 @@ def legend(comparisons: Sequence[Comparison]) -> list[str]:
     """Return what a reader of the table must know beside it, as lines."""
     unit = comparisons[0].base.names.unit
     lines = [f"95 %: bootstrap over {unit}, {DRAWS} draws; a change whose interval holds 0 may be chance"]
-    return lines + [note for c in comparisons for note in c.base.notes(c.domain.name)]
+    lines += [note for c in comparisons for note in c.base.notes(c.domain)]
+    return lines + [note for c in comparisons if c.images for note in c.images[0].notes(c.domain.name)]

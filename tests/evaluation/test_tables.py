@@ -101,3 +101,15 @@ def test_the_legend_says_what_was_left_out(comparisons):
     video = comparisons[1].base.videos[0]
     missing = replace(comparisons[1], base=DomainResult(BASE, [replace(video, predicted={1: [], 2: []})]))
     assert legend([missing])[1:] == ["kept: 1 object is on no frame that counts, and left out"]
+
+
+def test_the_legend_says_where_official_tools_count_otherwise(comparisons):
+    video = comparisons[1].base.videos[0]
+    scores = next(iter(video.scores.values()))
+    gap = DomainResult(BASE, [replace(video, predicted={1: [], 3: []}, scores={1: scores, 3: scores})])
+    davis = replace(comparisons[1], domain=replace(comparisons[1].domain, protocol="davis"), base=gap)
+    assert "numbers have gaps" in legend([davis])[1]
+    assert len(legend([replace(comparisons[1], base=gap)])) == 1
+    base, adapted = comparisons[0].images
+    crowded = replace(comparisons[0], images=(replace(base, objects=base.objects * 101), adapted))
+    assert "COCO's own AP stops at 100" in legend([crowded])[1]

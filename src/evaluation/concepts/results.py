@@ -138,12 +138,12 @@ class ConceptResult:
         """Return the main scores on resampled images."""
         return self._draws
 
-    def notes(self, name: str) -> list[str]:
+    def notes(self, domain: AskedDomain) -> list[str]:
         """Say how many pairs are left out."""
         if not self.left_out:
             return []
         pairs = "pairs of image and phrase are" if self.left_out > 1 else "pair of image and phrase is"
-        return [f"{name}: {self.left_out} {pairs} not labelled exhaustively, and left out"]
+        return [f"{domain.name}: {self.left_out} {pairs} not labelled exhaustively, and left out"]
 
     def counts(self, domain: AskedDomain) -> dict[str, Any]:
         """Return the numbers of images, phrases, pairs, and true instances."""

@@ -14,11 +14,14 @@ from ...core.errors import UserError
 from ...data.records import RLE, ObjectTrack, VideoRecord
 from ...evaluation.domains import Domain
 from ...evaluation.metrics import ObjectScores, aggregate, score_object
-from ...evaluation.predictions import refuse_overlap, write_masks
+from ...evaluation.predictions import refuse_overlap, write_masks, write_truth
 from ...evaluation.protocol import PROTOCOL_DESCRIPTION, one_object_per_pixel, scored_frames
 from ...evaluation.results import DomainResult, VideoResult
 from ...models.protocols import AfterFrame
 from .predict import predicting, track
+
+TRUTH = "truth"
+"""Folder of true masks beside those of models."""
 
 
 def evaluate_domain(
@@ -38,13 +41,14 @@ def evaluate_domain(
         domain: the data to score it on.
         prompt: how objects are prompted.
         label: text of the progress bar; the domain's name if empty.
-        masks: the folder to save the predicted masks in; None: they are not saved.
+        masks: ``MODEL/DOMAIN`` in the folder of predictions, to save the predicted masks in; None: they are not saved.
+            ``sav`` also saves true masks as its tool reads them, in ``truth/DOMAIN``.
         after_frame: as of :func:`~src.tasks.tracking.predict.track`.
         clips: number of scored videos to stop after; None: all of them.
         shard: the videos that this process takes, where several processes score the same domain.
 
     Returns:
-        The scores of all videos, and their results. Only the first process has the results of all videos.
+        The scores of all videos, and their results, which only the first process has of all videos.
 
     Raises:
         UserError: there is nothing to score, a frame cannot be read, or the data do not suit the protocol.
@@ -58,13 +62,16 @@ def evaluate_domain(
             if exclusive:
                 refuse_overlap(video)
             predicted = track(predictor, video, prompt, exclusive, after_frame)
-            if masks is not None:
-                write_masks(masks, video, predicted, exclusive)
             scores = {
                 obj.object_id: score_track(video, obj, predicted[obj.object_id], frames)
                 for obj in video.objects
                 if (frames := scored_frames(domain.protocol, video, obj, predicted[obj.object_id]))
             }
+            if masks is not None:  # DAVIS' own tool refuses objects that it does not count
+                saved = {number: predicted[number] for number in scores} if exclusive else predicted
+                write_masks(masks, video, saved, exclusive)
+                if domain.protocol == "sav":
+                    write_truth(masks.parents[1] / TRUTH / masks.name, video)
             ids = {obj.object_id: obj.original_id for obj in video.objects}
             own.append((number, VideoResult(video.video_id, predicted, scores, ids)))
             if clips is not None and sum(bool(result.scores) for _, result in own) == clips:

@@ -47,7 +47,7 @@ Overlay = Literal["video", "images", "none"]
 NO_CATEGORIES: Mapping[int, str] = {}
 """Object id → name of its class, where nobody named one."""
 
-UNNAMED = "object"
+DEFAULT_CATEGORY = "object"
 """Category of objects without one."""
 
 
@@ -195,7 +195,7 @@ class CocoWriter:
         image = {"id": self.images, "file_name": file_name, "height": height, "width": width}
         self._image_lines.write(("" if self.images == 1 else ",\n") + json.dumps(image))
         for object_id, mask in prediction.masks.items():
-            name = categories.get(object_id, UNNAMED)
+            name = categories.get(object_id, DEFAULT_CATEGORY)
             category = self._categories.setdefault(name, len(self._categories) + 1)
             if not mask.any():
                 continue
@@ -222,7 +222,7 @@ class CocoWriter:
                 write_atomically(self.path, self._write)
 
     def _write(self, path: Path) -> None:
-        names = self._categories or {UNNAMED: 1}
+        names = self._categories or {DEFAULT_CATEGORY: 1}
         with open(path, "w", encoding="utf-8") as file:
             file.write(f'{{"categories": {json.dumps([{"id": key, "name": name} for name, key in names.items()])},\n')
             for title, lines in (("images", self._image_lines), ("annotations", self._lines)):
