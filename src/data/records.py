@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
@@ -145,6 +145,28 @@ class VideoRecord:
         """Return masks of the objects seen on a frame: object id → bool (H, W)."""
         found = ((o.object_id, o.segmentations[frame]) for o in self.objects)
         return {object_id: s.decode() for object_id, s in found if s is not None}
+
+
+def without_frames(video: VideoRecord, frames: Collection[int]) -> VideoRecord | None:
+    """Return a video without some of its frames; None if no object is seen on the others."""
+    kept = [t for t in range(len(video)) if t not in frames]
+    place = {t: i for i, t in enumerate(kept)}
+
+    def cut(tracks: Sequence[ObjectTrack]) -> list[ObjectTrack]:
+        cut_tracks = [replace(track, segmentations=[track.segmentations[t] for t in kept]) for track in tracks]
+        return [track for track in cut_tracks if any(s is not None for s in track.segmentations)]
+
+    objects = cut(video.objects)
+    if not objects:
+        return None
+    return replace(
+        video,
+        frames=[video.frames[t] for t in kept],
+        objects=objects,
+        annotated=None if video.annotated is None else frozenset(place[t] for t in video.annotated if t in place),
+        void={place[t]: area for t, area in video.void.items() if t in place},
+        crowds=cut(video.crowds),
+    )
 
 
 CategoryCounts: TypeAlias = dict[str, dict[int, int]]
@@ -333,10 +355,12 @@ class SourceVideos(Sequence[VideoRecord]):
     Attributes:
         source: the data set.
         kept: indices of the videos in it, int64.
+        bad_frames: index of a video → numbers of its frames that are left out.
     """
 
     source: Source
     kept: np.ndarray
+    bad_frames: Mapping[int, Collection[int]] = field(default_factory=dict)
     _recent: LRUCache = field(default_factory=LRUCache, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -352,12 +376,14 @@ class SourceVideos(Sequence[VideoRecord]):
         Raises UserError where files changed since they were checked.
         """
         if isinstance(index, slice):
-            return SourceVideos(self.source, self.kept[index])
+            return SourceVideos(self.source, self.kept[index], self.bad_frames)
         number = int(self.kept[index])
         known = self._recent.get(number)
         if known is not None:
             return known
         record, issues = read_video(self.source, number)
+        if record is not None and number in self.bad_frames:
+            record = without_frames(record, self.bad_frames[number])
         if record is None:
             raise UserError(
                 f"{self.source.name}: changed since it was checked: {'; '.join(map(str, issues[:1]))}", "data.changed"

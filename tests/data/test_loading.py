@@ -55,7 +55,7 @@ def test_options_of_a_run(tmp_path):
             "output_dir": str(tmp_path),
         }
     )
-    assert LoadOptions.from_config(config) == LoadOptions(tmp_path, 3, True, True, 2)
+    assert LoadOptions.from_config(config) == LoadOptions(tmp_path, 3, True, True, workers=2)
 
 
 def test_a_split_that_a_domain_lacks(tmp_path):

@@ -33,7 +33,8 @@ class Report:
         median_side: the median over their objects and frames of the area's square root, as a share of the frame's;
             None without any.
         issues: all errors, and the first of every kind of repair and note.
-        dropped: of every video of several frames that some damaged ones make unusable, that it is left out whole.
+        dropped: of every video that damaged frames leave without an object, that it is left out whole.
+        bad_frames: index of a video that can be used → numbers of its frames that cannot.
         categories: how many objects of each category are on how many of their frames.
         counts: how often each kind of repair and note was met, by severity and problem.
         decoded: whether frames were decoded, or only their headers read.
@@ -47,6 +48,7 @@ class Report:
     median_side: float | None = None
     issues: list[Issue] = field(default_factory=list)
     dropped: list[Issue] = field(default_factory=list)
+    bad_frames: dict[int, list[int]] = field(default_factory=dict)
     categories: CategoryCounts = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"repaired": {}, "note": {}})
     decoded: bool = True
@@ -84,7 +86,8 @@ class Report:
             category: {int(count): frames for count, frames in of.items()}
             for category, of in content["categories"].items()
         }
-        return cls(**{**content, **lists, "categories": counted})
+        bad_frames = {int(index): frames for index, frames in content["bad_frames"].items()}
+        return cls(**{**content, **lists, "categories": counted, "bad_frames": bad_frames})
 
 
 def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
@@ -104,7 +107,7 @@ def data_set(source: Source, report: Report, skip_bad: bool = False) -> DataSet:
             f"{where}: nothing in it is usable: {'; '.join(reasons) or 'it lists no images or videos'}",
             "data.nothing-usable",
         )
-    videos = SourceVideos(source, np.array(report.keep, dtype=np.int64))
+    videos = SourceVideos(source, np.array(report.keep, dtype=np.int64), report.bad_frames)
     contents = DatasetFingerprint(len(report.keep), report.frames, report.objects, report.fingerprint)
     return DataSet(source.name, videos, report.notes, report.median_side, contents, report.categories)
 
@@ -136,6 +139,8 @@ class ReportBuilder:
             self.report.dropped.append(checked.dropped)
         if checked.sides is not None:
             self.report.keep.append(checked.index)
+            if checked.bad_frames:
+                self.report.bad_frames[checked.index] = checked.bad_frames
             self.report.frames += checked.frames
             self.report.objects += checked.objects
             add_categories(self.report.categories, checked.categories)

@@ -21,6 +21,7 @@ from ..records import (
     count_categories,
     object_sides,
     read_video,
+    without_frames,
 )
 
 
@@ -30,13 +31,14 @@ class CheckedVideo:
 
     ``sides`` is None where it is not usable. ``paths`` are the files looked at.
 
-    ``dropped`` says that it is left out whole for some of its frames.
+    ``bad_frames`` are left out; ``dropped`` says that nothing usable is left without them.
     """
 
     index: int
     issues: list[Issue]
     paths: set[str]
     dropped: Issue | None = None
+    bad_frames: list[int] = field(default_factory=list)
     frames: int = 0
     objects: int = 0
     sides: np.ndarray | None = None
@@ -49,22 +51,26 @@ def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
     checked = CheckedVideo(index, list(met), {issue.file for issue in met})
     if record is None:
         return checked
-    damaged: list[Issue] = []
-    for frame in record.frames:
+    for number, frame in enumerate(record.frames):
         checked.paths.update(_paths_of(frame))
         if decode:
             problems = _check_frame(frame, record)
             checked.issues += problems
-            damaged += [problem for problem in problems if problem.severity == "error"]
-    if damaged and len(record) > 1:
-        problem = f"{len(damaged)} of its {len(record)} frames cannot be used"
-        entry = f"video {record.video_id}"
-        checked.dropped = Issue("error", damaged[0].file, entry, problem, "the video is left out whole")
-    if not damaged:
-        checked.frames, checked.objects = len(record), len(record.objects)
-        checked.categories = count_categories(record)
-        checked.sides = object_sides(record).astype(np.float32)
-        checked.fingerprint = _fingerprint(record, checked.sides)
+            if any(problem.severity == "error" for problem in problems):
+                checked.bad_frames.append(number)
+    usable = without_frames(record, checked.bad_frames) if checked.bad_frames else record
+    if usable is None:
+        if len(record) > 1:
+            problem = (
+                f"{len(checked.bad_frames)} of its {len(record)} frames cannot be used, and no other shows an object"
+            )
+            name, entry = record.frames[checked.bad_frames[0]].name, f"video {record.video_id}"
+            checked.dropped = Issue("error", name, entry, problem, "the video is left out whole")
+        return checked
+    checked.frames, checked.objects = len(usable), len(usable.objects)
+    checked.categories = count_categories(usable)
+    checked.sides = object_sides(usable).astype(np.float32)
+    checked.fingerprint = _fingerprint(usable, checked.sides)
     return checked
 
 

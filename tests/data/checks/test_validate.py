@@ -319,7 +319,9 @@ class TestLoading:
         assert len(load_data(place, skipping)) == 4
         assert list(json.loads(path.read_text())) == [f"things: {other.ann_file}"]
 
-    def test_a_video_left_out_for_one_of_its_frames_is_listed_as_such(self, options, tmp_path):
+    @pytest.fixture
+    def videos(self, tmp_path):
+        """Two videos of three frames; object 1 is on all of them, object 2 on the second, void on the last."""
         frames, masks = tmp_path / "set" / "JPEGImages", tmp_path / "set" / "Annotations"
         rng = np.random.default_rng(0)
         for video in ("good", "bad"):
@@ -328,20 +330,38 @@ class TestLoading:
             for t in range(3):
                 noise = rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(frames / video / f"{t}.png")
-                Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(masks / video / f"{t}.png")
+                labels = np.eye(SIZE, dtype=np.uint8)
+                labels[0, 1] = (0, 2, 255)[t]
+                Image.fromarray(labels).save(masks / video / f"{t}.png")
+        return NamedSplit(name="videos", img_folder=str(frames))
+
+    def test_a_damaged_frame_costs_itself_alone(self, options, videos):
+        frames = Path(videos.img_folder)
         truncate(frames / "bad" / "1.png")
-        (masks / "good" / "2.png").write_bytes(b"no mask")
-        place = NamedSplit(name="videos", img_folder=str(frames))
+        (frames.parent / "Annotations" / "good" / "2.png").write_bytes(b"no mask")
         for _ in range(2):  # the second time from the cache
-            (video,) = load_data(place, replace(options, skip_bad=True)).videos
-            assert (video.video_id, len(video)) == ("good", 3)
+            data = load_data(videos, replace(options, skip_bad=True))
+            bad, good = data.videos
+            assert (good.video_id, len(good), good.annotated) == ("good", 3, {0, 1})
+            assert [Path(frame.name).name for frame in bad.frames] == ["0.png", "2.png"]
+            assert [(o.object_id, len(o.segmentations)) for o in bad.objects] == [(1, 2)]
+            assert list(bad.void) == [1]
+            assert (data.contents.frames, data.contents.objects) == (5, 3)
+            assert len(data.videos[:1][0]) == 2
         (listed,) = json.loads((options.output_dir / "skipped.json").read_text()).values()
-        assert {(Path(one["file"]).relative_to(tmp_path / "set").as_posix(), one["action"]) for one in listed} == {
-            ("JPEGImages/bad/1.png", "left out"),
-            ("Annotations/good/2.png", "left out"),
-            ("JPEGImages/bad/1.png", "the video is left out whole"),
+        assert {Path(one["file"]).relative_to(frames.parent).as_posix() for one in listed} == {
+            "JPEGImages/bad/1.png",
+            "Annotations/good/2.png",
         }
-        assert [one["problem"] for one in listed if one["entry"] == "video bad"] == ["1 of its 3 frames cannot be used"]
+
+    def test_a_video_that_has_no_object_without_its_damaged_frames_is_listed_as_left_out(self, options, videos):
+        frames = Path(videos.img_folder)
+        for t in range(2):
+            Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(frames.parent / "Annotations" / "bad" / f"{t}.png")
+        truncate(frames / "bad" / "2.png")
+        assert [video.video_id for video in load_data(videos, replace(options, skip_bad=True)).videos] == ["good"]
+        (listed,) = json.loads((options.output_dir / "skipped.json").read_text()).values()
+        assert [one["entry"] for one in listed if one["action"] == "the video is left out whole"] == ["video bad"]
 
     def test_nothing_usable_is_refused_whatever_is_left_out(self, place, options):
         for image in Path(place.img_folder).glob("*.png"):
