@@ -199,6 +199,15 @@ def nano_for_transformers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
+def sam3_tracker_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of transformers with a tiny SAM 3 tracker of random weights, for frames of 56 pixels."""
+    pytest.importorskip("transformers", "5.24")
+    from tests.sam3 import write_tiny
+
+    return str(write_tiny(tmp_path_factory.mktemp("sam3")))
+
+
+@pytest.fixture(scope="session")
 def load_coco() -> Callable[..., DataSet]:
     """``load_coco(img_folder, ann_file, …)``: a COCO set, checked; a UserError where it is damaged."""
 

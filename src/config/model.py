@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..core.shipped import find_file
 from ..models.spec import model_names, model_spec
 from ..models.zoo import DEFAULT_MODEL
 from .section import Section
@@ -16,13 +18,15 @@ class ModelConfig(Section):
 
     name: str = Field(DEFAULT_MODEL, description="Name of the model: one that ships, or one that was registered.")
     checkpoint: str | None = Field(
-        None, description="Base weights: the official `.pt`, or safetensors. null: random weights."
+        None,
+        description="Base weights: the official `.pt`, safetensors, or for SAM 3 a folder of transformers. null: "
+        "random weights.",
     )
     image_size: int | None = Field(
         None,
         gt=0,
         description="Side in pixels of the square images that the model sees. It is a multiple of the model's "
-        "stride; null: the model's own size.",
+        "stride; null: the size in the checkpoint's `config.json`, or else the model's own.",
     )
 
     @field_validator("name")
@@ -44,5 +48,19 @@ class ModelConfig(Section):
 
 
 def image_size_of(config: ModelConfig) -> int:
-    """Return the side, in pixels, of the square images that the model sees."""
-    return config.image_size or model_spec(config.name).image_size
+    """Return the side, in pixels, of the square images that the model sees.
+
+    Where the config does not say it, it is that of the checkpoint's ``config.json``, or else the model's own.
+    """
+    return config.image_size or _size_in_folder(config.checkpoint) or model_spec(config.name).image_size
+
+
+def _size_in_folder(checkpoint: str | None) -> int | None:
+    """Return the image size that a folder of weights names; None where it names none: the loader judges it."""
+    file = find_file(checkpoint or "") / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        size = content.get("tracker_config", content).get("image_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return size if isinstance(size, int) else None

@@ -60,7 +60,8 @@ class ModelSpec:
             but ``memory``.
         checkpointed_blocks: patterns of the blocks whose activations are recomputed with
             ``training.activation_checkpointing``; a ``*`` is one part of a dotted name.
-        model_class: dotted name of the class that all models of its kind are instances of (:func:`spec_of`).
+        model_class: dotted name of the class that all models of its kind are instances of (:func:`spec_of`); empty
+            where its room gives each model an attribute ``spec``.
         encoder_strides: pixels per token of the encoder's feature maps, fine to coarse.
         memory_stride: pixels per token of what memory attention works on; None without memory.
         checkpoint: the file, from a clone's root, in which its weights are looked for when a run is suggested.
@@ -133,13 +134,17 @@ def model_names() -> list[str]:
 
 
 def spec_of(model: object) -> ModelSpec:
-    """Return the spec of a model's kind: of models that share a class, the first one.
+    """Return the spec that a model carries as its attribute ``spec``, or else that of its class.
 
-    Its parts, pixels and room are those of all of them; its name and image size may be another's.
+    Of models that share a class it is the first one's. Its parts, pixels and room are those of all of them; its name
+    and image size may be another's.
 
     Raises:
         TypeError: no registered model is of this class.
     """
+    own = getattr(model, "spec", None)
+    if isinstance(own, ModelSpec):
+        return own
     classes = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(model).__mro__]
     for spec in _registered().values():
         if spec.model_class in classes:

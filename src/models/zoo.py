@@ -52,6 +52,28 @@ _NANO = replace(
     source_world="source",
     details={**_TINY.details, "differences": "sam2_nano.yaml"},  # in src/models/sam2/configs
 )
+SAM_LICENCE = WeightsLicence(
+    "SAM License", "https://github.com/facebookresearch/sam3/blob/main/LICENSE", covers_derivatives=True
+)
+_SAM3_TRACKER = replace(
+    _TINY,
+    name="sam3_tracker",
+    room=".sam3_tracker.room",
+    image_size=1008,
+    stride=14,
+    pixel_mean=(0.5, 0.5, 0.5),
+    pixel_std=(0.5, 0.5, 0.5),
+    checkpointed_blocks=("image_encoder.backbone.layers.*", "memory_attention.layers.*"),
+    model_class="",
+    encoder_strides=(14,),
+    memory_stride=14,
+    checkpoint="checkpoints/sam3",
+    recipe="sam3_tracker_mope.yaml",
+    gpu_memory=None,
+    hub="facebook/sam3",
+    licence=SAM_LICENCE,
+    requires=("transformers", "sam2"),
+)
 _SAM3_PARTS = ("geometry_encoder", "detr_encoder", "detr_decoder", "mask_decoder")
 """Parts of SAM 3 in which short names select layers: neither its image encoder nor its text encoder."""
 
@@ -96,6 +118,7 @@ for _spec in (
     _sam2("sam2.1_hiera_small", "sam2.1_hiera_s.yaml", gpu_memory=16),
     _sam2("sam2.1_hiera_base_plus", "sam2.1_hiera_b+.yaml", gpu_memory=24),
     _sam2("sam2.1_hiera_large", "sam2.1_hiera_l.yaml"),
+    _SAM3_TRACKER,
     _SAM3,
     _SAM3_NANO,
 ):

@@ -23,12 +23,15 @@ def slow_to_build(path: Path) -> bool:
 @pytest.mark.parametrize(
     "path", [pytest.param(p, id=p.stem, marks=pytest.mark.slow if slow_to_build(p) else ()) for p in YAMLS]
 )
-def test_it_takes_a_step(path, data_settings, tmp_path):
+def test_it_takes_a_step(path, data_settings, tmp_path, request):
     shipped = load_config(path)
     weights = ROOT / (shipped.model.checkpoint or "")
     here = shipped.model.name == "sam2_nano" and weights.is_file()
+    model = [f"model.checkpoint={weights if here else 'null'}", "model.image_size=64"]
+    if shipped.model.name == "sam3_tracker":  # of its size a checkpoint's config decides
+        model = [f"model.checkpoint={request.getfixturevalue('sam3_tracker_folder')}", "model.image_size=56"]
     settings = [
-        f"model.checkpoint={weights if here else 'null'}", "model.image_size=64", f"output_dir={tmp_path}",
+        *model, f"output_dir={tmp_path}",
         "training.batch_size=1", "training.num_workers=0", "training.device=cpu", "evaluation.domains=[]",
     ]  # fmt: skip
     trainer = Trainer.from_config(load_config(path, [*data_settings, *settings]))

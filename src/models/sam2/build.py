@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import sam2  # noqa: F401  (registers sam2's config folder with hydra)
 import torch
@@ -25,10 +25,16 @@ from ...core.torch_files import read_pt
 from ...lora.adapter_io import base_state_dict, refuse_not_finite
 from ..spec import model_spec
 from .cpu_kernels import use_fast_cpu_kernels
-from .pixels import FAMILY
+from .pixels import TOKEN_STRIDE
 
-assert FAMILY.memory_stride is not None
-TOKEN_STRIDE = FAMILY.memory_stride
+Build: TypeAlias = Callable[..., Any]
+""":func:`build_model`, or that of another model of SAM 2's classes."""
+
+_SAM3 = ("detector.", "tracker.", "detector_model.", "tracker_model.", "vision_encoder.backbone.layers.")
+_SAM2 = ("image_encoder.trunk.", "vision_encoder.backbone.blocks.", "image_encoder.backbone.blocks.")
+
+BASE = "sam2.modeling.sam2_base.SAM2Base"
+
 CONFIGS = Path(__file__).parent / "configs"  # what differs from configs of the ``sam2`` package
 
 # what sam2.build_sam sets for its predictors, less hole filling, which needs the optional CUDA extension
@@ -52,22 +58,23 @@ def config_overrides(config: ModelConfig) -> list[str]:
     assert isinstance(own, Mapping)
     sizes = f"[{side // TOKEN_STRIDE},{side // TOKEN_STRIDE}]"
     return [
-        *_as_overrides(own),
+        *as_overrides(own),
         f"model.image_size={side}",
         f"model.memory_attention.layer.self_attention.feat_sizes={sizes}",
         f"model.memory_attention.layer.cross_attention.feat_sizes={sizes}",
     ]
 
 
-def _as_overrides(section: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def as_overrides(section: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Yield nested values as Hydra overrides."""
     for key, value in section.items():
         if isinstance(value, Mapping):
-            yield from _as_overrides(value, f"{prefix}{key}.")
+            yield from as_overrides(value, f"{prefix}{key}.")
         else:
             yield f"++{prefix}{key}={json.dumps(value, separators=(',', ':'))}"
 
 
-def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2Base", **arguments: Any) -> SAM2Base:
+def build_model(config: ModelConfig, target: str = BASE, **arguments: Any) -> SAM2Base:
     """Build a model of the zoo on the CPU, with the config's checkpoint loaded strictly (random weights without one).
 
     Args:
@@ -78,11 +85,25 @@ def build_model(config: ModelConfig, target: str = "sam2.modeling.sam2_base.SAM2
     Raises:
         UserError: the checkpoint is missing, damaged, or of another model.
     """
-    parts = _compose(sam2_config(config.name), *config_overrides(config), *_PREDICTOR_OVERRIDES)
-    model = instantiate({**parts, "_target_": target, **arguments})
-    use_fast_cpu_kernels(model)
+    model = instantiate_model(config.name, config_overrides(config), target, **arguments)
+    complete(model, config.name)
     if config.checkpoint is not None:
         load_base(model, config.checkpoint, config.name)
+    return model
+
+
+def instantiate_model(name: str, overrides: Iterable[str], target: str, **arguments: Any) -> SAM2Base:
+    """Build a model with random weights from its config of the ``sam2`` package.
+
+    Args:
+        name: the model's name.
+        overrides: Hydra overrides that turn the config into the model.
+        target: the class to build, SAM2Base or one derived from it.
+        arguments: further arguments of that class.
+    """
+    parts = _compose(sam2_config(name), *overrides, *_PREDICTOR_OVERRIDES)
+    model = instantiate({**parts, "_target_": target, **arguments})
+    use_fast_cpu_kernels(model)
     return model
 
 
@@ -94,8 +115,13 @@ def _compose(name: str, *overrides: str) -> Mapping[str, Any]:
     return MappingProxyType({str(key): value for key, value in model_config.items()})
 
 
+def complete(model: SAM2Base, name: str) -> None:
+    """Let a model that stands as its config describes it know which one it is."""
+    model.spec = model_spec(name)
+
+
 def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
-    """Load base weights strictly: every key of the base is in the file, and every key of the file in the base.
+    """Load base weights strictly; see :func:`put_weights`.
 
     Args:
         model: a SAM 2 model, with adapters, which stay as they are, or without.
@@ -106,8 +132,32 @@ def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
     Raises:
         UserError: the file is missing, damaged or not a checkpoint, or its keys or shapes are those of another model.
     """
-    weights = read_weights(path)
+    put_weights(model, read_weights(path), path, name)
+
+
+def put_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path, name: str) -> None:
+    """Copy base weights into a model: every key of the base is among them, and every one of them in the base.
+
+    Args:
+        model: with adapters, which stay as they are, or without.
+        weights: by the names of SAM 2's classes; half-precision weights are widened.
+        path: where they are from, for messages.
+        name: the model's name, for messages.
+
+    Raises:
+        UserError: keys or shapes are those of another model, or numbers are infinite or NaN.
+    """
     expected = base_state_dict(model)
+    check_keys(expected, weights, path, name)
+    refuse_not_finite(path, weights, "base.not-finite")
+    for key, tensor in expected.items():
+        tensor.copy_(weights[key])
+
+
+def check_keys(
+    expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: str | Path, name: str
+) -> None:
+    """Raise UserError where weights have other keys or shapes than a base; arguments as of :func:`put_weights`."""
     missing = [key for key in expected if key not in weights]
     unexpected = [key for key in weights if key not in expected]
     reshaped = [
@@ -121,10 +171,18 @@ def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
         if keys
     ]
     if problems:
-        raise UserError(f"{path} does not fit model.name {name}: {'; '.join(problems)}", "base.other-model")
-    refuse_not_finite(path, weights, "base.not-finite")
-    for key, tensor in expected.items():
-        tensor.copy_(weights[key])
+        raise UserError(
+            f"{path} does not fit model.name {name}: {'; '.join(problems)}{_whose(weights)}", "base.other-model"
+        )
+
+
+def _whose(weights: Iterable[str]) -> str:
+    """Say whose weights these are, where their names tell."""
+    if any(key.startswith(_SAM3) for key in weights):
+        return "; these are weights of SAM 3, whose tracker is model.name sam3_tracker"
+    if any(key.startswith(_SAM2) for key in weights):
+        return "; these are weights of SAM 2"
+    return ""
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -134,6 +192,12 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         UserError: the file is missing, truncated, or holds something else.
     """
     path = find_file(path)
+    if path.is_dir():
+        raise UserError(
+            f"model.checkpoint: {path} is a folder, but weights of SAM 2 are a file: an official .pt or safetensors; "
+            "folders of transformers' SAM 3 are for model.name sam3_tracker",
+            "base.other-format",
+        )
     if not path.is_file():
         raise UserError(
             f"model.checkpoint: {path} does not exist; checkpoints/download_ckpts.sh fetches the official files, "

@@ -26,16 +26,20 @@ from ...gating import features
 from ...gating.domain_gate import Decision
 from ...gating.switching import AdapterSwitch, installed_switch
 from ...lora.adapter import disable_adapters
+from ..spec import ModelSpec, spec_of
 from .inference_state import DECISION, State
 from .patches import VIDEO_METHODS, rebind, unbind
-from .pixels import FAMILY
+from .pixels import frame_size
 
 _signature = functools.cache(inspect.signature)
 
 
 @torch.no_grad()
 def gate_features(
-    model: SAM2Base, pixels_B3SS: Tensor, encode: Callable[[Tensor], Sequence[Tensor]] | None = None
+    model: SAM2Base,
+    pixels_B3SS: Tensor,
+    encode: Callable[[Tensor], Sequence[Tensor]] | None = None,
+    spec: ModelSpec | None = None,
 ) -> Tensor:
     """Return what the domain gate knows of images: mean and deviation of every channel on every level of the encoder.
 
@@ -47,11 +51,13 @@ def gate_features(
         pixels_B3SS: RGB in 0–1, at the model's image size.
         encode: images (B, 3, S, S), normalised, to the encoder's three feature maps (B, C, h, w), as the mask decoder
             takes them; None: as a SAM2Base does it.
+        spec: whose mean and deviation of pixels the model has; None: the model's own.
 
     Returns:
         (B, D), float32; D is twice the channels of the three feature maps.
     """
-    mean, std = features.pixel_scale(FAMILY.pixel_mean, FAMILY.pixel_std, pixels_B3SS.device)
+    spec = spec_of(model) if spec is None else spec
+    mean, std = features.pixel_scale(spec.pixel_mean, spec.pixel_std, pixels_B3SS.device)
     images = ((features.even_exposure(pixels_B3SS) - mean) / std).to(next(model.parameters()).dtype)
     with disable_adapters(model), torch.autocast(images.device.type, enabled=False):
         levels = encode(images) if encode is not None else model.forward_image(images)["backbone_fpn"]
@@ -60,7 +66,7 @@ def gate_features(
 
 def to_pixels(model: SAM2Base, frame: np.ndarray) -> Tensor:
     """Return a frame, RGB uint8 (H, W, 3), at the model's image size: float32 (3, S, S) in 0–1, on the CPU."""
-    return features.to_pixels(frame, model.image_size)
+    return features.to_pixels(frame, frame_size(model))
 
 
 def attach_gate(model: SAM2Base) -> None:

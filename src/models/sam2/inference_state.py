@@ -20,8 +20,9 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
 from ...data.prompts import Prompt
+from ..spec import ModelSpec, spec_of
 from .memory_bank import Memory, MemoryBank, ObjectMemory
-from .pixels import normalise
+from .pixels import frame_size, normalise
 
 State: TypeAlias = dict[str, Any]
 
@@ -88,20 +89,20 @@ class ModelFrames:
     encoded, so going through a video in order resizes every frame once.
     """
 
-    def __init__(self, frames: Sequence[np.ndarray], image_size: int) -> None:
-        self.frames, self.image_size = frames, image_size
+    def __init__(self, frames: Sequence[np.ndarray], side: int, spec: ModelSpec) -> None:
+        self.frames, self.side, self.spec = frames, side, spec
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, t: int) -> Tensor:
-        return to_model_frame(self.frames[t], self.image_size)
+        return to_model_frame(self.frames[t], self.side, self.spec)
 
 
-def to_model_frame(frame: np.ndarray, image_size: int, device: torch.device | str = "cpu") -> Tensor:
+def to_model_frame(frame: np.ndarray, side: int, spec: ModelSpec, device: torch.device | str = "cpu") -> Tensor:
     """Resize a frame, RGB uint8 (H, W, 3), on the CPU, and normalise it on the device: float32 (3, S, S)."""
-    resized = Image.fromarray(frame).resize((image_size, image_size))
-    return normalise(torch.from_numpy(np.array(resized)).to(device))
+    resized = Image.fromarray(frame).resize((side, side))
+    return normalise(torch.from_numpy(np.array(resized)).to(device), spec)
 
 
 def _empty_state(predictor: SAM2VideoPredictor, images: Any, num_frames: int, size: tuple[int, int]) -> State:
@@ -132,7 +133,8 @@ def new_state(predictor: SAM2VideoPredictor, frames: Sequence[np.ndarray]) -> St
         frames: RGB uint8 (H, W, 3), all of one size, each asked for when it is needed.
     """
     height, width = frames[0].shape[:2]
-    state = _empty_state(predictor, ModelFrames(frames, predictor.image_size), len(frames), (height, width))
+    images = ModelFrames(frames, frame_size(predictor), spec_of(predictor))
+    state = _empty_state(predictor, images, len(frames), (height, width))
     predictor._get_image_feature(state, frame_idx=0, batch_size=1)
     return state
 

@@ -18,6 +18,7 @@ import training.model.sam2
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torchvision.transforms import Normalize, Resize
 
 TOUCHED: Mapping[str, str] = {
     # replaced for a while
@@ -42,6 +43,8 @@ TOUCHED: Mapping[str, str] = {
     "sam2.sam2_video_predictor:SAM2VideoPredictor.propagate_in_video": "reads and fills that dictionary",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._get_orig_video_res_output": "scales mask logits to the frame's size",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.__init__": "has the feature maps' sides for 1024 px written into it",
+    "sam2.utils.transforms:SAM2Transforms.__init__": "has SAM 2's mean and deviation of pixels written into it",
+    "sam2.modeling.sam.prompt_encoder:PromptEncoder._embed_points": "adds half a pixel, which a frame's may not be",
     "sam2.modeling.sam2_base:SAM2Base._prepare_memory_conditioned_features": "decides which memories can be reached",
     "training.model.sam2:SAM2Train.prepare_prompt_inputs": "draws prompts among all frames, annotated or not",
     "training.model.sam2:SAM2Train.track_step": "encodes a last frame that nothing looks at",
@@ -115,6 +118,11 @@ def unbind(instance: Any, names: Sequence[str]) -> None:
 def set_feature_sizes(predictor: SAM2ImagePredictor, image_size: int) -> None:
     """Set the sides of the three feature maps, which SAM 2 has for 1024 px: image side / 4, / 8 and / 16."""
     predictor._bb_feat_sizes = [(image_size // stride, image_size // stride) for stride in (4, 8, 16)]
+
+
+def set_frames(predictor: SAM2ImagePredictor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Set the side of the images that the encoder takes, and their mean and deviation, which SAM 2 has written in."""
+    predictor._transforms.transforms = nn.Sequential(Resize((side, side)), Normalize(mean, std))
 
 
 class FunctionOverride(TorchFunctionMode):

@@ -30,11 +30,12 @@ from ...gating.switching import install_saved_gate
 from ...lora.adapter import iter_adapter_layers
 from ...lora.injection import apply_method, freeze_base
 from ..checkpoint import load_summary, load_trained
-from .build import config_overrides, load_base, sam2_config
+from ..spec import model_spec, spec_of
+from .build import load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor
-from .patches import set_feature_sizes
-from .pixels import FAMILY
+from .patches import set_feature_sizes, set_frames
+from .pixels import FAMILY, frame_size
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,10 @@ def automatic_mask_generator(model: SAM2Base, **options: Any) -> SAM2AutomaticMa
 
 
 def _at_image_size(predictor: SAM2ImagePredictor) -> SAM2ImagePredictor:
-    set_feature_sizes(predictor, predictor.model.image_size)
+    model, spec = predictor.model, spec_of(predictor.model)
+    set_feature_sizes(predictor, model.image_size)
+    if (spec.pixel_mean, spec.pixel_std) != (FAMILY.pixel_mean, FAMILY.pixel_std):
+        set_frames(predictor, frame_size(model), spec.pixel_mean, spec.pixel_std)
     gate_image_predictor(predictor)
     return predictor
 
@@ -154,11 +158,15 @@ def _build(
     if adapter is not None and lora is not None:
         raise ValueError("give adapter or lora, not both: an adapter file has the config of its adapters")
     name, overrides, seed = str(config_file), list(hydra_overrides_extra), None
+    known = None
     if find_config(config_file).is_file():
         config = load_config(config_file)
-        name = sam2_config(config.model.name)
-        overrides = [*config_overrides(config.model), *overrides]
-        ckpt_path, seed = ckpt_path or config.model.checkpoint, config.training.seed
+        if ckpt_path is not None:
+            config.model.checkpoint = str(ckpt_path)
+        known = config.model.name
+        name = sam2_config(known)
+        overrides = [*_room(known).config_overrides(config.model), *overrides]
+        ckpt_path, seed = config.model.checkpoint, config.training.seed
         lora = lora or config.lora
     # The CPU's generator only, and put back afterwards: a run without a checkpoint began from this seed's weights.
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -171,13 +179,21 @@ def _build(
                 f"{name}: neither a YAML file here nor a config of sam2: {_stock_configs()}", "config.missing"
             ) from None
     use_fast_cpu_kernels(model)
+    if known is not None:
+        _room(known).complete(model, known)
     if ckpt_path is not None:
-        load_base(model, ckpt_path, name)
+        load = load_base if known is None else _room(known).load_base
+        load(model, ckpt_path, known or name)
     _put_adapters(model, adapter, lora)
     install_saved_gate(model, adapter, gate)
     logger.info(load_summary(model, ckpt_path, adapter))
     model.to(pick_device(str(device))).train(mode == "train")
     return model
+
+
+def _room(name: str) -> Any:
+    """Return the room of a model of SAM 2's classes, which has more functions than others have."""
+    return model_spec(name).load()
 
 
 def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig | None) -> None:
@@ -186,7 +202,7 @@ def _put_adapters(model: SAM2Base, adapter: str | Path | None, lora: LoraConfig 
     if adapter is not None:
         load_trained(model, adapter)
     elif lora is not None or not in_config:
-        apply_method(model, lora or LoraConfig(), FAMILY.decoder)
+        apply_method(model, lora or LoraConfig(), spec_of(model).decoder)
     if in_config:
         freeze_base(model)
 

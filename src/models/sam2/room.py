@@ -1,6 +1,6 @@
 """SAM 2's room: the functions of :class:`~src.models.protocols.ModelRoom`."""
 
-from .build import build_model
+from .build import build_model, complete, config_overrides, load_base
 from .export import how_to_load, write_official, write_transformers
 from .gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
 from .predictors import image_predictor
@@ -22,12 +22,15 @@ __all__ = [
     "build_loss",
     "build_model",
     "build_trainable",
+    "complete",
+    "config_overrides",
     "detach_gate",
     "encode_frames",
     "gate_features",
     "has_frozen_encoder",
     "how_to_load",
     "image_predictor",
+    "load_base",
     "seed_draws",
     "segmentation_losses",
     "to_pixels",

@@ -36,9 +36,11 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 from ...data.prompts import Prompt
 from ...gating.switching import installed_switch
 from ..protocols import Prediction
+from ..spec import spec_of
 from .gate_hooks import attach_gate
 from .inference_state import State, add_prompt, from_bank, to_bank, to_model_frame
 from .memory_bank import MemoryBank
+from .pixels import frame_size
 from .tracking import as_video_predictor
 
 __all__ = ["EncodedFrame", "MemoryBank", "Prediction", "StreamingTracker"]
@@ -97,7 +99,8 @@ class StreamingTracker:
         """
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise ValueError(f"a frame is RGB, uint8, (H, W, 3), not {frame.dtype} {frame.shape}")
-        image = to_model_frame(frame, self.predictor.image_size, self.predictor.device)[None]
+        side, spec = frame_size(self.predictor), spec_of(self.predictor)
+        image = to_model_frame(frame, side, spec, self.predictor.device)[None]
         height, width = frame.shape[:2]
         switch = installed_switch(self.predictor)
         if switch is None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from sam2.modeling.sam2_base import SAM2Base
 from tensordict import tensorclass
-from torch import Tensor
+from torch import Tensor, nn
 from training.loss_fns import CORE_LOSS_KEY, MultiStepMultiMasksAndIous
 from training.model.sam2 import SAM2Train
 from training.utils.data_utils import BatchedVideoDatapoint, BatchedVideoMetaData
@@ -28,7 +28,8 @@ from ...data.clips import ClipBatch
 from ...data.decode.masks import bounding_box, centre_point
 from ...lora.adapter import iter_adapter_layers
 from ..protocols import BatchTotals, Features, Tracked, join_features
-from .build import build_model
+from ..spec import ModelSpec, spec_of
+from .build import Build, build_model
 from .cpu_kernels import use_fast_dropout
 from .patches import Draw, prompts_drawn
 from .pixels import normalise
@@ -168,7 +169,9 @@ def _without_void(outs: dict[str, Any], void_OHW: Tensor) -> dict[str, Any]:
     return {**outs, LOSS_INPUTS[0]: masks}
 
 
-def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> TrainableSAM2:
+def build_trainable(
+    config: ModelConfig, prompts: PromptConfig, frames: int, build: Build = build_model
+) -> TrainableSAM2:
     """Build a model of the zoo for training, with a share of mask, box and point prompts.
 
     Args:
@@ -176,10 +179,11 @@ def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> 
         prompts: shares of prompt types and correction clicks.
         frames: frames per clip; up to two of them are prompted, as in the official recipe, but never all: memory
             attention, which prompted frames skip, would get no gradient.
+        build: :func:`~src.models.sam2.build.build_model`, or that of another model of SAM 2's classes.
     """
     clicked = prompts.box + prompts.point
     prompted_frames = max(1, min(2, frames - 1))
-    model: TrainableSAM2 = build_model(
+    model: TrainableSAM2 = build(
         config,
         f"{__name__}.{TrainableSAM2.__qualname__}",
         prob_to_use_pt_input_for_train=clicked,
@@ -213,15 +217,18 @@ def build_loss(config: LossConfig, enable_segmentation: bool = True) -> Annotate
     )
 
 
-def to_datapoint(batch: ClipBatch, device: torch.device, totals: BatchTotals | None = None) -> Datapoint:
+def to_datapoint(
+    batch: ClipBatch, device: torch.device, spec: ModelSpec, totals: BatchTotals | None = None
+) -> Datapoint:
     """Return the batch in the model's form, on the device: images (T, B, 3, H, W), masks (T, O, H, W).
 
     Args:
         batch: clips.
         device: where the model is.
+        spec: the model's.
         totals: of the batch that this is a part of; None: it is the whole batch.
     """
-    images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True)).transpose(0, 1)
+    images_TB3HW = normalise(batch.frames_BTHWC.to(device, non_blocking=True), spec).transpose(0, 1)
     masks_TOHW = batch.masks_TOHW.to(device, non_blocking=True)
     frames, objects = masks_TOHW.shape[:2]
     height, width = images_TB3HW.shape[-2:]
@@ -240,6 +247,20 @@ def to_datapoint(batch: ClipBatch, device: torch.device, totals: BatchTotals | N
         annotated_TO=batch.annotated_TO if totals is None else batch.annotated_TO & totals.annotated_T[:, None],
         batch_size=[frames],
     )
+
+
+def _datapoint_for(model: SAM2Base, batch: ClipBatch, totals: BatchTotals | None = None) -> Datapoint:
+    """Return the batch in the model's form, with masks of the size at which the model has them."""
+    datapoint = to_datapoint(batch, next(model.parameters()).device, spec_of(model), totals)
+    datapoint.masks = _at_side(datapoint.masks, model.image_size)
+    return datapoint
+
+
+def _at_side(masks_TOHW: Tensor, side: int) -> Tensor:
+    """Return masks, bool, at a size; where that is larger, as in models that see smaller frames, no pixel is lost."""
+    if masks_TOHW.shape[-1] == side:
+        return masks_TOHW
+    return nn.functional.interpolate(masks_TOHW.byte(), (side, side), mode="nearest-exact").bool()
 
 
 def seed_draws(model: SAM2Train, rank: int, *key: int) -> None:
@@ -305,7 +326,8 @@ def encode_frames(model: SAM2Base, frames_THWC: Tensor) -> Features:
     """Return the image features of a clip's frames, uint8 (T, H, W, 3), without a graph."""
     frames = frames_THWC.to(next(model.parameters()).device, non_blocking=True)
     at_once = max(1, PIXELS_AT_ONCE // frames[0, :, :, 0].numel()) if frames.device.type == "cpu" else len(frames)
-    parts = [model.forward_image(normalise(part))["backbone_fpn"] for part in torch.split(frames, at_once)]
+    spec = spec_of(model)
+    parts = [model.forward_image(normalise(part, spec))["backbone_fpn"] for part in torch.split(frames, at_once)]
     return join_features(parts, frames.device)
 
 
@@ -333,11 +355,12 @@ def segmentation_losses(
         whole batch's.
     """
     totals = BatchTotals.from_batch(batch) if totals is None else totals
-    datapoint = to_datapoint(batch, next(model.parameters()).device, totals)
+    datapoint = _datapoint_for(model, batch, totals)
     cached = () if features is None else (features,)
     void_TOHW = None
     if batch.void_TBHW is not None:
         void_TOHW = batch.void_TBHW[:, batch.video_of_object].to(datapoint.masks.device)
+        void_TOHW = _at_side(void_TOHW, model.image_size)
     with _drawn_by_object(model, batch, void_TOHW):
         outputs = model(datapoint, *cached)
     losses: dict[str, Any] = loss(outputs, datapoint.masks, batch.annotated_TO, totals.objects, void_TOHW)
@@ -362,7 +385,7 @@ def track_clips(
     Returns:
         All T frames, or with a mask prompt T − 1: there the first frame's mask is only passed through.
     """
-    datapoint = to_datapoint(batch, next(model.parameters()).device)
+    datapoint = _datapoint_for(model, batch)
     first_O1HW = datapoint.masks[0][:, None]
     frames = len(datapoint.masks)
     backbone = model.forward_image(datapoint.flat_img_batch) if features is None else model.with_positions(features)

@@ -181,7 +181,7 @@ def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
     spec = replace(FAMILY, encoder=("vision_encoder.",))
 
     def features(model: Sam2VideoModel, pixels_B3SS: Tensor) -> Tensor:
-        return gate_features(model, pixels_B3SS, functools.partial(_feature_maps, model))
+        return gate_features(model, pixels_B3SS, functools.partial(_feature_maps, model), spec)
 
     install_switch(model, AdapterSwitch(model, gate, mode, spec, features))
     rebind(model, ("forward",), _run_gated)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...core.errors import UserError
 from ...lora.adapter_io import base_fingerprint, base_state_dict
-from .build import TOKEN_STRIDE
+from .pixels import TOKEN_STRIDE
 
 if TYPE_CHECKING:
     from transformers import Sam2VideoConfig, Sam2VideoModel
@@ -28,9 +28,9 @@ FINGERPRINT = "sam2_base_fingerprint"  # key of config.json
 _MEMORY_CHANNELS = 64  # written into transformers' Sam2VideoMemoryAttentionLayer, whatever its config says
 
 _POINT = re.compile(r"sam_prompt_encoder\.point_embeddings\.(\d+)\.weight")  # four tensors here, one there
-_POINTS = "prompt_encoder.point_embed.weight"
-_FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"  # once here, twice there
-_FREQUENCIES_AGAIN = "shared_image_embedding.positional_embedding"
+POINTS = "prompt_encoder.point_embed.weight"
+FREQUENCIES = "prompt_encoder.shared_embedding.positional_embedding"  # once here, twice there
+FREQUENCIES_AGAIN = "shared_image_embedding.positional_embedding"
 
 _ATTENTION = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
 _MLP_OF_2 = {"layers.0": "proj_in", "layers.1": "proj_out"}
@@ -134,14 +134,20 @@ class _Renaming:
             (re.compile(re.escape(old).replace(r"\*", r"(\d+)") + r"(\.weight|\.bias)?"), new) for old, new in pairs
         ]
 
-    def __call__(self, name: str) -> str:
+    def find(self, name: str) -> str | None:
         for pattern, new in self._rules:
             if found := pattern.fullmatch(name):
                 *numbers, ending = found.groups(default="")
                 for number in numbers:
                     new = new.replace("*", number, 1)
                 return new + ending
-        raise UserError(f"{name}: no name of a layer or weight of SAM 2.1", "transformers.unknown-name")
+        return None
+
+    def __call__(self, name: str) -> str:
+        new = self.find(name)
+        if new is None:
+            raise UserError(f"{name}: no name of a layer or weight of SAM 2.1", "transformers.unknown-name")
+        return new
 
 
 _to_theirs = _Renaming(_PAIRS)
@@ -162,40 +168,55 @@ def transformers_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a SAM2Base's state dict, without adapters, in the form of transformers' Sam2VideoModel."""
     points = sorted(int(found[1]) for name in weights if (found := _POINT.fullmatch(name)))
     renamed = {transformers_name(name): tensor for name, tensor in weights.items() if not _POINT.fullmatch(name)}
-    renamed[_POINTS] = torch.cat([weights[f"sam_prompt_encoder.point_embeddings.{i}.weight"] for i in points])
-    renamed[_FREQUENCIES_AGAIN] = renamed[_FREQUENCIES].clone()
+    renamed[POINTS] = torch.cat([weights[f"sam_prompt_encoder.point_embeddings.{i}.weight"] for i in points])
+    renamed[FREQUENCIES_AGAIN] = renamed[FREQUENCIES].clone()
     return renamed
+
+
+def sam2_name(name: str) -> str | None:
+    """Return SAM 2's name of a layer or weight of transformers' model; None where it has none."""
+    return _to_ours.find(name)
+
+
+def split_points(weight: Tensor) -> dict[str, Tensor]:
+    """Return the embeddings of points, which transformers has as one weight, by SAM 2's names."""
+    return {f"sam_prompt_encoder.point_embeddings.{i}.weight": row for i, row in enumerate(torch.split(weight, 1))}
 
 
 def sam2_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a Sam2VideoModel's state dict, without adapters, as SAM 2 has it."""
-    special = (_POINTS, _FREQUENCIES_AGAIN)
+    special = (POINTS, FREQUENCIES_AGAIN)
     renamed = {_to_ours(name): tensor for name, tensor in weights.items() if name not in special}
-    for i, point in enumerate(torch.split(weights[_POINTS], 1)):
-        renamed[f"sam_prompt_encoder.point_embeddings.{i}.weight"] = point
-    return renamed
+    return {**renamed, **split_points(weights[POINTS])}
 
 
-def load_transformers() -> ModuleType:
+def load_transformers(minimum: str = MINIMUM_VERSION) -> ModuleType:
     """Import the package.
 
+    Args:
+        minimum: the oldest version that will do.
+
     Raises:
-        UserError: it is not installed, or older than what is used of it.
+        UserError: it is not installed, or older.
     """
     try:
         import transformers
     except ImportError:
         raise UserError(
-            f"transformers is not installed: pip install 'transformers>={MINIMUM_VERSION}' (it is optional)",
+            f"transformers is not installed: pip install 'transformers>={minimum}' (it is optional)",
             "transformers.missing",
         ) from None
-    if not (hasattr(transformers, "Sam2VideoModel") and hasattr(transformers, "Sam2ImageProcessor")):
+    if _version(transformers.__version__) < _version(minimum):
         raise UserError(
-            f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={MINIMUM_VERSION}'",
+            f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={minimum}'",
             "transformers.too-old",
         )
     package: ModuleType = transformers
     return package
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
 
 
 @contextmanager

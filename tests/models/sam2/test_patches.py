@@ -54,6 +54,8 @@ DIGESTS = {
     "sam2.sam2_video_predictor:SAM2VideoPredictor.propagate_in_video": "746939be28ba",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._get_orig_video_res_output": "c6eb30211d98",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.__init__": "77df9fbd90d1",
+    "sam2.utils.transforms:SAM2Transforms.__init__": "74bebc4037ed",
+    "sam2.modeling.sam.prompt_encoder:PromptEncoder._embed_points": "bc8cfe4731e5",
     "sam2.modeling.sam2_base:SAM2Base._prepare_memory_conditioned_features": "bf6d7c3fe3e7",
     "training.model.sam2:SAM2Train.prepare_prompt_inputs": "94313a789c14",
     "training.model.sam2:SAM2Train.track_step": "02ee1f216557",

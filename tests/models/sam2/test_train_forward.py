@@ -18,7 +18,7 @@ from src.config import ClipConfig, LoraConfig, LossConfig, ModelConfig, MotionCo
 from src.data.clips import Clip, ClipBatch, sample_clip
 from src.data.synthetic import CELLS, make_video
 from src.lora.injection import apply_method
-from src.models.sam2.pixels import normalise
+from src.models.sam2.pixels import FAMILY, normalise
 from src.models.sam2.tracking import as_video_predictor
 from src.models.sam2.train_forward import (
     BatchTotals,
@@ -63,14 +63,14 @@ class TestDatapoint:
             object_id = ids.stop
             frames = [
                 Frame(
-                    normalise(torch.from_numpy(clip.frames_THWC[t])),
+                    normalise(torch.from_numpy(clip.frames_THWC[t]), FAMILY),
                     [Object(i, t, torch.from_numpy(clip.masks_TOHW[t, row])) for row, i in enumerate(ids)],
                 )
                 for t in range(3)
             ]
             videos.append(VideoDatapoint(frames, video_id, (8, 8)))
         expected = collate_fn(videos, "clips")
-        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU)
+        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU, FAMILY)
         for name in ("img_batch", "obj_to_frame_idx", "masks"):
             ours, theirs = getattr(found, name), getattr(expected, name)
             assert ours.dtype == theirs.dtype
@@ -81,19 +81,19 @@ class TestDatapoint:
         assert torch.equal(found.flat_obj_to_img_idx, expected.flat_obj_to_img_idx)
 
     def test_each_object_sees_the_frames_of_its_own_clip(self):
-        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU)
+        found = to_datapoint(ClipBatch.collate(list(self.CLIPS)), CPU, FAMILY)
         row = 0
         for clip in self.CLIPS:
             for object_masks_THW in clip.masks_TOHW.swapaxes(0, 1):
                 for t in range(3):
                     picture = found.flat_img_batch[found.flat_obj_to_img_idx[t, row]]
-                    assert torch.equal(picture, normalise(torch.from_numpy(clip.frames_THWC[t])))
+                    assert torch.equal(picture, normalise(torch.from_numpy(clip.frames_THWC[t]), FAMILY))
                     assert np.array_equal(found.masks[t, row], object_masks_THW[t])
                 row += 1
         assert found.masks.shape[1] == row == 6
 
     def test_pixels_are_normalised_as_imagenet(self):
-        white = normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
+        white = normalise(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8), FAMILY)
         assert white.shape == (1, 3, 2, 2)
         assert white[0, :, 0, 0].tolist() == pytest.approx(
             [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
@@ -112,7 +112,7 @@ class TestPrompts:
     )
     def test_prompts_are_drawn_in_these_shares(self, mask, box, point):
         model = trainable(2, PromptConfig(mask=mask, box=box, point=point))
-        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 2, 64)]), CPU)
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 2, 64)]), CPU, FAMILY)
         drawn = {"mask": 0, "box": 0, "point": 0}
         for _ in range(200):
             prompts = model.prepare_prompt_inputs({}, data)
@@ -128,7 +128,7 @@ class TestPrompts:
     @pytest.mark.parametrize(("frames", "most"), [(1, 1), (2, 1), (3, 2), (8, 2)])
     def test_some_frame_is_left_to_memory(self, frames, most):
         model = trainable(frames)
-        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, frames, 64)]), CPU)
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, frames, 64)]), CPU, FAMILY)
         counts = {len(model.prepare_prompt_inputs({}, data)["init_cond_frames"]) for _ in range(50)}
         assert counts == set(range(1, most + 1))
 
@@ -263,7 +263,7 @@ class TestAnnotatedFramesOnly:
 
     def test_only_annotated_frames_are_prompted_and_corrected(self):
         model = trainable(6, PromptConfig(mask=0.3, box=0.3, point=0.4))
-        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 6, 64)]), CPU)
+        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 6, 64)]), CPU, FAMILY)
         data.annotated_TO = torch.tensor([1, 0, 1, 0, 1, 1], dtype=torch.bool)[:, None].expand(6, 2)
         first, corrected = set(), set()
         for _ in range(60):
@@ -284,7 +284,7 @@ class TestAnnotatedFramesOnly:
     @pytest.mark.parametrize("annotated", [[0], [0, 3]])
     def test_an_annotated_frame_is_left_to_memory_and_prompts_keep_their_shares(self, annotated):
         model = trainable(4, PromptConfig(mask=0.5, box=0.5, point=0))
-        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 4, 64)]), CPU)
+        data = to_datapoint(ClipBatch.collate([random_clip(1, 0, 4, 64)]), CPU, FAMILY)
         data.annotated_TO = torch.zeros(4, 1, dtype=torch.bool)
         data.annotated_TO[annotated] = True
         drawn = [model.prepare_prompt_inputs({}, data) for _ in range(100)]
@@ -294,7 +294,7 @@ class TestAnnotatedFramesOnly:
     def test_prompts_are_those_of_sam2_where_all_are_annotated(self):
         ours, theirs = trainable(4), trainable(4)
         theirs.__class__ = SAM2Train
-        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 4, 64)]), CPU)
+        data = to_datapoint(ClipBatch.collate([random_clip(2, 0, 4, 64)]), CPU, FAMILY)
         for seed in range(10):
             found = []
             for model in (ours, theirs):

@@ -1,0 +1,92 @@
+"""SAM 3's tracker, built from SAM 2's classes, with strictly loaded weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from sam2.modeling.sam.prompt_encoder import PromptEncoder
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from ...config import ModelConfig, image_size_of
+from ...core.shipped import find_file
+from ..sam2 import build as sam2_build
+from ..sam2.build import BASE, instantiate_model, put_weights
+from ..sam2.patches import take_class
+from ..sam2.pixels import TOKEN_STRIDE
+from .config import PATCH, load_sam3, overrides_of, read_config
+from .weights import read_tracker
+
+
+class TrackerPromptEncoder(PromptEncoder):
+    """SAM 2's prompt encoder, for clicks in units of 14/16 of a frame's pixel.
+
+    What a click is on is the middle of the frame's pixel, as SAM 3 has it, not that of a unit.
+    """
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        embedded: Tensor = super()._embed_points(points + 0.5 * (TOKEN_STRIDE / PATCH - 1), labels, pad)
+        return embedded
+
+
+def config_overrides(config: ModelConfig) -> list[str]:
+    """Return Hydra overrides that turn the sam2 package's config into the tracker asked for.
+
+    Raises:
+        UserError: transformers is missing or too old; the checkpoint's config is damaged, or another model's.
+    """
+    return overrides_of(read_config(_config_file(config.checkpoint)), image_size_of(config))
+
+
+def _config_file(checkpoint: str | None) -> Path | None:
+    """Return the ``config.json`` that stands beside weights of transformers, if there is one."""
+    if checkpoint is None:
+        return None
+    path = find_file(checkpoint)
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return file if file.is_file() and path.suffix != ".pt" else None
+
+
+def build_model(config: ModelConfig, target: str = BASE, **arguments: Any) -> SAM2Base:
+    """Build a tracker on the CPU, with the config's checkpoint loaded strictly (random weights without one).
+
+    Its architecture is that of the checkpoint's ``config.json``; of ``sam3.pt`` and without a checkpoint, the official
+    one.
+
+    Args:
+        config: which weights, which image size.
+        target: the class to build, SAM2Base or one derived from it.
+        arguments: further arguments of that class.
+
+    Raises:
+        UserError: transformers is missing or too old; the checkpoint is missing, damaged, or of another model.
+    """
+    load_sam3()
+    model = instantiate_model(config.name, config_overrides(config), target, **arguments)
+    complete(model, config.name)
+    if config.checkpoint is not None:
+        load_base(model, config.checkpoint, config.name)
+    return model
+
+
+def complete(model: SAM2Base, name: str) -> None:
+    """Give a model that stands as its config describes it what else makes it a tracker of SAM 3."""
+    sam2_build.complete(model, name)
+    take_class(model.sam_prompt_encoder, TrackerPromptEncoder)
+
+
+def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:
+    """Load base weights strictly: every key of the tracker is in the file, and every key of the file is known.
+
+    Args:
+        model: a tracker, with adapters, which stay as they are, or without.
+        path: a folder of transformers, a safetensors file of one, or Meta's ``sam3.pt``; half-precision weights are
+            widened.
+        name: the model's name, for messages.
+
+    Raises:
+        UserError: the file is missing, damaged or not a checkpoint, or its keys or shapes are those of another model.
+    """
+    put_weights(model, read_tracker(path), path, name)
