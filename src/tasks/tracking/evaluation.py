@@ -72,8 +72,7 @@ def evaluate_domain(
                 write_masks(masks, video, saved, exclusive)
                 if domain.protocol == "sav":
                     write_truth(masks.parents[1] / TRUTH / masks.name, video)
-            ids = {obj.object_id: obj.original_id for obj in video.objects}
-            own.append((number, VideoResult(video.video_id, predicted, scores, ids)))
+            own.append((number, VideoResult(video.video_id, predicted, scores, _original_ids(video))))
             if clips is not None and sum(bool(result.scores) for _, result in own) == clips:
                 break
     results = [result for _, result in sorted(shard.collect(own), key=lambda numbered: numbered[0])]
@@ -85,6 +84,10 @@ def evaluate_domain(
             code="evaluation.nothing-to-score",
         )
     return DomainResult(shard.broadcast(aggregate(counted)), results)
+
+
+def _original_ids(video: VideoRecord) -> dict[int, int | str | None]:
+    return {obj.object_id: obj.original_id for obj in video.objects}
 
 
 def score_track(video: VideoRecord, obj: ObjectTrack, predicted: list[RLE], frames: list[int]) -> ObjectScores:
