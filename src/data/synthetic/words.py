@@ -339,7 +339,8 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95))
+    distance: np.ndarray = np.minimum(_box(u, v, 0.95, 0.3), _box(u, v, 0.3, 0.95))
+    return distance
 
 
 def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -348,19 +349,22 @@ def _ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _moon(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.maximum(np.hypot(u, v) - 1, 0.8 - np.hypot(u - 0.55, v))
+    distance: np.ndarray = np.maximum(np.hypot(u, v) - 1, 0.8 - np.hypot(u - 0.55, v))
+    return distance
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     u, v = np.abs(u), -v
     tip = (u + np.abs(v + 0.1) - 0.85) * 0.7
     lobe = np.hypot(u - 0.42, v - 0.32) - 0.5
-    return np.where(v < -0.1, tip, np.minimum(lobe, np.maximum(tip, v - 0.3)))
+    distance: np.ndarray = np.where(v < -0.1, tip, np.minimum(lobe, np.maximum(tip, v - 0.3)))
+    return distance
 
 
 def _arrow(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     head = np.maximum(np.abs(v) * 0.75 + u * 0.66 - 0.6, -u - 0.05)
-    return np.minimum(head, _box(u + 0.5, v, 0.5, 0.26))
+    distance: np.ndarray = np.minimum(head, _box(u + 0.5, v, 0.5, 0.26))
+    return distance
 
 
 def _hexagon(u: np.ndarray, v: np.ndarray) -> np.ndarray:

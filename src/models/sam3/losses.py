@@ -143,9 +143,8 @@ def match(
             instances += instance.tolist()
             targets.append(target_n4[instance])
     numbers = [torch.tensor(each, dtype=torch.long, device=device) for each in (layers, pairs, queries, instances)]
-    layer, pair, query, instance = numbers
-    found = torch.cat(targets) if targets else torch.zeros(0, 4, device=device)
-    return Matches(layer, pair, query, instance, found)
+    found_K4 = torch.cat(targets) if targets else torch.zeros(0, 4, device=device)
+    return Matches(numbers[0], numbers[1], numbers[2], numbers[3], found_K4)
 
 
 def score_loss(
