@@ -6,7 +6,7 @@ every mistake with its dotted key. ``Config.to_yaml`` writes the resolved config
 
 from .adapter import ADAPTER_METHODS, LoraConfig, Method, RouterConfig
 from .dataset import AugmentationConfig, ClipConfig, DatasetConfig, DomainConfig, MotionConfig, NamedSplit, SplitConfig
-from .evaluation import EvaluationConfig
+from .evaluation import ConceptEvaluationConfig, EvaluationConfig
 from .loading import load_config, parse_config, parse_section, read_yaml, set_key
 from .model import ModelConfig, image_size_of
 from .run import Config
@@ -32,6 +32,7 @@ __all__ = [
     "AugmentationConfig",
     "ClipConfig",
     "ConceptConfig",
+    "ConceptEvaluationConfig",
     "ConceptLossConfig",
     "Config",
     "DatasetConfig",

@@ -8,6 +8,21 @@ from .dataset import NamedSplit
 from .section import Prompt, Protocol, Section
 
 
+class ConceptEvaluationConfig(Section):
+    """What is asked beside the phrases of data sets, to find out what was forgotten."""
+
+    nouns: list[str] = Field(
+        default_factory=list,
+        description="Nouns asked of pictures of the new domain, where none of them is, and of unlabelled pictures. "
+        "Empty: 24 everyday ones.",
+    )
+    pictures: str | None = Field(
+        None,
+        description="Folder of unlabelled pictures, on which answers of base and adapted model to these nouns are "
+        "compared. null: none.",
+    )
+
+
 class EvaluationConfig(Section):
     """What is scored, and how."""
 
@@ -28,5 +43,8 @@ class EvaluationConfig(Section):
     )
     domains: list[NamedSplit] = Field(
         default_factory=list, description="Further data sets to score: what must not be forgotten."
+    )
+    concepts: ConceptEvaluationConfig = Field(
+        default_factory=ConceptEvaluationConfig, description="Further questions to models that find concepts."
     )
     overlays: int = Field(3, ge=0, description="Best and worst cases drawn per domain.")

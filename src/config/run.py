@@ -23,7 +23,7 @@ TASK_KEYS: Mapping[str, tuple[str, ...]] = {
         "training.loss", "training.distill", "training.penalty", "evaluation.prompt", "evaluation.protocol",
         "evaluation.clicks", "evaluation.frames", "evaluation.max_objects",
     ),
-    "concepts": ("dataset.phrases", "training.concepts"),
+    "concepts": ("dataset.phrases", "training.concepts", "evaluation.concepts"),
 }  # fmt: skip
 """Keys that only models of one task read; in a run of another they are mistakes, unless they have their default."""
 

@@ -70,8 +70,14 @@ def evaluate(
         prompt: how objects are prompted; None takes ``evaluation.prompt``.
         save_masks: whether to write the predicted masks into ``predictions`` in the output folder.
     """
-    settings, prompt = config.evaluation, prompt or config.evaluation.prompt
     task = get_task(model_spec(config.model.name).task)(config)
+    if prompt is not None and not task.takes_prompts:
+        raise UserError(
+            f"--prompt {prompt}: model.name {config.model.name} finds phrases, and nothing is prompted from the truth; "
+            "leave it out",
+            code="evaluation.no-prompts",
+        )
+    settings, prompt = config.evaluation, prompt or config.evaluation.prompt
     domains = task.evaluation_domains(split)
     folder = Path(config.output_dir)
     models = _build_models(config, checkpoint)
@@ -84,7 +90,7 @@ def evaluate(
         return Evaluation(about, [])
     facts = {
         "about": about,
-        "prompt": prompt,
+        **({"prompt": prompt} if task.takes_prompts else {}),
         "split": split,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }

@@ -147,12 +147,14 @@ class Task(ABC):
         headline: the name of the score that decides which weights are best; higher is better.
         logged_scores: those that the log shows of a validation.
         shown_scores: those that stand beside the base's on TensorBoard.
+        takes_prompts: whether objects are prompted from their truth in an evaluation.
         loss_names: the parts of the supervised loss, in the order of their charts.
     """
 
     headline: ClassVar[str] = "score"
     logged_scores: ClassVar[tuple[str, ...]] = ("score",)
     shown_scores: ClassVar[tuple[str, ...]] = ("score",)
+    takes_prompts: ClassVar[bool] = True
     loss_names: ClassVar[tuple[str, ...]] = ("total",)
 
     def __init__(self, config: Config) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -13,31 +12,6 @@ from ...data.concepts.labels import ImageLabels
 from ...data.concepts.phrases import Vocabulary, build_vocabulary
 from ...data.records import RLE, CategoryCounts, DataSet, Segmentation, VideoRecord, add_categories
 from ...evaluation.concepts.records import ConceptTruth
-
-
-@dataclass(frozen=True)
-class ConceptDomain:
-    """A data set with the phrases that are asked of its images.
-
-    Attributes:
-        name: of the domain.
-        data: its images.
-        vocabulary: phrases of its categories, and foreign ones.
-    """
-
-    name: str
-    data: DataSet
-    vocabulary: Vocabulary
-
-    def images(self, first: int = 0, step: int = 1) -> Iterator[tuple[int, VideoRecord, int]]:
-        """Yield every ``step``-th image from number ``first`` on: its number, its record, the frame's number.
-
-        Of a video that is the first frame that shows an object.
-        """
-        for number in range(first, len(self.data), step):
-            video = self.data.videos[number]
-            shown = (t for t in range(len(video)) if any(o.segmentations[t] is not None for o in video.objects))
-            yield number, video, next(shown)
 
 
 def vocabularies(config: Config, sets: Iterable[Iterable[DataSet]]) -> list[Vocabulary]:
@@ -50,13 +24,15 @@ def vocabularies(config: Config, sets: Iterable[Iterable[DataSet]]) -> list[Voca
     Raises:
         UserError: a domain has no categories, or ``dataset.phrases`` names one that no domain has.
     """
-    names = [list(_count(splits, domain.name)) for splits, domain in zip(sets, config.dataset.domains, strict=True)]
+    names = [
+        list(count_categories(splits, domain.name)) for splits, domain in zip(sets, config.dataset.domains, strict=True)
+    ]
     phrases, foreign = config.dataset.phrases, config.training.concepts.foreign
     build_vocabulary([name for of in names for name in of], phrases, foreign)  # says what fits no domain
     return [build_vocabulary(of, {name: phrases[name] for name in of if name in phrases}, foreign) for of in names]
 
 
-def _count(splits: Iterable[DataSet], name: str) -> CategoryCounts:
+def count_categories(splits: Iterable[DataSet], name: str) -> CategoryCounts:
     """Return the categories of a domain. Raises UserError where it has none."""
     counts: CategoryCounts = {}
     for data in splits:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config import Config, image_size_of
-from ...core.console import progress_bar
-from ...core.device import evaluating
+from ...config import Config, Prompt, Split, image_size_of
 from ...core.distributed import ALL, Shard
 from ...core.errors import UserError
 from ...data.checks.cache import state_of_files
@@ -21,13 +20,16 @@ from ...data.concepts.types import ConceptBatch, join_concepts
 from ...data.loading import load_split
 from ...data.options import LoadOptions
 from ...data.records import DataSet
-from ...evaluation.concepts.matching import SCORE_THRESHOLD, PairCounts, count_pair
-from ...evaluation.concepts.records import Region
-from ...evaluation.concepts.scores import image_counts, micro_scores
+from ...evaluation.concepts.matching import SCORE_THRESHOLD
+from ...evaluation.concepts.results import ConceptResult
+from ...evaluation.run import evaluate
 from ...models.spec import model_spec
-from ..base import Features, Items, Task, Validation, register_task
-from .answers import answer
-from .data import ConceptDomain, describe_vocabulary, truths_of, vocabularies
+from ..base import Features, FinalScores, Items, Task, Validation, register_task
+from ..final_scores import final_results
+from .data import describe_vocabulary, vocabularies
+from .domains import ask_all, evaluation_domains, other_domains
+from .evaluation import AskedImages, evaluate_domain
+from .monitor import ConceptMonitor, monitored
 
 SCORES = ("cgF1", "IL_MCC", "pmF1")
 
@@ -46,6 +48,7 @@ class ConceptTask(Task):
     headline: ClassVar[str] = "cgF1"
     logged_scores: ClassVar[tuple[str, ...]] = SCORES
     shown_scores: ClassVar[tuple[str, ...]] = SCORES
+    takes_prompts: ClassVar[bool] = False
     loss_names: ClassVar[tuple[str, ...]] = ("total", "score", "presence", "box", "giou", "mask", "dice")
 
     def __init__(self, config: Config) -> None:
@@ -55,21 +58,22 @@ class ConceptTask(Task):
         self.image_size = image_size_of(config.model)
         self.queries = 0
         self.train_sets: list[DataSet] = []
-        self.validation: list[ConceptDomain] = []
+        self.validation: list[AskedImages] = []
 
     # Data
 
     def load_data(self) -> None:
-        """Read and check training and validation data, and find out what is asked of them."""
+        """Read and check all data, and find out what is asked of them; also of what must not be forgotten."""
         options, domains = LoadOptions.from_config(self.config), self.config.dataset.domains
         self.train_sets = [load_split(each, "train", options) for each in domains]
         valid = [load_split(each, "valid", options) for each in domains]
         found = vocabularies(self.config, zip(self.train_sets, valid, strict=True))
         most = self.config.evaluation.max_images
         self.validation = [
-            ConceptDomain(each.name, replace(data, videos=data.videos[:most]), vocabulary)
+            ask_all(each.name, data, vocabulary, most)
             for each, data, vocabulary in zip(domains, valid, found, strict=True)
         ]
+        self._monitor = ConceptMonitor(self.config, self.validation, other_domains(self.config, self.validation))
 
     def data_fingerprints(self) -> dict[str, dict[str, Any]]:
         """Return what is in each data set."""
@@ -189,31 +193,78 @@ class ConceptTask(Task):
         Scores of several sets are their means, beside each set's own as ``name/cgF1``.
         """
         by_set: dict[str, dict[str, float]] = {}
-        for domain in self.validation:
-            prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
-            by_set[prefix] = self._score(model, domain, f"validation ({prefix}{label})", shard)
-        names = by_set[prefix]
-        means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in names}
-        each = {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
-        return Validation(means | each)
-
-    def _score(self, model: nn.Module, domain: ConceptDomain, label: str, shard: Shard) -> dict[str, float]:
-        """Return the scores of a domain, all processes the same ones."""
+        results = []
         masks = self.config.training.enable_segmentation
-        region: Region = "segm" if masks else "bbox"
-        own: list[tuple[int, list[PairCounts]]] = []
-        phrases, images = domain.vocabulary.phrases, domain.images(shard.rank, shard.size)
-        total = len(range(shard.rank, len(domain.data), shard.size))
-        with evaluating(model):
-            for number, video, frame in progress_bar(images, total=total, desc=label, leave=False):
-                picture = video.frames[frame].read()
-                found = answer(model, picture, phrases, video.video_id, SCORE_THRESHOLD, self.queries, masks)
-                truths = truths_of(video, frame, domain.vocabulary)
-                answers = zip(found, truths, strict=True)
-                own.append((number, [count_pair(p, t, region) for p, t in answers if t.exhaustive]))
-        counted = sorted(shard.collect(own), key=lambda numbered: numbered[0])
-        pairs = [pair for _, of in counted for pair in of]
-        ids = list(dict.fromkeys(pair.image_id for pair in pairs))
-        scores = micro_scores(image_counts(pairs, ids).sum(axis=0, keepdims=True))
-        own_scores = {name: float(values[0]) for name, values in scores.items()}
-        return dict(shard.broadcast(own_scores))
+        for domain in map(monitored, self.validation):
+            prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
+            title = f"validation ({prefix}{label})"
+            result = evaluate_domain(model, domain, masks, title, least=SCORE_THRESHOLD, shard=shard)
+            by_set[prefix] = dict(shard.broadcast(result.scores))
+            results.append(result)
+        means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in by_set[prefix]}
+        each = {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
+        return Validation(means | each, results)
+
+    def extra_scores(self, model: nn.Module, validation: Validation) -> dict[str, float]:
+        """Return scores of what must not be forgotten, and of what must not be found."""
+        return self._monitor.extra_scores(model)
+
+    def monitored_tags(self) -> dict[str, list[str]]:
+        """Return the tags of validation sets, and of what must not be forgotten."""
+        several = [f"validation/{name}" for name in self.domain_names] if len(self.domain_names) > 1 else []
+        return {"Does it learn?": ["validation", *several], "Does it forget?": self._monitor.retention_tags()}
+
+    def picture_data(self, validation: Validation) -> dict[str, Any]:
+        """Return the answers that pictures need, as plain data."""
+        return self._monitor.answers(validation)
+
+    def pictures(self, validation: Validation, base: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield a sheet an image: the truth, the base's answers, and the model's."""
+        return self._monitor.sheets(validation, base)
+
+    def is_monitored_alike(self, other: Config) -> bool:
+        """Whether another run's scores and pictures are of the same images and questions."""
+
+        def asked(config: Config) -> tuple[object, ...]:
+            evaluation = config.evaluation.model_dump(exclude={"overlays"})
+            return config.training.monitor_clips, config.training.enable_segmentation, evaluation
+
+        return asked(self.config) == asked(other)
+
+    # Evaluation
+
+    def evaluation_domains(self, split: Split) -> list[AskedImages]:
+        """Return the learned domains, and every way in which something can be forgotten."""
+        return evaluation_domains(self.config, split)
+
+    def score_domain(
+        self,
+        model: nn.Module,
+        domain: AskedImages,
+        prompt: Prompt,
+        label: str = "",
+        masks: Path | None = None,
+        after_frame: Callable[[int], None] | None = None,
+        shard: Shard = ALL,
+    ) -> ConceptResult:
+        """Ask a domain's phrases of its images, and score the answers; prompts are no part of it."""
+        save = None if masks is None else masks.with_name(f"{masks.name}.json")
+        return evaluate_domain(model, domain, self.config.training.enable_segmentation, label, save, shard=shard)
+
+    def describe_scores(self, prompt: Prompt) -> str:
+        """Return the model, its image size, and how answers are scored, in one line."""
+        compared = "masks" if self.config.training.enable_segmentation else "boxes"
+        return (
+            f"{self.spec.name} at {self.image_size} px; phrases are asked of images that show them and of others; "
+            f"AP by category, without any prompt from the truth; cgF1 of answers that score {SCORE_THRESHOLD} or more; "
+            f"{compared} are compared"
+        )
+
+    # After training
+
+    def evaluate(self, checkpoint: str | Path | None) -> FinalScores | None:
+        """Score base and trained model, domain by domain, and write the results into the run's folder."""
+        evaluation = evaluate(self.config, checkpoint)
+        if not evaluation.comparisons:
+            return None
+        return final_results(evaluation.comparisons, self.domain_names, evaluation.tables())
