@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import UserError
-from ..decode.images import ImageFile, misnamed
+from ..decode.images import ImageFile, has_more_pages, misnamed
 from ..records import (
     CategoryCounts,
     FrameSource,
@@ -93,9 +93,16 @@ def _check_frame(frame: FrameSource, record: VideoRecord) -> list[Issue]:
     if (height, width) != (record.height, record.width):
         problem = f"the frame is {width}×{height} pixels, its labels are for {record.width}×{record.height}"
         return [Issue("error", frame.name, "", problem, "fix or delete it")]
-    if isinstance(frame, ImageFile) and misnamed(frame.path):
-        return [Issue("note", frame.name, "", "images of another type than their name says", "read by their content")]
-    return []
+    return _notes(frame) if isinstance(frame, ImageFile) else []
+
+
+def _notes(frame: ImageFile) -> list[Issue]:
+    notes = []
+    if misnamed(frame.path):
+        notes.append(("images of another type than their name says", "read by their content"))
+    if has_more_pages(frame.path):
+        notes.append(("images of several pages or frames", "the first is read"))
+    return [Issue("note", frame.name, "", problem, action) for problem, action in notes]
 
 
 def _paths_of(frame: FrameSource) -> list[str]:

@@ -100,6 +100,16 @@ def misnamed(path: str | Path) -> bool:
     return named is not None and as_jpeg.get(named, named) != as_jpeg.get(found or "", found)
 
 
+def has_more_pages(path: str | Path) -> bool:
+    """Return whether a file holds pictures after the first, as TIFF, GIF and WebP can.
+
+    Raises:
+        UserError: as :func:`read_image`, as far as the headers show it.
+    """
+    with open_image(path) as image:
+        return image.format != "MPO" and getattr(image, "n_frames", 1) > 1  # cameras' MPOs hold views of one picture
+
+
 def stretch_to_8_bit(values_HW: np.ndarray) -> np.ndarray:
     """Convert grey values of any range to uint8, linearly.
 

@@ -87,6 +87,16 @@ def reaches_outside(parts: list[list[float]], height: int, width: int) -> bool:
     return any(min(part) < -1 or max(part[0::2]) > width + 1 or max(part[1::2]) > height + 1 for part in parts)
 
 
+def holds_nested(parts: list[list[float]], height: int, width: int) -> bool:
+    """Return whether one of an object's polygons is wholly inside another, where a hole may be meant."""
+    if len(parts) < 2:
+        return False
+    rles = coco_mask.frPyObjects(parts, height, width)
+    shares = coco_mask.iou(rles, rles, [1] * len(rles))  # of the first one's area, as for crowds
+    inside = (shares == 1) & (coco_mask.area(rles) > 0)[:, None]
+    return bool(inside.sum() > inside.diagonal().sum())
+
+
 def _check_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
     if "size" not in rle or "counts" not in rle:
         return "the RLE needs 'size' and 'counts'"

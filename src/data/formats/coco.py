@@ -24,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
-from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation, reaches_outside
+from ..decode.segmentation import check_segmentation, holds_nested, is_empty, parse_segmentation, reaches_outside
 from ..packed import PackedList
 from ..records import RLE, Issue, ObjectTrack, VideoRecord
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
@@ -227,6 +227,8 @@ class CocoSource:
                 continue
             if isinstance(annotation.segmentation, list) and reaches_outside(annotation.segmentation, height, width):
                 log.repaired(place, "polygons that reach out of the image", "clipped")
+            if isinstance(annotation.segmentation, list) and holds_nested(annotation.segmentation, height, width):
+                log.note(place, "polygons inside polygons", "filled, as COCO does; masks as RLE can have holes")
             mask = parse_segmentation(annotation.segmentation, height, width)
             # From the mask: the JSON's area is missing or that of the box in the exports of several tools.
             area = int(coco_mask.area(mask.rle))

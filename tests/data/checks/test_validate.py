@@ -97,6 +97,16 @@ class TestCheck:
         assert report.notes == {"images of another type than their name says, read by their content": 1}
         assert len(report.keep) == 4
 
+    @pytest.mark.parametrize("kind", ["tif", "gif"])
+    def test_pages_after_the_first_are_noted(self, place, kind):
+        first = Image.open(Path(place.img_folder) / "0.png").convert("RGB")
+        path = Path(place.img_folder) / f"0.{kind}"
+        first.save(path, save_all=True, append_images=[Image.new("RGB", first.size, "red")])
+        change(place, lambda content: content["images"][0].update(file_name=path.name))
+        report = report_of(place, workers=0)
+        assert report.notes == {"images of several pages or frames, the first is read": 1}
+        assert len(report.keep) == 4
+
     def test_a_frame_that_is_not_of_the_size_of_its_labels(self):
         mask = RLE.encode(np.ones((8, 8), bool))
         frames = [

@@ -646,3 +646,23 @@ def test_coco_with_a_category_gap_and_a_crowd(shared_data):
     expected = np.zeros((10, 5), dtype=bool)
     expected[:2, :1] = True
     np.testing.assert_array_equal(track.segmentations[0].decode(), expected)
+
+
+def test_a_polygon_inside_another_is_filled_and_noted(tmp_path):
+    outer, inner, beside = [2, 2, 12, 2, 12, 12, 2, 12], [4, 4, 8, 4, 8, 8, 4, 8], [14, 2, 18, 2, 18, 6, 14, 6]
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    annotations = [
+        {"id": number, "image_id": 1, "category_id": 1, "segmentation": parts, "bbox": [2, 2, 10, 10]}
+        for number, parts in enumerate([[outer, inner], [outer, beside]], 1)
+    ]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps({**content, "annotations": annotations}))
+    record, issues = open_coco(tmp_path).read(0)
+    assert [obj.segmentations[0].area() for obj in record.objects] == [100, 116]
+    assert [(issue.severity, issue.problem) for issue in issues] == [("note", "polygons inside polygons")]
+
+
+def test_polygons_inside_polygons_that_people_brought(shared_data):
+    source = open_coco(shared_data("../cases") / "09_polygon_in_polygon")
+    met = [issue for index in range(len(source)) for issue in source.read(index)[1]]
+    assert sum(issue.problem == "polygons inside polygons" for issue in met) == 18
