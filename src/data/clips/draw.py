@@ -22,7 +22,8 @@ def sample_clip(
 ) -> Clip:  # fmt: skip
     """Draw a training clip: frames of a video, or simulated motion of a still or of a video's one annotated frame.
 
-    Objects are drawn among those seen on the clip's first frame; they may vanish and come back after it. Void areas
+    Objects are drawn among those that the clip shows before its last frame, at least one of them on its first frame.
+    They may vanish and come back after the frame that shows them first, which is where they are prompted. Void areas
     move with the picture, and are no background.
 
     Args:
@@ -44,12 +45,13 @@ def sample_clip(
     if simulated:
         path_T = path_T[:1]
     least = (min_object_side / size) ** 2 * video.height * video.width
-    objects = _sample_objects(video, int(path_T[0]), config.max_objects, least, rng)
+    objects, start_O = _sample_objects(video, path_T, config.max_objects, least, rng)
     soft_TOHW = read_masks(video, objects, path_T, size)
     frames_T3HW = read_pictures(video, path_T, size) if pixels else torch.zeros(len(path_T), 0, size, size)
-    soft_TOHW[0] = _at_least_a_pixel(soft_TOHW[0])
+    prompted = start_O, np.arange(len(objects))
+    soft_TOHW[prompted] = _at_least_a_pixel(soft_TOHW[prompted])
     aspect = video.width / video.height
-    view = None if augmentation is None else sample_view(soft_TOHW[0], aspect, augmentation, rng)
+    view = None if augmentation is None else sample_view(soft_TOHW[prompted], aspect, augmentation, rng)
     soft_TOHW = torch.cat([soft_TOHW, read_void(video, path_T, size)], dim=1)
     if view is not None:
         frames_T3HW, soft_TOHW = apply_view(frames_T3HW, soft_TOHW, view)
@@ -66,7 +68,8 @@ def sample_clip(
     annotated_T = np.ones(config.frames, bool) if simulated else annotated_N[path_T]
     void_THW = void_TVHW[:, 0].numpy() if void_TVHW.any() else None
     return Clip(
-        video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed, void_THW=void_THW
+        video.video_id, to_pixels(frames_T3HW), masks_TOHW.numpy(), annotated_T, seed, void_THW=void_THW,
+        start_O=start_O if start_O.any() else None,
     )  # fmt: skip
 
 
@@ -135,22 +138,46 @@ def _annotated(video: VideoRecord) -> np.ndarray:
 
 
 def _sample_objects(
-    video: VideoRecord, frame: int, count: int, least: float, rng: np.random.Generator
-) -> list[ObjectTrack]:
-    """Draw up to ``count`` objects seen on a frame.
+    video: VideoRecord, path_T: np.ndarray, count: int, least: float, rng: np.random.Generator
+) -> tuple[list[ObjectTrack], np.ndarray]:
+    """Draw up to ``count`` objects, at least one of them seen on the first frame, and those first.
 
-    They have at least ``least`` pixels, unless all are smaller.
+    They have at least ``least`` pixels where they are seen first, unless all on the first frame are smaller.
+
+    Returns:
+        The objects, and the frame of the clip that shows each first, int64 (O,).
     """
-    seen = [o for o in video.objects if o.segmentations[frame] is not None]
-    drawn: list[ObjectTrack] = []
-    small: list[ObjectTrack] = []
-    for i in rng.permutation(len(seen)):  # areas may have to be decoded: no more of them than needed
-        segmentation = seen[i].segmentations[frame]
+    candidates = _first_seen(video, path_T)
+    drawn: list[tuple[ObjectTrack, int]] = []
+    small: list[tuple[ObjectTrack, int]] = []
+    for i in rng.permutation(len(candidates)):  # areas may have to be decoded: no more of them than needed
+        obj, start = candidates[i]
+        segmentation = obj.segmentations[path_T[start]]
         assert segmentation is not None
-        (drawn if segmentation.area() >= least else small).append(seen[i])
-        if len(drawn) == count:
+        (drawn if segmentation.area() >= least else small).append((obj, start))
+        if len(drawn) >= count and any(start == 0 for _, start in drawn):
             break
-    return drawn or small[:count]
+    first = [one for one in drawn if one[1] == 0] or [one for one in small if one[1] == 0][:count]
+    chosen = drawn[:count]
+    if not any(start == 0 for _, start in chosen):
+        chosen = [*chosen[: count - 1], first[0]] if chosen else first
+    chosen.sort(key=lambda one: one[1] > 0)
+    return [obj for obj, _ in chosen], np.array([start for _, start in chosen], dtype=np.int64)
+
+
+def _first_seen(video: VideoRecord, path_T: np.ndarray) -> list[tuple[ObjectTrack, int]]:
+    """Return objects with the first frame of a clip that shows them: those on its first frame, then later ones.
+
+    After that frame another one must be annotated, on which the object is tracked.
+    """
+    first, later = [], []
+    for obj in video.objects:
+        start = next((t for t, frame in enumerate(path_T) if obj.segmentations[frame] is not None), len(path_T))
+        if start == 0:
+            first.append((obj, 0))
+        elif any(video.is_annotated(int(frame)) for frame in path_T[start + 1 :]):
+            later.append((obj, start))
+    return first + later
 
 
 def _at_least_a_pixel(masks_OHW: Tensor) -> Tensor:

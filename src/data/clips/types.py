@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,7 +20,7 @@ SampleKey: TypeAlias = tuple[int, int]
 class Clip:
     """T frames and the masks of O objects, at the model's resolution.
 
-    The first frame is annotated, and every object is visible on it.
+    The first frame is annotated, and shows at least one of the objects.
 
     Attributes:
         name: video name.
@@ -29,6 +30,8 @@ class Clip:
         seed: random seed for what training draws for its objects, such as prompts.
         key: key of a data set's clip.
         void_THW: bool, areas that are neither objects nor background, of which no loss is made; None: there are none.
+        start_O: int64, the first frame on which each object is visible, before which nothing is learned of it. The last
+            frame is none of them. None: all are on the first frame.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Clip:
     seed: int = 0
     key: SampleKey | None = None
     void_THW: np.ndarray | None = None
+    start_O: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class ClipBatch:
         seeds: random seed of each clip.
         keys: keys of the clips, none unless all clips come from a data set.
         void_TBHW: bool, void areas of the clips; None: no clip has any.
+        start_O: int64, the first frame that shows each object; None: all are on the first frames.
     """
 
     names: tuple[str, ...]
@@ -63,6 +68,7 @@ class ClipBatch:
     seeds: tuple[int, ...]
     keys: tuple[SampleKey, ...] = ()
     void_TBHW: Tensor | None = None
+    start_O: Tensor | None = None
 
     @classmethod
     def collate(cls, clips: list[Clip]) -> ClipBatch:
@@ -79,7 +85,40 @@ class ClipBatch:
             seeds=tuple(clip.seed for clip in clips),
             keys=keys if len(keys) == len(clips) else (),
             void_TBHW=_void_of(clips),
+            start_O=_starts_of(clips),
         )
+
+    def prompted_first(self) -> ClipBatch:
+        """Return the batch with the objects that its first frames show."""
+        if self.start_O is None:
+            return self
+        first_O = self.start_O == 0
+        return replace(
+            self,
+            masks_TOHW=self.masks_TOHW[:, first_O],
+            annotated_TO=self.annotated_TO[:, first_O],
+            video_of_object=self.video_of_object[first_O],
+            start_O=None,
+        )
+
+    def prompted_later(self) -> Iterator[tuple[int, int, ClipBatch]]:
+        """Yield clip, start and, as a batch from there on, each object that appears after its clip's first frame."""
+        for o in [] if self.start_O is None else self.start_O.nonzero().flatten().tolist():
+            clip, start = int(self.video_of_object[o]), int(self.start_O[o]) if self.start_O is not None else 0
+            number = o - int((self.video_of_object == clip).nonzero()[0])
+            yield (
+                clip,
+                start,
+                ClipBatch(
+                    names=(self.names[clip],),
+                    frames_BTHWC=self.frames_BTHWC[clip : clip + 1, start:],
+                    masks_TOHW=self.masks_TOHW[start:, o : o + 1],
+                    annotated_TO=self.annotated_TO[start:, o : o + 1],
+                    video_of_object=torch.zeros(1, dtype=torch.int64),
+                    seeds=(int(np.random.default_rng((self.seeds[clip], number)).integers(2**63)),),
+                    void_TBHW=None if self.void_TBHW is None else self.void_TBHW[start:, clip : clip + 1],
+                ),
+            )
 
     @property
     def has_pixels(self) -> bool:
@@ -98,6 +137,7 @@ class ClipBatch:
                 seed,
                 key,
                 None if self.void_TBHW is None else self.void_TBHW[:, number].numpy(),
+                None if self.start_O is None else self.start_O[o].numpy(),
             )
             for number, (name, frames_THWC, o, seed, key) in enumerate(
                 zip(self.names, self.frames_BTHWC, own, self.seeds, keys, strict=True)
@@ -121,6 +161,14 @@ def _void_of(clips: list[Clip]) -> Tensor | None:
         return None
     void = [np.zeros_like(c.masks_TOHW[:, 0]) if c.void_THW is None else c.void_THW for c in clips]
     return torch.from_numpy(np.stack(void, axis=1))
+
+
+def _starts_of(clips: list[Clip]) -> Tensor | None:
+    """Return the objects' first frames (O,); None if all are on the clips' first frames."""
+    if all(clip.start_O is None or not clip.start_O.any() for clip in clips):
+        return None
+    starts = [np.zeros(c.masks_TOHW.shape[1], np.int64) if c.start_O is None else c.start_O for c in clips]
+    return torch.from_numpy(np.concatenate(starts))
 
 
 def collate(clips: list[Clip | UserError]) -> ClipBatch | UserError | None:

@@ -112,7 +112,8 @@ class TrainableSAM2(SAM2Train):
         One of these stays without a first prompt, if there is more than one, so that memory attention gets a gradient.
         """
         out: dict[str, Any]
-        if input.annotated_TO.all():
+        short = 1 < input.num_frames <= self.num_init_cond_frames_for_train
+        if input.annotated_TO.all() and not short:
             out = super().prepare_prompt_inputs(backbone_out, input, start_frame_idx)
             return out
         frames = input.annotated_TO.all(dim=1).nonzero().flatten().tolist()
@@ -340,6 +341,9 @@ def segmentation_losses(
 ) -> dict[str, Tensor]:
     """Run SAM 2's training forward and loss on a batch.
 
+    An object that appears after its clip's first frame has a forward of its own, from the frame that shows it first.
+    So it is prompted there, and no memory is of earlier frames, as in prediction.
+
     Args:
         model: in training mode.
         loss: of :func:`build_loss`.
@@ -355,6 +359,23 @@ def segmentation_losses(
         whole batch's.
     """
     totals = BatchTotals.from_batch(batch) if totals is None else totals
+    losses = _losses_from_first_frame(model, loss, batch.prompted_first(), totals, features)
+    frames, rng = batch.frames_BTHWC.shape[1], model.rng
+    for clip, start, part in batch.prompted_later():
+        own = None if features is None else [level[clip * frames + start : (clip + 1) * frames] for level in features]
+        model.rng = np.random.default_rng(part.seeds)
+        later = _losses_from_first_frame(
+            model, loss, part, BatchTotals(totals.objects, part.annotated_TO.all(dim=1)), own
+        )
+        losses = {name: value + later[name] for name, value in losses.items()}
+    model.rng = rng
+    return losses
+
+
+def _losses_from_first_frame(
+    model: SAM2Train, loss: AnnotatedLoss, batch: ClipBatch, totals: BatchTotals, features: Features | None
+) -> dict[str, Tensor]:
+    """Return the losses of :func:`segmentation_losses` of objects that the first frames of their clips show."""
     datapoint = _datapoint_for(model, batch, totals)
     cached = () if features is None else (features,)
     void_TOHW = None

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +169,7 @@ class TestVideos:
     def test_an_object_may_vanish_and_come_back(self):
         mask = block(2, 2, 6, 6)
         clip = draw(record([[mask, None, mask], [None, mask, mask]]), frames=3)
-        assert clip.masks_TOHW.any(axis=(2, 3)).tolist() == [[True], [False], [True]]
+        assert clip.masks_TOHW.any(axis=(2, 3)).tolist() == [[True, False], [False, True], [True, True]]
 
     def test_objects_too_thin_for_the_models_size_still_show_on_the_first_frame(self):
         thin = block(5, 0, 1, 32)
@@ -317,3 +318,49 @@ def test_void_areas_of_a_video_are_those_of_its_frames():
     batch = ClipBatch.collate([draw(video, frames=3), clip])
     assert batch.void_TBHW.any(-1).any(-1).tolist() == [[False, False], [False, True], [False, False]]
     assert [other.void_THW.any() for other in batch.clips()] == [False, True]
+
+
+class TestObjectsThatAppearLater:
+    """One object from the first frame on, one from the second, one on the last alone."""
+
+    A, B, C = block(2, 2, 6, 6), block(20, 20, 6, 6), block(20, 2, 6, 6)
+    VIDEO = record([[A, A, A, A], [None, B, B, B], [None, None, None, C]])
+
+    def drawn(self, seed: int, **config):
+        """A clip that begins with the video."""
+        video = sparse(self.VIDEO, 0, 1, 2, 3)
+        return next(c for s in range(seed, 99) if not (c := draw(video, s, frames=4, **config)).masks_TOHW[0, 1:].any())
+
+    def test_they_are_drawn_with_the_frame_that_shows_them_first(self):
+        clip = self.drawn(0, max_objects=3)
+        assert clip.start_O.tolist() == [0, 1]
+        assert clip.masks_TOHW.any(axis=(2, 3)).tolist() == [[True, False], [True, True], [True, True], [True, True]]
+        np.testing.assert_array_equal(clip.masks_TOHW[1, 1], self.B)
+
+    def test_one_object_is_on_the_first_frame_however_few_are_drawn(self):
+        for seed in range(8):
+            clip = draw(self.VIDEO, seed, frames=4, max_objects=1)
+            assert clip.start_O is None and clip.masks_TOHW[0, 0].any()
+
+    def test_without_them_clips_are_as_ever(self):
+        alone = record([[self.A] * 4])
+        assert draw(alone, frames=4).start_O is None
+        assert ClipBatch.collate([draw(alone, frames=4)]).start_O is None
+
+    def test_a_thin_one_shows_on_a_pixel_where_it_is_prompted(self):
+        thin = record([[self.A] * 4, [None, *[block(20, 20, 1, 1)] * 3]])
+        clip = next(c for s in range(99) if (c := draw(thin, s, size=8, frames=4)).start_O is not None)
+        assert clip.masks_TOHW[1, 1].any()
+
+    def test_a_batch_has_each_from_its_first_frame_on(self):
+        clips = [draw(record([[self.A] * 4]), frames=4), self.drawn(0, max_objects=3)]
+        batch = ClipBatch.collate(clips)
+        first = batch.prompted_first()
+        assert first.video_of_object.tolist() == [0, 1] and first.start_O is None
+        assert torch.equal(first.masks_TOHW, batch.masks_TOHW[:, :2])
+        ((clip, start, later),) = batch.prompted_later()
+        assert (clip, start, later.video_of_object.tolist()) == (1, 1, [0])
+        assert torch.equal(later.masks_TOHW[:, 0], batch.masks_TOHW[1:, 2]) and later.masks_TOHW[0].any()
+        assert torch.equal(later.frames_BTHWC[0], batch.frames_BTHWC[1, 1:])
+        assert later.seeds[0] not in batch.seeds
+        assert [None if c.start_O is None else c.start_O.tolist() for c in batch.clips()] == [[0], [0, 1]]

@@ -374,6 +374,64 @@ class TestVoid:
         assert first and sum(first) == 0 and sum(counts[0]) > 0
 
 
+class TestObjectsThatAppearLater:
+    PROMPTS = PromptConfig(mask=0, box=1, point=0, correction_clicks=1)
+
+    @pytest.fixture(scope="class")
+    def batch(self) -> ClipBatch:
+        """Two clips of three frames; in the second one object appears on the second frame."""
+        one, two = still_batch(3).clips()
+        masks = two.masks_TOHW.copy()
+        masks[0, 1] = False
+        return ClipBatch.collate([one, replace(two, masks_TOHW=masks, start_O=np.array([0, 1]))])
+
+    def losses(self, batch: ClipBatch, totals: BatchTotals, features=None) -> dict[str, Tensor]:
+        model = trainable(3, self.PROMPTS)
+        seed_draws(model, 0, 5)
+        return segmentation_losses(model, build_loss(LossConfig()), batch, totals, features)
+
+    def test_their_loss_adds_to_that_of_the_others(self, batch):
+        totals = BatchTotals.from_batch(batch)
+        ((_, _, later),) = batch.prompted_later()
+        whole, others = self.losses(batch, totals), self.losses(batch.prompted_first(), totals)
+        model = trainable(3, self.PROMPTS)
+        model.rng = np.random.default_rng(later.seeds)
+        own = segmentation_losses(
+            model, build_loss(LossConfig()), later, BatchTotals(totals.objects, torch.ones(2, dtype=torch.bool))
+        )
+        for name in ("mask", "dice", "iou", "occlusion"):
+            assert own[name] > 0
+            torch.testing.assert_close(whole[name], others[name] + own[name], rtol=1e-4, atol=1e-6)
+
+    def test_each_is_prompted_on_the_frame_that_shows_it_first_and_tracked_after_it(self, batch, monkeypatch):
+        seen: list[Tensor] = []
+        own = sam2_train.sample_box_points
+        monkeypatch.setattr(sam2_train, "sample_box_points", lambda masks: seen.append(masks) or own(masks))
+        tracked: list[int] = []
+        model = trainable(3, self.PROMPTS)
+        step = model.track_step
+        monkeypatch.setattr(model, "track_step", lambda **given: tracked.append(given["frame_idx"]) or step(**given))
+        seed_draws(model, 0, 5)
+        segmentation_losses(model, build_loss(LossConfig()), batch)
+        assert all(masks.any() for masks in seen)
+        assert torch.equal(seen[-1][0, 0], batch.masks_TOHW[1, -1])
+        assert tracked[3:] == [0, 1]
+
+    def test_cached_features_are_those_of_its_frames(self, batch):
+        totals = BatchTotals.from_batch(batch)
+        features = encode_frames(trainable(3), batch.frames_BTHWC.flatten(0, 1))
+        found, expected = self.losses(batch, totals, features), self.losses(batch, totals)
+        torch.testing.assert_close(found["total"], expected["total"], rtol=1e-4, atol=1e-5)
+
+    def test_memory_attention_learns_from_an_object_of_two_frames(self):
+        clip = random_clip(1, 0, frames=2, side=64)
+        for seed in range(4):
+            model = trainable(3)
+            seed_draws(model, 0, seed)
+            prepared = model.prepare_prompt_inputs({}, to_datapoint(ClipBatch.collate([clip]), CPU))
+            assert prepared["init_cond_frames"] == [0] and prepared["frames_to_add_correction_pt"] in ([], [0])
+
+
 class TestForward:
     """Beside stock SAM2Train: the same losses, for less."""
 
