@@ -96,5 +96,6 @@ def test_a_wheel_has_all_packages_and_what_ships(tmp_path):
     assert modules | data <= names
     assert "sam2_mope/py.typed" in names
     assert "sam2_mope/shipped/checkpoints/sam2_nano.safetensors" in names
+    assert "sam2_mope/shipped/checkpoints/sam3_nano/model.safetensors" in names
     assert "sam2_mope/shipped/data/sample/train/_annotations.coco.json" in names
     assert not [name for name in names if not name.startswith(("sam2_mope/", "sam2_mope-"))]

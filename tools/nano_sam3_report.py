@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from src import cli
+from src.config import ModelConfig
 from src.data.records import RLE
 from src.data.synthetic import HELD_OUT_SEED
 from src.data.synthetic.words import WORDS, Concept, WordPicture, ask, make_picture
@@ -17,10 +22,15 @@ from src.evaluation.concepts.average_precision import average_precision, match_p
 from src.evaluation.concepts.matching import count_pair
 from src.evaluation.concepts.records import ConceptPrediction, ConceptTruth
 from src.evaluation.concepts.scores import image_counts, micro_scores, presence_auroc
+from src.models.sam3.build import build_model
 from src.models.sam3.forward import encode_images, encode_phrases, forward_concepts
 from tools.nano_sam3_data import box_of
 
 LEAST_SCORE = 0.02
+TESTED, EMPTY = HELD_OUT_SEED + 200_000, HELD_OUT_SEED + 300_000
+"""First seeds of the pictures that scores are of, and of those among which empty ones are looked for."""
+
+COLUMNS = ("cgF1@50", "cgF1", "IL_MCC", "IL_FPR", "AUROC", "pmF1@50", "AP50", "pairs")
 
 
 @dataclass(frozen=True)
@@ -58,9 +68,8 @@ def ask_exemplars(picture: WordPicture, rng: np.random.Generator) -> list[Asked]
 def ask_unseen(picture: WordPicture, rng: np.random.Generator) -> list[Asked]:
     """Return pairs of colour and shape that were held out: two that are there, two that share a word with a thing."""
     shown = {(str(t.colour), str(t.shape)) for t in picture.things}
-    near = [
-        p for p in sorted(WORDS.held_out - shown) if any(t.colour == p[0] or t.shape == p[1] for t in picture.things)
-    ]
+    others = sorted(WORDS.held_out - shown)
+    near = [pair for pair in others if any(t.colour == pair[0] or t.shape == pair[1] for t in picture.things)]
     asked = []
     for pairs in (sorted(shown & WORDS.held_out), near):
         for _ in range(2 if pairs else 0):
@@ -68,6 +77,17 @@ def ask_unseen(picture: WordPicture, rng: np.random.Generator) -> list[Asked]:
             hits = [number for number, thing in enumerate(picture.things) if concept.matches(thing)]
             asked.append(Asked(concept.phrase(WORDS, rng), hits, "unseen"))
     return asked
+
+
+def known_pictures(number: int, first_seed: int) -> list[WordPicture]:
+    """Return fresh pictures of pairs that pre-training saw."""
+    return [make_picture(WORDS, first_seed + i) for i in range(number)]
+
+
+def unseen_pictures(number: int, first_seed: int) -> list[WordPicture]:
+    """Return fresh pictures, in each of them one of the pairs that were held out."""
+    pairs = sorted(WORDS.held_out)
+    return [make_picture(WORDS, first_seed + i, wanted=pairs[i % len(pairs)]) for i in range(number)]
 
 
 @torch.no_grad()
@@ -134,6 +154,59 @@ def scores(predictions: list[ConceptPrediction], truths: list[ConceptTruth]) -> 
 
 def report(model: Any, pictures: int, first_seed: int = HELD_OUT_SEED) -> dict[str, float]:
     """Return scores of phrases about fresh pictures."""
-    drawn = [make_picture(WORDS, first_seed + i) for i in range(pictures)]
-    found = scores(*collect(model, drawn, ask_words)[:2])
+    found = scores(*collect(model, known_pictures(pictures, first_seed), ask_words)[:2])
     return {name: round(value, 3) for name, value in found.items()}
+
+
+def tables(model: Any, pictures: int) -> Iterator[str]:
+    """Yield the lines of the full report, in Markdown."""
+    yield f"| phrases about fresh pictures | {' | '.join(COLUMNS)} |"
+    yield f"|---|{'---|' * len(COLUMNS)}"
+    drawn = known_pictures(pictures, TESTED)
+    predictions, truths, kinds = collect(model, drawn, ask_words)
+    yield _row("known words", predictions, truths)
+    for kind in sorted(set(kinds)):
+        yield _row(f"… {kind}", *_chosen(predictions, truths, [each == kind for each in kinds]))
+    for name, least, most in (("one instance", 1, 1), ("two", 2, 2), ("three or more", 3, 9)):
+        yield _row(f"… {name}", *_chosen(predictions, truths, [least <= len(t.masks) <= most for t in truths]))
+    yield _row("exemplar boxes, no words", *collect(model, drawn, ask_exemplars)[:2])
+    unseen = unseen_pictures(pictures, TESTED)
+    yield _row("pairs never seen, half of them absent", *collect(model, unseen, ask_unseen)[:2])
+    empty = [picture for picture in known_pictures(25 * max(8, pictures // 10), EMPTY) if not picture.things]
+    yield _row("pictures without anything", *collect(model, empty, ask_words)[:2])
+
+
+def _row(name: str, predictions: list[ConceptPrediction], truths: list[ConceptTruth]) -> str:
+    found = scores(predictions, truths)
+    present, absent = (any(bool(t.masks) == there for t in truths) for there in (True, False))
+    shown = {**found, "IL_MCC": found["IL_MCC"] if present and absent else math.nan}
+    if not (present and absent):
+        shown |= {"cgF1": math.nan, "cgF1@50": math.nan}
+    if not present:
+        shown |= dict.fromkeys(("pmF1@50", "AP50"), math.nan)
+    if not absent:
+        shown["IL_FPR"] = math.nan
+    cells = [shown[column] for column in COLUMNS]
+    formats = [".0f" if c == "pairs" else ".1f" if c.startswith("cgF1") else ".3f" for c in COLUMNS]
+    return f"| {name} | " + " | ".join(
+        "–" if math.isnan(cell) else format(cell, form) for cell, form in zip(cells, formats, strict=True)
+    ) + " |"  # fmt: skip
+
+
+def _chosen(
+    predictions: list[ConceptPrediction], truths: list[ConceptTruth], chosen: list[bool]
+) -> tuple[list[ConceptPrediction], list[ConceptTruth]]:
+    return list(compress(predictions, chosen)), list(compress(truths, chosen))
+
+
+def main(arguments: argparse.Namespace) -> None:
+    model = build_model(ModelConfig(name="sam3_nano", checkpoint=arguments.model))
+    for line in tables(model, arguments.pictures):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    arguments = cli.parser(__doc__.splitlines()[0], "python -m tools.nano_sam3_report")
+    arguments.add_argument("--model", default="checkpoints/sam3_nano", help="folder of the model")
+    arguments.add_argument("--pictures", type=int, default=400, help="fresh pictures (default: 400)")
+    cli.run(main, arguments)
