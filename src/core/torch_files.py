@@ -12,7 +12,7 @@ import torch
 
 from .errors import UserError, is_out_of_memory
 
-_SMALL = 2**20
+SMALL = 2**20
 """Bytes of a file that is read in any memory."""
 
 
@@ -45,7 +45,7 @@ def read_pt(path: Path, device: torch.device | str = "cpu") -> Any:
             "torch-file.foreign-content",
         ) from None
     except Exception as error:  # garbage makes the unpickler raise nearly anything
-        if is_out_of_memory(error) and path.stat().st_size > _SMALL:  # garbage in a small file can ask for any memory
+        if is_out_of_memory(error) and path.stat().st_size > SMALL:  # garbage in a small file can ask for any memory
             raise
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or truncated ({first_line})", "torch-file.damaged") from None

@@ -6,9 +6,10 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from ..config import Config, LoraConfig, Method, parse_config
@@ -32,6 +33,20 @@ from .spec import spec_of
 
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside its checkpoints
 FORMAT_VERSION = 1
+
+
+class _Types(BaseModel, arbitrary_types_allowed=True, strict=True):
+    """What a checkpoint's file holds, as plain data."""
+
+    config: dict[str, Any]
+    base_fingerprint: str
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    scaler: dict[str, Any]
+    progress: dict[str, Any]
+    groups: dict[str, dict[str, Any]]
+    data: dict[Literal["train", "valid"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -92,9 +107,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: not a checkpoint of a training run: it lacks {', '.join(missing)}", "checkpoint.other-format"
         )
     fields = {name: content[name] for name in Checkpoint.__dataclass_fields__}
+    try:
+        _Types.model_validate(fields)
+        fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
+    except ValidationError as error:
+        raise UserError(f"{path}: damaged: {describe_types(error)}", "checkpoint.damaged") from None
     fields["config"] = parse_config(content["config"], f"{path} (config)")
-    fields["groups"] = {name: LoraConfig.model_validate(group) for name, group in content["groups"].items()}
     return Checkpoint(**fields)
+
+
+def describe_types(error: ValidationError) -> str:
+    """Return in one line what is of a wrong type, and where."""
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import TrainingConfig
 
@@ -51,13 +51,21 @@ def restore(
     optimizer_state: dict[str, Any],
     schedule_state: dict[str, Any],
 ) -> None:
-    """Take the moments and the step from an earlier run; rates and decay are those that the two were built with."""
+    """Take the moments and the step from an earlier run; rates and decay are those that the two were built with.
+
+    Raises:
+        ValueError: the moments are not those of these parameters.
+    """
     settings = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     groups = [
         {**own, "params": theirs["params"]}
         for own, theirs in zip(settings, optimizer_state["param_groups"], strict=True)
     ]  # before loading: they decide on which device the moments' steps are counted
     optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
+                raise ValueError(f"{name} is {tuple(moment.shape)} for a parameter of {tuple(parameter.shape)}")
     schedule.load_state_dict({**schedule_state, "base_lrs": schedule.base_lrs})
     factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
     for group, rate, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):

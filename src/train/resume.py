@@ -11,6 +11,7 @@ from typing import Any
 from ..config import Config
 from ..core.errors import UserError
 from ..models.checkpoint import Checkpoint, differences, read_checkpoint
+from .state import TrainState
 
 AUTO = "auto"
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -51,7 +52,9 @@ def find_checkpoint(folder: Path) -> tuple[Path, Checkpoint, list[str]] | None:
     damaged: list[str] = []
     for path in filter(Path.is_file, candidates):
         try:
-            return path, read_checkpoint(path), damaged
+            checkpoint = read_checkpoint(path)
+            TrainState.from_checkpoint(checkpoint.progress, path)  # so that one that cannot be used is passed over
+            return path, checkpoint, damaged
         except UserError as error:
             damaged.append(str(error))
     if damaged:

@@ -327,9 +327,15 @@ def _build_state(
     if start.checkpoint is None or train_step is None:
         return TrainState(f"{datetime.now():%Y%m%d-%H%M%S}_{config.lora.method}"), []
     checkpoint = start.checkpoint
-    restore(train_step.optimizer, train_step.schedule, checkpoint.optimizer, checkpoint.schedule)
-    if checkpoint.scaler:  # there is none of a run that needed none
-        train_step.scaler.load_state_dict(checkpoint.scaler)
+    try:
+        restore(train_step.optimizer, train_step.schedule, checkpoint.optimizer, checkpoint.schedule)
+        if checkpoint.scaler:  # there is none of a run that needed none
+            train_step.scaler.load_state_dict(checkpoint.scaler)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{start.path}: its optimizer's state does not fit the run: {error!r}; go on from another checkpoint",
+            "checkpoint.other-optimizer",
+        ) from None
     state, notes = TrainState.from_checkpoint(checkpoint.progress, start.path), []
     changed = eval_settings_changed(checkpoint, data, config)
     if changed:

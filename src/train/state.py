@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ..core.errors import UserError
+from ..models.checkpoint import describe_types
 
 OLD_NAMES = {"base_J": "base_score", "best_J": "best_score", "strength": "adapter_scale"}
 """Fields by their names in checkpoints of earlier versions."""
@@ -91,6 +95,14 @@ class TrainState:
             raise UserError(
                 f"{path}: not a checkpoint of a training run: its name is {state.run_name!r}", "checkpoint.not-a-run"
             )
+        try:
+            _types().model_validate(fields)
+        except ValidationError as error:
+            raise UserError(
+                f"{path}: not a checkpoint of a training run: {describe_types(error)}", "checkpoint.not-a-run"
+            ) from None
+        if min(state.epoch, state.clips, state.step, state.epoch_steps) < 0:
+            raise UserError(f"{path}: damaged: it counts steps below 0", "checkpoint.not-a-run")
         for old, new in OLD_TAGS.items():
             state.base_scores = {
                 new + tag.removeprefix(old) if tag.startswith(old) else tag: value
@@ -116,3 +128,10 @@ class TrainState:
         """Empty what belongs to the epoch that is over."""
         self.epoch_steps, self.epoch_skipped = 0, 0
         self.epoch_sums, self.epoch_counts, self.epoch_use, self.epoch_clips = {}, {}, {}, {}
+
+
+@cache
+def _types() -> type[BaseModel]:
+    """Return a model of the fields' types, of which a checkpoint need not have all."""
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in get_type_hints(TrainState).items()}
+    return create_model("TrainStateTypes", __config__=ConfigDict(strict=True), **fields)

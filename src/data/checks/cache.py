@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ import PIL
 from ...config import NamedSplit
 from ..options import LoadOptions
 from ..records import Source
+
+logger = logging.getLogger(__name__)
 
 CHECKS_FOLDER = "data_checks"
 """Folder of a run with the reports on its data sets."""
@@ -50,8 +53,16 @@ def read_entry(cache: Path, content: str, decode: bool) -> dict[str, Any] | None
         decode: whether a report for which no frame was decoded will not do.
     """
     try:
-        entry = json.loads(cache.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = cache.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    try:
+        entry = json.loads(text)
+        sound = entry["checksum"] == _checksum(entry["content"], entry["stamps"], entry["report"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        logger.warning(f"warning: {cache}: damaged, or of an earlier version, so the data are checked again")
         return None
     if entry["content"] != content or (decode and not entry["report"]["decoded"]):
         return None
@@ -69,7 +80,13 @@ def make_entry(content: str, paths: Iterable[str], report: dict[str, Any]) -> di
         paths: further files whose change makes the report stale.
         report: as plain data.
     """
-    return {"content": content, "stamps": {path: _stamp(path) for path in sorted(paths)}, "report": report}
+    stamps = {path: _stamp(path) for path in sorted(paths)}
+    return {"content": content, "stamps": stamps, "report": report, "checksum": _checksum(content, stamps, report)}
+
+
+def _checksum(content: str, stamps: dict[str, Any], report: dict[str, Any]) -> str:
+    """Return a hash of what is cached, the same before it was written and after it was read."""
+    return hashlib.sha256(json.dumps([content, stamps, report]).encode()).hexdigest()
 
 
 def content_hash(source: Source) -> str:

@@ -20,6 +20,7 @@ def list_skipped(place: NamedSplit, output_dir: Path, skipped: list[Issue]) -> N
         listed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet
         listed = {}
+    listed = listed if isinstance(listed, dict) else {}
     before = dict(listed)
     key = f"{place.name}: {place.ann_file or place.img_folder}"
     listed.pop(key, None)

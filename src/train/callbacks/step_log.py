@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
+from ...core.files import user_errors, write_atomically
 from .base import Callback, StepReport
 
 if TYPE_CHECKING:
     from ..trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 STEPS_FILE = "steps.jsonl"
 
@@ -31,14 +35,9 @@ class StepLog(Callback):
         """Open the file at the end of the steps that count."""
         path = trainer.folder / STEPS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")  # noqa: SIM115 (closed by on_fit_end)
-        self._file.seek(0)
-        size = 0
-        for line in self._file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > trainer.state.step:
-                break
-            size += len(line)
-        self._file.truncate(size)
+        with user_errors(path):
+            _cut(path, trainer.state.step)
+            self._file = open(path, "ab")  # noqa: SIM115 (closed by on_fit_end)
 
     def on_step_end(self, trainer: Trainer, report: StepReport) -> None:
         """Add a line; a number that is not finite becomes null."""
@@ -58,6 +57,38 @@ class StepLog(Callback):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _cut(path: Path, last: int) -> None:
+    """Take out of a file what is of later steps than the last that counts, and lines that are damaged."""
+    size, kept, damaged = 0, [], 0
+    with open(path, "a+b") as file:
+        file.seek(0)
+        for line in file:
+            step = _step_of(line)
+            if not line.endswith(b"\n") or (step is not None and step > last):
+                break
+            size += len(line)
+            if step is None:
+                damaged += 1
+            else:
+                kept.append(line.lstrip(b"\0"))
+        if not damaged:
+            file.truncate(size)
+    if damaged:  # as a power cut may leave zeros
+        logger.warning(
+            f"warning: {path}: {damaged} damaged lines are taken out; the run itself goes on from a checkpoint"
+        )
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+
+
+def _step_of(line: bytes) -> int | None:
+    """Return the step that a line is of; None where it is damaged."""
+    try:
+        step = json.loads(line.lstrip(b"\0"))["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def step_record(trainer: Trainer, report: StepReport) -> dict[str, Any]:
