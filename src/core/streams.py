@@ -29,6 +29,14 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def in_markdown(text: str) -> str:
+    """Return text as one line that is neither a table's cell border, HTML, code nor a link in Markdown."""
+    text = one_line(text)
+    for mark, escaped in (("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("](", "]\\(")):
+        text = text.replace(mark, escaped)
+    return text
+
+
 class LastingStream(io.TextIOBase):
     """A text stream that goes on where its reader or its terminal is gone, and writes control characters escaped.
 

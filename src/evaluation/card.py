@@ -16,6 +16,7 @@ import yaml
 from ..config import ClipConfig, Config, DomainConfig, LoraConfig, ModelConfig, Split, TrainingConfig, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
+from ..core.streams import in_markdown
 from ..data.loading import load_split
 from ..data.options import LoadOptions
 from ..gating.domain_gate import GATE_FILE, DomainGate
@@ -53,11 +54,12 @@ def write_card(
     fingerprint = read_adapter_config(folder).base_fingerprint
     learned, others = comparisons[: len(sets)], comparisons[len(sets) :]
     names = [data.name for data in sets]
+    shown = ", ".join(map(in_markdown, names))
     front_matter = yaml.safe_dump(_front_matter(spec, method, names, learned, split), sort_keys=False)
     parts = [
         f"---\n{front_matter}---",
-        f"# Adapter for {spec.name}: {', '.join(names)}",
-        f"Adapters ({method}) for {spec.name}, trained on {', '.join(names)}. The base's weights are not in this "
+        f"# Adapter for {spec.name}: {shown}",
+        f"Adapters ({method}) for {spec.name}, trained on {shown}. The base's weights are not in this "
         "folder, and stay as they are.",
         _base(config.model, config.training.seed, fingerprint),
         _data(sets, _training_counts(sets, LoadOptions.from_config(config)), learned, split),
@@ -111,7 +113,7 @@ def _front_matter(
 
 
 def _base(model: ModelConfig, seed: int, fingerprint: str) -> str:
-    weights = Path(model.checkpoint).name if model.checkpoint else f"random weights of seed {seed}"
+    weights = in_markdown(Path(model.checkpoint).name) if model.checkpoint else f"random weights of seed {seed}"
     return (
         f"## Base\n\n`{model.name}` ({weights}) at {image_size_of(model)} px. Fingerprint of its weights "
         f"(SHA-256):\n`{fingerprint}`; on another base the adapter refuses to load."
@@ -123,8 +125,8 @@ def _data(sets: Sequence[DomainConfig], counts: Mapping[str, str], learned: Sequ
     lines = ["## Data", "", f"| domain | images or videos, train | {split} | {parts} scored | licence |"]
     lines.append("|---|--:|--:|--:|---|")
     for data, c in zip(sets, learned, strict=True):
-        licence = data.license or "not stated"
-        lines.append(f"| {data.name} | {counts[data.name]} | {c.base.size} | {c.base.parts} | {licence} |")
+        licence = in_markdown(data.license or "not stated")
+        lines.append(f"| {in_markdown(data.name)} | {counts[data.name]} | {c.base.size} | {c.base.parts} | {licence} |")
     return "\n".join(lines)
 
 
@@ -168,7 +170,7 @@ def _scores(about: str, learned: Sequence[Comparison], others: Sequence[Comparis
         shown = next((name for name in (names.headline, *names.table) if name in c.base.scores), None)
         if c.adapted is not None and shown is not None:
             before, after, change = (names.format(shown, of[shown], of is both["change"]) for of in both.values())
-            lines.append(f"- {c.domain.name}: {shown} {before} with the base, {after} adapted ({change})")
+            lines.append(f"- {in_markdown(c.domain.name)}: {shown} {before} with the base, {after} adapted ({change})")
     if not others:
         lines.append("- not measured: the run names no domain under `evaluation.domains`")
     return "\n".join(lines)
@@ -178,8 +180,8 @@ def _gate(comparisons: Sequence[Comparison], gate: DomainGate | None) -> str:
     if gate is None:
         return ""
     return (
-        f"## Domain gate\n\n`{GATE_FILE}` knows {', '.join(gate.domains)}. It decides on a video's first prompted "
-        "frame, and leaves videos of other domains to the base.\n\n"
+        f"## Domain gate\n\n`{GATE_FILE}` knows {', '.join(map(in_markdown, gate.domains))}. It decides on a video's "
+        "first prompted frame, and leaves videos of other domains to the base.\n\n"
         f"{GATE_TITLE}\n\n{gate_table(comparisons, markdown=True)}\n\n"
         f"Of these videos, {rates_line(comparisons)}. False rejects are videos of learned domains left to the base, "
         "false accepts those of others that were adapted."

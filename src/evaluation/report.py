@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from PIL import Image
 
 from ..core.files import write_text
+from ..core.streams import in_markdown
 from .figures import save_figure
 from .image_results import ImageResult, shown_prompts
 from .results import Comparison, GatedResult
@@ -123,7 +125,7 @@ def write_report(
     if any(c.images for c in comparisons):
         save_figure(click_curves(comparisons), folder / "clicks.png")
         lines += [IMAGES_TITLE, "", image_table(comparisons, markdown=True), "", "![IoU over clicks](clicks.png)", ""]
-    lines += [f"![{name}](overlays/{name})" for name in pictures]
+    lines += [f"![{in_markdown(name)}](overlays/{quote(name)})" for name in pictures]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
 
 

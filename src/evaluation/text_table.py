@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.streams import in_markdown, one_line
+
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: set[int], markdown: bool) -> str:
     """Return columns of text, those in ``left`` flush left, the others flush right; plain, or as Markdown."""
+    shown = in_markdown if markdown else one_line  # names come from data
+    header, rows = [shown(cell) for cell in header], [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

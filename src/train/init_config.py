@@ -23,6 +23,7 @@ from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
+from ..core.streams import one_line
 from ..data.formats import format_names
 from ..data.records import Issue
 from ..data.summary import DatasetSummary, find_splits, summarize, void_categories
@@ -383,7 +384,7 @@ def _render(settings: list[Setting], shipped: Config, headline: list[str]) -> st
     """The YAML: the settings with their reasons, then what else the shipped YAML sets, section by section."""
     chosen = {setting.key: setting for setting in settings}
     written = _with_shipped(settings, shipped)
-    lines = [f"# {line}" for line in headline]
+    lines = [f"# {one_line(line)}" for line in headline]  # names in them come from data
     open_sections: list[str] = []
     for key, value in written:
         *sections, name = key.split(".")
@@ -394,7 +395,7 @@ def _render(settings: list[Setting], shipped: Config, headline: list[str]) -> st
         open_sections = sections
         indent = "  " * len(sections)
         line = f"{indent}{name}: {one_line_yaml(value)}"
-        reason = chosen[key].reason if key in chosen else ""
+        reason = one_line(chosen[key].reason) if key in chosen else ""
         if reason and len(line) + len(reason) + 4 > _WIDTH:
             lines += [f"{indent}# {reason}", line]
         else:

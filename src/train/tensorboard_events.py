@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ..config import Config, one_line_yaml
+from ..core.streams import one_line, printable
 from ..core.torch_compat import add_summary
 from ..evaluation.expert_report import short_names, write_histogram
 from ..evaluation.figures import cell_image
@@ -59,7 +60,8 @@ class TensorBoardLogger:
             task: its task, which says what its scores and losses are called.
             step: the last that was done; the config holds from the next one on.
         """
-        self._writer.add_text("config", f"```yaml\n{config.to_yaml()}\n```", step + 1)
+        text = printable(config.to_yaml()).replace("```", "` ` `")  # a name must not end the block
+        self._writer.add_text("config", f"```yaml\n{text}\n```", step + 1)
         self._writer.add_custom_scalars(layout(config, task))
         # without a list of columns, TensorBoard finds them itself, and shows those first in which runs differ
         _, start, _ = hparams(compared(config), {})
@@ -74,10 +76,10 @@ class TensorBoardLogger:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._writer.add_scalar(one_line(tag), value, step)
 
     def image(self, tag: str, image_HWC: np.ndarray, step: int) -> None:
-        self._writer.add_image(tag, image_HWC, step, dataformats="HWC")
+        self._writer.add_image(one_line(tag), image_HWC, step, dataformats="HWC")
 
     def expert_use(self, usage: Mapping[str, Tensor], experts: int, top_k: int, step: int) -> None:
         """Show how experts were used since the last time: a bar each, layers × experts, and two numbers.
@@ -121,8 +123,8 @@ def write_results(folder: Path, step: int, final: FinalScores) -> None:
     """
     writer = SummaryWriter(str(folder), purge_step=step + 1)
     for tag, value in final.scalars.items():
-        writer.add_scalar(tag, value, step + 1)
-    writer.add_text("results", final.markdown, step + 1)
+        writer.add_scalar(one_line(tag), value, step + 1)
+    writer.add_text("results", printable(final.markdown), step + 1)
     _, _, end = hparams({}, {})
     add_summary(writer, end)
     writer.close()

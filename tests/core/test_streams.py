@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src.core.streams import LastingStream, one_line, printable
+from src.core.streams import LastingStream, in_markdown, one_line, printable
+from src.evaluation.text_table import aligned
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,3 +65,19 @@ def test_control_characters_are_escaped_and_progress_bars_work():
 def test_one_line_is_one_line():
     assert one_line("a\nb\r\u2028c\x1b") == "a\\nb\\r\\u2028c\\x1b"
     assert printable("a\nb\udcffc") == "a\nb\\udcffc"
+
+
+HOSTILE = "a|b\n# c `d` <script>alert(1)</script> [e](javascript:f) \x1b[2J"
+
+
+def test_a_name_is_a_name_in_markdown():
+    assert in_markdown(HOSTILE) == ("a\\|b\\n# c \\`d\\` &lt;script>alert(1)&lt;/script> [e]\\(javascript:f) \\x1b[2J")
+    assert in_markdown("cells_2 [0.1, 0.2] (x)") == "cells_2 [0.1, 0.2] (x)"
+
+
+@pytest.mark.parametrize("markdown", [True, False])
+def test_a_name_stays_within_its_cell(markdown):
+    lines = aligned(["domain", "J"], [[HOSTILE, "0.5"], ["cells", "0.6"]], {0}, markdown).split("\n")
+    assert len(lines) == 4 and all(line.isprintable() for line in lines)
+    if markdown:
+        assert [line.replace("\\|", "").count("|") for line in lines] == [3] * 4 and "<" not in lines[2]
