@@ -94,13 +94,26 @@ def _status(main: Callable[[argparse.Namespace], int | None], namespace: argpars
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as raised:
+        error = _user_error(raised)
         if namespace.debug:
             traceback.print_exc()
         if _reports(error):
             code = f" [{error.code}]" if namespace.debug and isinstance(error, UserError) else ""
             print(f"error: {format_error(error)}{code}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+
+
+def _user_error(error: Exception) -> Exception:
+    """Return what the system refuses about a path as the UserError that it is; any other error as it is."""
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error.filename, int):
+        name = os.fsdecode(error.filename)
+        return UserError(
+            f"{name}: {error.strerror or error}; see that the path is right and may be used", "file.system"
+        )
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UserError("a path holds the character NUL, which no file's name has; write it without", "file.nul")
+    return error
 
 
 def _reports(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,13 +33,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+MAX_RATE = 1000
+"""Frames per second of a video that is written, at most."""
+
+
 def frame_rate(text: str) -> Fraction:
     """Return frames per second as the command line has them: ``25``, ``29.97``, ``30000/1001``."""
     try:
-        rate = Fraction(text)
+        rate = Fraction(text) if re.fullmatch(r"[\d./]{1,20}", text) else Fraction(0)
     except (ValueError, ZeroDivisionError):
         rate = Fraction(0)
-    if rate <= 0:
+    rate = rate.limit_denominator(100_000)  # a file holds no other
+    if not 0 < rate <= MAX_RATE:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of frames per second")
     return rate
 

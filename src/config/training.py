@@ -228,7 +228,7 @@ class TrainingConfig(Section):
         1, ge=0, description="Processes that load and check data, for each process that trains. 0: none besides it."
     )
     device: str = Field("auto", description="Device to run on: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
-    seed: int = Field(0, ge=0, description="Random seed.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed.")
 
     @field_validator("clips_per_epoch", mode="before")
     @classmethod

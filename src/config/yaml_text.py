@@ -36,7 +36,10 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"it is longer than {MAX_YAML_CHARACTERS} characters")
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that no YAML may hold
+        raise ValueError(_one_line(error)) from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -21,6 +21,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("a tensor there has a shape and no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(

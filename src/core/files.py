@@ -81,6 +81,11 @@ def refuse_irregular(path: str | Path) -> None:
         raise UserError(f"{path}: not a file but a pipe, a socket or a device; put a file there", "file.not-regular")
 
 
+def refuse_unreadable(error: OSError) -> None:
+    """Raise UserError for a folder that cannot be listed, which ``os.walk`` passes over unless it is given this."""
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}", "file.unreadable") from None
+
+
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file in a folder, where the file's name comes from data.
 

@@ -230,7 +230,7 @@ def read_mask(path: str | Path, threshold: float | None = None) -> dict[int, np.
 
 def _prefix(option: str, text: str) -> tuple[int | None, int, str]:
     """Split ``[object[@frame]:]rest`` into the object (None: not said), the frame and the rest."""
-    match = re.match(r"(?:(\d+)(?:@(\d+))?:)?(.*)", text, re.DOTALL)
+    match = re.match(r"(?:(\d{1,9})(?:@(\d{1,9}))?:)?(.*)", text, re.DOTALL)
     assert match is not None, "every part of the pattern may be empty"
     object_id = int(match[1]) if match[1] else None
     if object_id is not None and not 1 <= object_id <= MAX_OBJECT_ID:

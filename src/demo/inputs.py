@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -121,6 +122,14 @@ def open_input(path: str | Path, most: int, motion: StillMotion | None = None) -
         frames = motion.clip(frames[0])
     rate = CLIP_RATE if isinstance(stream, FrameFiles) else stream.rate
     return DemoInput(stream.name, frames[:most], rate, max(0, len(frames) - most))
+
+
+def keep_upload(path: str | Path, folder: Path) -> Path:
+    """Move an uploaded file into a session's folder, and remove the one before; returns where it is."""
+    place = folder / "upload"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    return Path(shutil.move(path, place / Path(path).name))
 
 
 def find_samples(config: Config) -> tuple[Samples, list[str]]:

@@ -11,7 +11,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gradio as gr
@@ -20,7 +19,8 @@ from ..config import Config
 from ..core.console import format_error
 from ..core.errors import UserError
 from ..data.decode.video import IMAGE_SUFFIXES
-from .inputs import DemoInput, Samples, StillMotion, find_samples, open_input
+from .guard import MAX_UPLOAD, LocalPagesOnly
+from .inputs import DemoInput, Samples, StillMotion, find_samples, keep_upload, open_input
 from .marks import Kind
 from .models import Models
 from .session import Session
@@ -118,7 +118,8 @@ class Page:
         try:
             _, address, _ = blocks.launch(
                 server_name=HOST, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[],
-                theme=gr.themes.Default(**fonts), css=CSS, ssr_mode=False,
+                theme=gr.themes.Default(**fonts), css=CSS, ssr_mode=False, max_file_size=MAX_UPLOAD,
+                app_kwargs={"middleware": [(LocalPagesOnly, (), {})]},
             )  # fmt: skip
         except OSError as error:
             raise UserError(
@@ -128,7 +129,8 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Build the page, not yet served."""
-        with gr.Blocks(title="SAM2-MoPE", analytics_enabled=False, fill_width=True) as page:
+        # files that gradio keeps by itself go within two hours
+        with gr.Blocks(title="SAM2-MoPE", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
             session = gr.State(None, delete_callback=lambda ended: ended and ended.close())
             gr.Markdown(INTRODUCTION)
             with gr.Row():
@@ -233,6 +235,8 @@ class Page:
         @functools.wraps(handler)
         def call(*arguments: Any, **named: Any) -> Iterator[Any]:
             try:
+                if arguments[0] is None:  # the server was started again since the page was opened
+                    raise UserError("this page is of a server that has ended: reload the page", "demo.old-page")
                 outcome = handler(*arguments, **named)
                 yield from outcome if isinstance(outcome, Iterator) else [outcome]
             except Exception as error:
@@ -249,10 +253,11 @@ class Page:
 
     def take_file(self, session: Session, path: str, moving: bool, layer: str, expert: str) -> list[Any]:
         """Open an uploaded file."""
+        kept = keep_upload(path, session.folder)
         try:
-            source = open_input(path, self.most_frames, self.motion if moving else None)
+            source = open_input(kept, self.most_frames, self.motion if moving else None)
         except UserError as error:  # the folder of uploads means nothing to the user
-            raise UserError(str(error).replace(f"{Path(path).parent}/", ""), code=error.code) from None
+            raise UserError(str(error).replace(f"{kept.parent}/", ""), code=error.code) from None
         return self._open(session, source, layer, expert)
 
     def click(

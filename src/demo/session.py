@@ -80,13 +80,15 @@ class Session:
     Attributes:
         source: the picture or video; None at the start.
         mode: one of ``models.modes``.
+        folder: of its files.
     """
 
     def __init__(self, models: Models) -> None:
         self.models = models
         self.mode = models.modes[0]
         self.source: DemoInput | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="sam2_mope_demo_")
+        self._temporary = tempfile.TemporaryDirectory(prefix="sam2_mope_demo_")
+        self.folder = Path(self._temporary.name)
         self._marks = Marks()
         self._tracked: list[Found] = []
         self._previews: dict[int, Found] = {}
@@ -94,7 +96,7 @@ class Session:
 
     def close(self) -> None:
         """Remove the session's files; it cannot be used any more."""
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
     def open(self, source: DemoInput) -> None:
         """Start over with another picture or video."""
@@ -208,7 +210,7 @@ class Session:
     def picture_file(self, picture_HWC: np.ndarray) -> Path:
         """Write a picture, RGB uint8, as PNG; the same picture has the same file, which never changes."""
         name = hashlib.sha256(f"{picture_HWC.shape}".encode() + picture_HWC.tobytes()).hexdigest()
-        path = Path(self._folder.name) / "pictures" / f"{name}.png"
+        path = self.folder / "pictures" / f"{name}.png"
         if not path.exists():
             write_atomically(path, partial(Image.fromarray(picture_HWC).save, format="PNG"))
         return path
@@ -317,11 +319,11 @@ class Session:
 
     @property
     def _masks(self) -> Path:
-        return Path(self._folder.name) / "masks"
+        return self.folder / "masks"
 
     @property
     def _video(self) -> Path:
-        return Path(self._folder.name) / "base_and_adapted.mp4"
+        return self.folder / "base_and_adapted.mp4"
 
 
 def _distances(decision: Decision) -> str:

@@ -15,6 +15,7 @@ import av
 import PIL
 
 from ...config import NamedSplit
+from ...core.files import refuse_unreadable
 from ..options import LoadOptions
 from ..records import Source
 
@@ -100,7 +101,7 @@ def content_hash(source: Source) -> str:
     for path in source.files:
         digest.update(f"{path}\0".encode(errors="replace"))
         if path.is_dir():
-            for folder, folders, names in os.walk(path):
+            for folder, folders, names in os.walk(path, onerror=refuse_unreadable):
                 folders.sort()
                 lines = [f"{folder}/{name} {_stamp(os.path.join(folder, name))}\n" for name in sorted(names)]
                 digest.update("".join(lines).encode(errors="replace"))

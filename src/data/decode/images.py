@@ -167,6 +167,8 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise UserError(
             f"{path}: the image is larger than the limit of {MAX_PIXELS} pixels; cut it into tiles", "image.too-large"
         ) from None
+    except MemoryError:
+        raise UserError(f"{path}: memory ran out while it was read; it may be sound", "image.out-of-memory") from None
     except Exception as error:  # damaged files make Pillow's decoders raise nearly anything
         reason = " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
         raise UserError(f"{path}: the image cannot be read: {reason}", "image.damaged") from None

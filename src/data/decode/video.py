@@ -234,6 +234,11 @@ def open_container(path: Path) -> av.container.InputContainer:
         container.close()
         raise UserError(f"{path}: there are no pictures in this file", "video.no-pictures")
     stream = container.streams.video[0]
+    if stream.codec_context is None:  # whatever PyAV's types say
+        container.close()
+        raise UserError(
+            f"{path}: FFmpeg does not know the code of its pictures; convert it", "video.other-format"
+        )
     pixels = stream.codec_context.width * stream.codec_context.height
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a later frame may be larger than the header says
     for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
@@ -252,6 +257,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "file.missing") from None
+    except MemoryError:  # also FFmpeg's own
+        raise UserError(f"{path}: memory ran out while it was read; it may be sound", "video.out-of-memory") from None
     except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: pixel formats that PyAV cannot convert
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: cannot be read as a video: {reason}", "video.damaged") from None

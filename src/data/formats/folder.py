@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...core.errors import UserError
+from ...core.files import refuse_unreadable
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
@@ -342,7 +343,7 @@ def _by_image(masks: dict[str, list[Path]]) -> dict[str, list[Path]]:
 def _files(folder: Path) -> dict[str, list[Path]]:
     """Return the image files below a folder by relative path without extension."""
     found: dict[str, list[Path]] = {}
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=refuse_unreadable):
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)
         for path in (Path(at) / file for file in sorted(files, key=natural)):
             if is_image(path):

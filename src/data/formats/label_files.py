@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pycocotools import mask as coco_mask
 
 from ...core.errors import UserError
+from ...core.files import refuse_unreadable
 from ..decode.segmentation import check_segmentation, parse_segmentation, reaches_outside
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
@@ -136,7 +137,7 @@ def label_file_source(
 
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder and of those in it, in natural order; hidden ones are left out."""
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=refuse_unreadable):
         folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
         yield from (Path(at) / name for name in sorted(files, key=natural) if not name.startswith("."))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UserError
+from ...core.files import refuse_unreadable
 from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
 from ..decode.video import natural
 from ..decode.video_frames import VideoFrame, read_header
@@ -184,7 +185,7 @@ def _holds_masklets(folder: Path) -> bool:
 
 
 def _masklet_files(folder: Path) -> Iterator[Path]:
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=refuse_unreadable):
         folders.sort(key=natural)
         yield from (Path(at) / file for file in sorted(files, key=natural) if file.endswith(KINDS))
 
