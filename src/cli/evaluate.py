@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> None:
     with distributed.process_group(config.training.device):
         evaluation = evaluate(config, checkpoint, arguments.split, arguments.prompt, arguments.save_masks)
         if distributed.is_main_process():
-            print(evaluation.tables())
+            print(evaluation.to_json() if arguments.json else evaluation.tables())
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,5 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clicks", metavar="N", help="also segment single images, from a box and up to N clicks (evaluation.clicks)"
     )
-    parser.add_argument("--save-masks", action="store_true", help="write the tracked masks as PNG, for official tools")
+    parser.add_argument(
+        "--save-masks", action="store_true", help="write the predicted masks: PNG for official tools, JSON of concepts"
+    )
+    parser.add_argument("--json", action="store_true", help="print results.json in place of the tables")
     return parser

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..config import ClipConfig, Config, DomainConfig, LoraConfig, ModelConfig, Split, TrainingConfig, image_size_of
+from ..config import ClipConfig, Config, DomainConfig, ModelConfig, Split, TrainingConfig, image_size_of
 from ..core.errors import UserError
 from ..core.files import write_text
 from ..core.streams import in_markdown
@@ -63,11 +63,11 @@ def write_card(
         "folder, and stay as they are.",
         _base(config.model, config.training.seed, fingerprint),
         _data(sets, _training_counts(sets, LoadOptions.from_config(config)), learned, split),
-        _method(config.lora, config.training, config.dataset.clip),
+        _method(config, spec.task, comparisons[0].base.names.headline),
         _scores(about, learned, others),
         _gate(comparisons, gate),
         _licence(spec),
-        _loading(config.model),
+        _loading(config.model, spec.task),
         _versions(spec),
     ]
     write_text(folder / CARD_FILE, "\n\n".join(part for part in parts if part) + "\n")
@@ -107,7 +107,8 @@ def _front_matter(
         if spec.licence.hub_id is None:
             content["license_name"] = spec.licence.name.lower().replace(" ", "-")
             content["license_link"] = spec.licence.link
-    content["tags"] = [*spec.requires, "segmentation", "video-object-segmentation", method]
+    subject = "open-vocabulary-segmentation" if spec.task == "concepts" else "video-object-segmentation"
+    content["tags"] = [*spec.requires, "segmentation", subject, method]
     name = "-".join([spec.name, method, *names])
     return {**content, "model-index": [{"name": name, "results": results}]}
 
@@ -141,23 +142,46 @@ def _training_counts(sets: Sequence[DomainConfig], options: LoadOptions) -> dict
     return counts
 
 
-def _method(lora: LoraConfig, training: TrainingConfig, clip: ClipConfig) -> str:
+def _method(config: Config, task: str, headline: str) -> str:
+    lora, training = config.lora, config.training
     kind = f"rank {lora.rank}, alpha {lora.alpha:g}"
     if lora.method == "mope":
         kind += f", {lora.experts} experts, top {lora.top_k} per token"
-    distilled = f"weight {training.distill.weight:g}" if training.distill.weight else "none"
-    batch = training.batch_size * training.gradient_accumulation_steps
+    step, asked = _clips(config.dataset.clip, training) if task != "concepts" else _phrases(training)
     rows = {
         "method": f"{lora.method}: {kind}",
         "adapted layers": ", ".join(f"`{target}`" for target in lora.target_modules),
-        "length": f"at most {training.max_epochs} epochs; the best checkpoint by J on the validation set",
-        "a step": f"{batch} clips of {clip.frames} frames, up to {clip.max_objects} objects each",
+        "length": f"at most {training.max_epochs} epochs; the best checkpoint by {headline} on the validation set",
+        "a step": step,
         "learning rate": f"{training.learning_rate:g}, weight decay {training.weight_decay:g}",
-        "prompts": f"mask {training.prompts.mask:g}, box {training.prompts.box:g}, point {training.prompts.point:g}",
-        "self-distillation": distilled,
+        **asked,
         "seed": str(training.seed),
     }
     return "\n".join(["## Method", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
+
+
+def _clips(clip: ClipConfig, training: TrainingConfig) -> tuple[str, dict[str, str]]:
+    """Return what a step of tracking is, and how its objects are prompted."""
+    prompts, distill = training.prompts, training.distill
+    return f"{_batch(training)} clips of {clip.frames} frames, up to {clip.max_objects} objects each", {
+        "prompts": f"mask {prompts.mask:g}, box {prompts.box:g}, point {prompts.point:g}",
+        "self-distillation": f"weight {distill.weight:g}" if distill.weight else "none",
+    }
+
+
+def _phrases(training: TrainingConfig) -> tuple[str, dict[str, str]]:
+    """Return what a step of concepts is, and what is asked."""
+    concepts = training.concepts
+    foreign = f"; foreign: {', '.join(concepts.foreign)}" if concepts.foreign else ""
+    return f"{_batch(training)} images", {
+        "phrases of an image": f"up to {concepts.positives} that it shows, {concepts.negatives} that it does not show "
+        f"and {concepts.hard_negatives} easily mistaken{foreign}",
+        "exemplar boxes": f"with {concepts.exemplars:.0%} of the phrases shown",
+    }
+
+
+def _batch(training: TrainingConfig) -> int:
+    return training.batch_size * training.gradient_accumulation_steps
 
 
 def _scores(about: str, learned: Sequence[Comparison], others: Sequence[Comparison]) -> str:
@@ -197,19 +221,30 @@ def _licence(spec: ModelSpec) -> str:
     )
 
 
-def _loading(model: ModelConfig) -> str:
+def _loading(model: ModelConfig, task: str) -> str:
+    code = _LOADING_CONCEPTS if task == "concepts" else _LOADING_TRACKING
     return f"""## Loading
 
 With SAM2-MoPE installed, the base's weights at hand, and this folder at `adapter`:
 
 ```python
 from sam2_mope.config import parse_config
-from sam2_mope.tasks.tracking.track_video import load_tracker
-
-config = parse_config({{"model": {model.model_dump(mode="json")}}}, "model card")
-tracker = load_tracker(config, "adapter")  # with the domain gate in the folder, if there is one
-predictor = tracker.predictor  # a stock video predictor with the adapters in it
+{code.format(model=model.model_dump(mode="json"))}
 ```"""
+
+
+_LOADING_TRACKING = """from sam2_mope.tasks.tracking.track_video import load_tracker
+
+config = parse_config({{"model": {model}}}, "model card")
+tracker = load_tracker(config, "adapter")  # with the domain gate in the folder, if there is one
+predictor = tracker.predictor  # a stock video predictor with the adapters in it"""
+
+_LOADING_CONCEPTS = """from sam2_mope.models.build import build_model
+from sam2_mope.models.checkpoint import load_trained
+
+config = parse_config({{"model": {model}}}, "model card")
+predictor = build_model(config.model)  # transformers' own Sam3Model
+load_trained(predictor, "adapter")  # with the adapters in it"""
 
 
 def _versions(spec: ModelSpec) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ from ..models.checkpoint import load_trained, saved_gate
 from ..models.spec import model_spec
 from ..tasks.base import Task, get_task
 from .card import card_folder, write_card
-from .report import write_report
+from .report import results_json, write_report
 from .results import Comparison, EvaluatedDomain
 from .tables import results_text
 
@@ -41,14 +43,20 @@ class Evaluation:
     Attributes:
         about: what the scores mean, in one line.
         comparisons: base and adapted model, domain by domain; in several processes only the first one has them.
+        facts: what was evaluated, and how, as results.json says it.
     """
 
     about: str
     comparisons: list[Comparison]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def tables(self) -> str:
         """Return the tables as plain text."""
         return results_text(self.comparisons, self.about)
+
+    def to_json(self) -> str:
+        """Return what results.json holds."""
+        return json.dumps(results_json(self.comparisons, self.facts), indent=2)
 
 
 def evaluate(
@@ -94,7 +102,7 @@ def evaluate(
         "split": split,
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
-    evaluation = Evaluation(about, [comparison for comparison in comparisons if comparison is not None])
+    evaluation = Evaluation(about, [comparison for comparison in comparisons if comparison is not None], facts)
     write_report(folder, evaluation.comparisons, facts, TITLE, settings.overlays)
     adapter = card_folder(folder, checkpoint)
     if adapter is not None:

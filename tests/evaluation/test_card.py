@@ -49,7 +49,7 @@ def test_the_code_in_a_card_loads_the_adapter(tmp_path, monkeypatch):
     apply_method(model, lora)
     save_adapter(model, tmp_path / "adapter", lora, {})
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*)```", _loading(config), re.DOTALL)
+    code = re.search(r"```python\n(.*)```", _loading(config, "tracking"), re.DOTALL)
     assert code is not None
     found: dict[str, object] = {}
     exec(code[1].replace("sam2_mope", "src"), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,8 @@ from ...data.options import LoadOptions
 from ...data.records import DataSet, FrameSource
 from ...gating.domain_gate import DomainGate
 from ...gating.fit import fit_gate
+
+logger = logging.getLogger(__name__)
 
 GATE_FRAMES = 128
 """Frames of a domain that the domain gate is fitted to."""
@@ -57,6 +60,7 @@ def fit_gate_to(model: nn.Module, sets: list[DataSet], gate: DomainGate | None =
     for data in sets:
         frames = list(labelled_frames(data, GATE_FRAMES))
         if len(frames) < 2:
+            logger.info(f"no domain gate: {data.name} has one labelled frame only")
             return None
         gate = fit_gate(model, data.name, (frame.read() for frame in frames), gate, limit=GATE_FRAMES)
     return gate

@@ -33,7 +33,6 @@ class FitDomainGate(Callback):
         before = DomainGate.beside(earlier, trainer.run.base_fingerprint) if earlier else None
         gate = trainer.task.fit_domain_gate(trainer.model, before)
         if gate is None:
-            logger.info("no domain gate: a domain has one labelled frame only")
             return
         gate.save(folder)
         logger.info(f"domain gate: knows {', '.join(gate.domains)}")

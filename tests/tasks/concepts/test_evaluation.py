@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -58,7 +59,7 @@ def make_run(sam3_folder, tmp_path_factory) -> Callable[..., Config]:
         "dataset": {"train_img_folder": str(folder / "train"), "val_img_folder": str(folder / "valid"), "name": "new"},
         "training": {"device": "cpu", "num_workers": 0, "monitor_clips": 1, "max_epochs": 1, "domain_gate": False},
         "evaluation": {
-            "source_clips": 2, "overlays": 1,
+            "source_clips": 1, "overlays": 1,
             "concepts": {"nouns": ["cup"], "pictures": str(folder / "unlabelled")},
         },
         "output_dir": str(folder / "run"),
@@ -109,16 +110,16 @@ def test_an_evaluation_asks_what_was_learned_and_what_may_be_forgotten(make_run)
     assert "cup" in next(iter(questions(domains[2]).values()))
 
 
-def test_base_and_adapted_model_stand_in_one_table(make_run, tmp_path):
+def test_base_and_adapted_model_stand_in_one_table(make_run, tmp_path, monkeypatch):
     config = make_run(f"output_dir={tmp_path}")
     torch.manual_seed(config.training.seed)
     adapted = ConceptTask(config).build_model()
     apply_method(adapted, config.lora)
     for _, adapter in iter_adapter_layers(adapted):
         torch.nn.init.normal_(adapter.lora_B, std=0.5)
-    save_adapter(adapted, tmp_path / "other", config.lora, {})
+    save_adapter(adapted, tmp_path / "adapter", config.lora, {})
 
-    evaluation = evaluate(config, tmp_path / "other", save_masks=True)
+    evaluation = evaluate(config, tmp_path / "adapter", save_masks=True)
     rows = {c.domain.name: c for c in evaluation.comparisons}
     assert rows["new"].base.scores.keys() >= {"cgF1", "AP", "AP50", "AP75", "pmF1", "IL_MCC", "IL_FPR"}
     assert rows["new, foreign phrases"].base.scores.keys() == {"IL_FPR"}
@@ -129,6 +130,15 @@ def test_base_and_adapted_model_stand_in_one_table(make_run, tmp_path):
     assert {"image_id", "category", "score", "bbox", "segmentation"} <= saved["base"][0].keys()
     assert saved["base"] != saved["adapted"]
     assert "agreement" in evaluation.tables().splitlines()[3]
+    assert evaluation.to_json() + "\n" == (tmp_path / "results.json").read_text()
+
+    card = (tmp_path / "adapter/README.md").read_text()
+    assert "best checkpoint by cgF1" in card and "clips" not in card
+    code = re.search(r"```python\n(.*)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(code[1].replace("sam2_mope", "src"), found)
+    assert dict(iter_adapter_layers(found["predictor"])).keys() == dict(iter_adapter_layers(adapted)).keys()
 
 
 def test_boxes_are_compared_where_masks_are_not_trained(make_run):
