@@ -11,6 +11,9 @@ Written into the output folder, NAME being the input's:
 Prompts are [OBJECT[@FRAME]:]VALUES, object 1 on frame 0 unless it says so. An object is followed from its first prompt
 onwards; later prompts for it correct what was followed. Frames are read one at a time, so memory does not grow with the
 length of the video.
+
+Models that find concepts are asked phrases in place of prompts, on an image or a folder of unrelated images. Categories
+of NAME.json are the phrases then, and an image's numbers in Annotations are its instances.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.errors import UserError
 from . import command
 
 if TYPE_CHECKING:
@@ -56,6 +60,9 @@ def main(arguments: argparse.Namespace) -> None:
     from ..data.prompts import parse_prompts, parse_still_prompts
 
     config = load_config(arguments.config, arguments.overrides)
+    if _asks_phrases(arguments, config):
+        predict_concepts(arguments, config)
+        return
     pointed = arguments.box, arguments.point, arguments.mask, arguments.prompts, config.dataset.mask_threshold
     if arguments.stills:
         predict_stills(arguments, config, parse_still_prompts(*pointed))
@@ -88,6 +95,52 @@ def predict_stills(arguments: argparse.Namespace, config: Config, prompts: Promp
     ):
         print(f"object {object_id}: found on {pictures} of {stills.count} pictures")
     logger.info(f"written to {output}")
+
+
+def predict_concepts(arguments: argparse.Namespace, config: Config) -> None:
+    """Find phrases on pictures."""
+    from ..tasks.concepts.predict import load_model, open_pictures, predict_phrases, read_categories
+
+    path, output = Path(arguments.input), Path(arguments.output)
+    if arguments.phrases_from:
+        phrases = read_categories(Path(arguments.phrases_from), config.dataset.phrases)
+    else:
+        phrases = {phrase: number for number, phrase in enumerate(dict.fromkeys(arguments.phrase), 1)}
+    pictures = open_pictures(path)
+    model = load_model(config, _checkpoint(arguments, config))
+    name = path.resolve().name if path.is_dir() else path.stem
+    masks, overlays = config.training.enable_segmentation, arguments.overlay != "none"
+    for phrase, (instances, shown) in predict_phrases(model, pictures, phrases, output, name, masks, overlays).items():
+        print(f"{phrase}: {instances} found on {shown} of {len(pictures)} pictures")
+    logger.info(f"written to {output}")
+
+
+def _asks_phrases(arguments: argparse.Namespace, config: Config) -> bool:
+    """Return whether phrases are asked. Raises UserError where the options do not suit the model."""
+    from ..models.spec import model_spec
+
+    asked, model = bool(arguments.phrase or arguments.phrases_from), config.model.name
+    if model_spec(model).task != "concepts":
+        if asked:
+            raise UserError(
+                f"--phrase, --phrases-from: model.name {model} knows no words; point with --box, --point or --mask",
+                "predict.no-words",
+            )
+        return False
+    if not asked:
+        raise UserError(
+            f"model.name {model} finds phrases: say which with --phrase or --phrases-from", "predict.no-phrase"
+        )
+    options = ("box", "point", "mask", "prompts", "fps")
+    wrong = [f"--{name}" for name in options if getattr(arguments, name)]
+    wrong += ["--gate"] if arguments.gate != "auto" else []
+    wrong += ["--overlay video"] if arguments.overlay == "video" else []
+    wrong += ["--phrase beside --phrases-from"] if arguments.phrase and arguments.phrases_from else []
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: not where phrases are asked; leave it out", "predict.not-with-phrases")
+    if any(not phrase.strip() for phrase in arguments.phrase):
+        raise UserError("--phrase: it is empty; say what to find, such as --phrase crack", "predict.no-phrase")
+    return True
 
 
 def _checkpoint(arguments: argparse.Namespace, config: Config) -> str | None:
@@ -133,6 +186,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="a mask file, read as those of data sets are",
     )
     parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
+    parser.add_argument("--phrase", action="append", default=[], metavar="TEXT", help="what to find, by its name")
+    parser.add_argument("--phrases-from", metavar="JSON", help="find all categories of a COCO file")
     parser.add_argument(
         "--stills", action="store_true",
         help="the input's pictures are unrelated: each by itself; prompts in the JSON may name their image",

@@ -236,9 +236,7 @@ def open_container(path: Path) -> av.container.InputContainer:
     stream = container.streams.video[0]
     if stream.codec_context is None:  # whatever PyAV's types say
         container.close()
-        raise UserError(
-            f"{path}: FFmpeg does not know the code of its pictures; convert it", "video.other-format"
-        )
+        raise UserError(f"{path}: FFmpeg does not know the code of its pictures; convert it", "video.other-format")
     pixels = stream.codec_context.width * stream.codec_context.height
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a later frame may be larger than the header says
     for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
