@@ -107,10 +107,17 @@ _SAM3 = ModelSpec(
     encoder_strides=(14,),
     checkpoint="checkpoints/sam3",
     hub="facebook/sam3",
+    licence=SAM_LICENCE,
     requires=("transformers",),
 )
 _SAM3_NANO = replace(
-    _SAM3, name="sam3_nano", image_size=168, checkpoint="checkpoints/sam3_nano", hub=None, source_world="words"
+    _SAM3,
+    name="sam3_nano",
+    image_size=168,
+    checkpoint="checkpoints/sam3_nano",
+    hub=None,
+    licence=APACHE_2,
+    source_world="words",
 )
 for _spec in (
     _NANO,

@@ -4,12 +4,8 @@ Raises:
     UserError: at import, where ``transformers`` is missing or too old.
 """
 
-from ...core.errors import UserError
+from ..sam2.transformers_format import load_transformers
 
-try:
-    from transformers import Sam3Model as _Sam3Model  # noqa: F401
-except ImportError:
-    raise UserError(
-        "SAM 3 needs transformers from 5.24 on: pip install 'sam2-mope[sam3]' (it is optional, and needs Python 3.11)",
-        "transformers.missing",
-    ) from None
+MINIMUM_VERSION = "5.24"  # earlier ones make the ViT's positions in the model's precision
+
+load_transformers(MINIMUM_VERSION)

@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.24", reason="SAM 3 is a model of transformers")
-
-from src.config import ModelConfig
+from src.core.errors import UserError
 from src.data.concepts.types import ConceptBatch
 from src.data.synthetic.words import WORDS, make_picture
-from src.models.sam3.build import build_model
+
+try:
+    from src.config import ModelConfig
+    from src.models.sam3.build import build_model
+except UserError:  # transformers is missing, or too old for SAM 3
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture

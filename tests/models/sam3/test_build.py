@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Sam3VideoConfig, Sam3VideoModel
 
 from src.config import ModelConfig
-from src.models.sam3.build import build_model
+from src.models.sam3.build import build_model, save_folder
 from src.models.sam3.nano import nano_tokenizer
 from src.models.spec import spec_of
 from tests.errors import refuses
@@ -34,6 +35,16 @@ def test_another_image_size_is_built_on_the_same_weights(sam3_folder: Path) -> N
     model = build_model(config(sam3_folder).model_copy(update={"image_size": 252}))
     assert model.config.image_size == 252
     assert model.vision_encoder.backbone.layers[1].position_ids.shape == (18 * 18, 2)
+
+
+def test_a_folder_of_all_of_sam_3_gives_its_detector(model: Any, tmp_path: Path) -> None:
+    """It holds a tracker, too, as ``facebook/sam3`` does."""
+    small = {"vision_config": model.config.vision_config.to_dict()}
+    whole = Sam3VideoModel(Sam3VideoConfig(detector_config=model.config.to_dict(), tracker_config=small))
+    whole.detector_model.load_state_dict(model.state_dict())
+    save_folder(whole, model.tokenizer, tmp_path)
+    found = build_model(ModelConfig(name="sam3", checkpoint=str(tmp_path)))
+    assert all(torch.equal(tensor, found.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_folders_that_do_not_fit_are_refused(sam3_folder: Path, tmp_path: Path) -> None:
