@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from ..core.errors import UserError
 from ..core.shipped import CONFIGS, find_config
+from ..models.spec import model_spec
+from ..models.zoo import DEFAULT_MODEL
 from .renames import RENAMED, drop_renamed, former_keys, modernize
 from .run import Config
 from .section import REMOVED_KEY, Section
@@ -36,7 +38,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         renamed |= _apply_override(raw, override)
     for old in filter(RENAMED.__contains__, renamed):
         logger.info(f"{path}: {old} is now called {RENAMED[old]}")
-    return _validate(Config, raw, str(path), renamed)
+    without_model = _add_model(raw)
+    config = _validate(Config, raw, str(path), renamed)
+    if without_model:
+        logger.info(
+            f"{path}: no model is named, so it is {config.model.name} with its bundled weights, "
+            f"{config.model.checkpoint}; set model.name and model.checkpoint for another, such as sam3"
+        )
+    return config
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -120,6 +129,15 @@ def _inside(section: Any, key: str) -> Any:
     if isinstance(section, dict):
         return section.get(key)
     return section[int(key)] if key.isdecimal() and int(key) < len(section) else None
+
+
+def _add_model(raw: dict[str, Any]) -> bool:
+    """Name the default model with its bundled weights, in place, where neither is named; return whether that was so."""
+    model = raw.get("model")
+    if model is not None and (not isinstance(model, dict) or model.keys() & {"name", "checkpoint"}):
+        return False
+    raw["model"] = {**(model or {}), "name": DEFAULT_MODEL, "checkpoint": model_spec(DEFAULT_MODEL).checkpoint}
+    return True
 
 
 def _validate(kind: type[AnySection], raw: dict[str, Any], origin: str, renamed: Mapping[str, str]) -> AnySection:

@@ -43,7 +43,12 @@ class ModelConfig(Section):
     @classmethod
     def _fits_the_model(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and "name" in info.data:  # a name that is wrong is a mistake of its own
-            model_spec(info.data["name"]).check_image_size(value)
+            try:
+                model_spec(info.data["name"]).check_image_size(value)
+            except ValueError as error:
+                own = [name for name in model_names() if model_spec(name).image_size == value]
+                hint = f"; it is the size of {' and '.join(own)}: is one of them meant, by model.name?" if own else ""
+                raise ValueError(f"{error}{hint}") from None
         return value
 
 

@@ -378,6 +378,11 @@ def _describe(run: Run) -> list[str]:
             f"warm-up takes {warmup} of the run's {run.total_steps} steps: training.warmup_steps, "
             f"{training.warmup_steps}, is more than a tenth"
         )
+    if run.config.model.checkpoint is None and (weights := model_spec(run.config.model.name).checkpoint):
+        lines.append(
+            f"warning: model.checkpoint is null, so {run.config.model.name} begins with random weights and knows "
+            f"nothing; set it to the base's weights, such as {weights}"
+        )
     lines += run.task.describe_data(run.items)
     if processes > 1:
         share = training.batch_size // processes

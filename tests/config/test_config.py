@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from src.config import Config, DatasetConfig, LoraConfig, PromptConfig, load_config
+from src.config import Config, DatasetConfig, LoraConfig, ModelConfig, PromptConfig, load_config
 from tests.errors import refuses
 
 ROOT = Path(__file__).parents[2]
@@ -27,8 +27,20 @@ def mistakes_in(tmp_path: Path, text: str, *overrides: str, code: str = "config.
     return str(caught.value)
 
 
-def test_an_empty_file_is_the_default_run(tmp_path):
-    assert load(tmp_path, "") == Config()
+def test_an_empty_file_is_the_default_run_on_bundled_weights(tmp_path):
+    loaded = load(tmp_path, "")
+    assert loaded == Config(model=ModelConfig(checkpoint="checkpoints/sam2_nano.safetensors"))
+
+
+def test_a_run_without_a_model_says_which_is_meant(tmp_path, capsys):
+    assert load(tmp_path, "dataset: {resolution: 64}").model.checkpoint == "checkpoints/sam2_nano.safetensors"
+    assert "sam2_nano" in (said := capsys.readouterr().out) and "model.checkpoint" in said
+    assert load(tmp_path, "model: {name: sam2_nano}").model.checkpoint is None
+    assert capsys.readouterr().out == ""
+
+
+def test_another_models_size_says_whose_it_is(tmp_path):
+    assert "sam3" in mistakes_in(tmp_path, "dataset: {resolution: 1008}")
 
 
 @pytest.mark.parametrize(
