@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["sam2_mope.configs", "sam2_mope.shipped.checkpoints", "sam2_mope.shipped.data.sample"]
+SHIPPED = ["checkpoints", "data.sample", "data.sample_words"]
+DATA = ["sam2_mope.configs", *(f"sam2_mope.shipped.{name}" for name in SHIPPED)]
 
 setup(packages=["sam2_mope", *(f"sam2_mope.{name}" for name in find_packages("src")), *DATA])

@@ -19,14 +19,14 @@ CLONE = PACKAGE_FOLDER.parent if (PACKAGE_FOLDER.parent / "pyproject.toml").is_f
 
 _FILES = PACKAGE_FOLDER / "shipped" if CLONE is None else CLONE
 
-_FOLDERS = (Path("checkpoints"), Path("data/sample"))
+_FOLDERS = (Path("checkpoints"), Path("data/sample"), Path("data/sample_words"))
 
 
 def find_file(path: str | Path) -> Path:
     """Return the path itself where it exists, else the file or folder of this name that ships with the program.
 
-    Names of what ships are relative and begin with ``checkpoints`` or ``data/sample``. A path that neither exists nor
-    ships is returned as it is, for the caller to report.
+    Names of what ships are relative and begin with ``checkpoints``, ``data/sample`` or ``data/sample_words``. A path
+    that neither exists nor ships is returned as it is, for the caller to report.
     """
     path = Path(path)
     if path.exists() or not any(path.is_relative_to(folder) for folder in _FOLDERS):

@@ -149,6 +149,8 @@ class Task(ABC):
         shown_scores: those that stand beside the base's on TensorBoard.
         takes_prompts: whether objects are prompted from their truth in an evaluation.
         loss_names: the parts of the supervised loss, in the order of their charts.
+        item_name: what training items are, in the plural, with sections of the config in braces.
+        has_domain_gate: whether a domain gate can be fitted to what it learns.
     """
 
     headline: ClassVar[str] = "score"
@@ -156,6 +158,8 @@ class Task(ABC):
     shown_scores: ClassVar[tuple[str, ...]] = ("score",)
     takes_prompts: ClassVar[bool] = True
     loss_names: ClassVar[tuple[str, ...]] = ("total",)
+    item_name: ClassVar[str] = "items"
+    has_domain_gate: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -42,7 +42,10 @@ _WATCH_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a rehearsal took: bytes at most, and seconds a step, an epoch's validation, and the table at the end."""
+    """What a rehearsal took: bytes at most, and seconds a step, an epoch's validation, and the table at the end.
+
+    ``items`` says what training items are.
+    """
 
     memory: int
     step: float
@@ -50,6 +53,7 @@ class Rehearsal:
     table: float
     steps_per_epoch: int
     steps: int
+    items: str = "items"
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ def rehearse(config: Config, objectives: Sequence[ObjectiveFactory] = ()) -> Reh
         table=workload.table,
         steps_per_epoch=run.steps_per_epoch,
         steps=run.last_step if run.train_step is not None else 0,
+        items=run.task.item_name.format(dataset=config.dataset),
     )
 
 
@@ -207,12 +212,12 @@ def _report(found: Rehearsal | None, config: Config, machine: Machine, limit: in
     epochs = found.steps / max(1, found.steps_per_epoch)
     validations = 1 + epochs / training.validate_every_epochs
     total = found.steps * found.step + validations * found.validation + found.table
-    clips = f"{training.batch_size * training.gradient_accumulation_steps} clips of {config.dataset.clip.frames} frames"
+    items = f"{training.batch_size * training.gradient_accumulation_steps} {found.items}"
     fits = "fits" if found.memory <= limit else "does not fit"
     lines = [
         "",
         f"dry run: nothing was trained; {_left_in(Path(config.output_dir))}",
-        f"  a step    {found.step:.2f} s, of {clips}",
+        f"  a step    {found.step:.2f} s, of {items}",
         f"  an epoch  {_time(found.steps_per_epoch * found.step)} of {found.steps_per_epoch} steps, and "
         f"{_time(found.validation)} to validate",
         f"  in all    about {_time(total)}: {epochs:g} epochs, and {_time(found.table)} for the table at the end",

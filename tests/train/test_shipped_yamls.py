@@ -9,6 +9,7 @@ import torch
 
 from src.config import load_config
 from src.lora.adapter import iter_adapter_layers
+from src.models.spec import model_spec
 from src.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,8 @@ def test_it_takes_a_step(path, data_settings, tmp_path, request):
     model = [f"model.checkpoint={weights if here else 'null'}", "model.image_size=64"]
     if shipped.model.name == "sam3_tracker":  # of its size a checkpoint's config decides
         model = [f"model.checkpoint={request.getfixturevalue('sam3_tracker_folder')}", "model.image_size=56"]
+    elif model_spec(shipped.model.name).task == "concepts":
+        model = [f"model.checkpoint={request.getfixturevalue('sam3_folder')}", "model.image_size=null"]
     settings = [
         *model, f"output_dir={tmp_path}",
         "training.batch_size=1", "training.num_workers=0", "training.device=cpu", "evaluation.domains=[]",

@@ -237,13 +237,14 @@ def _with_exemplars(
     device = coarse_PDhw.device
     boxes, labels = exemplars_PX4.to(device), labels_PX.to(device)
     there = labels != PADDING
-    geometry = model.geometry_encoder(
-        box_embeddings=boxes,
-        box_mask=there,
-        box_labels=labels.where(there, 0),
-        img_feats=(coarse_PDhw,),
-        img_pos_embeds=(position_PDhw,),
-    )
+    with torch.autocast(device.type, enabled=False):  # it pools boxes, which torchvision does not in bfloat16
+        geometry = model.geometry_encoder(
+            box_embeddings=boxes,
+            box_mask=there,
+            box_labels=labels.where(there, 0),
+            img_feats=(coarse_PDhw.float(),),
+            img_pos_embeds=(position_PDhw.float(),),
+        )
     shown = geometry.attention_mask & there.any(1, keepdim=True)
     return TextFeatures(torch.cat([text.words_PTD, geometry.last_hidden_state], 1), torch.cat([text.mask_PT, shown], 1))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from ...evaluation.concepts.matching import SCORE_THRESHOLD
 from ...evaluation.concepts.results import ConceptResult
 from ...evaluation.run import evaluate
 from ...models.spec import model_spec
-from ..base import Features, FinalScores, Items, Task, Validation, register_task
+from ..base import Features, FinalScores, Items, Task, Validation, Workload, register_task
 from ..final_scores import final_results
 from .data import describe_vocabulary, vocabularies
 from .domains import ask_all, evaluation_domains, other_domains
@@ -41,6 +42,7 @@ class ConceptTask(Task):
     Attributes:
         train_sets: the training split of every learned domain.
         validation: their validation splits, with their phrases.
+        others: what must not be forgotten, and what must not be found.
         image_size: side of the square images in pixels; the model's own once it is built.
         queries: instances of a phrase that the model can give, at most; known once it is built.
     """
@@ -50,6 +52,8 @@ class ConceptTask(Task):
     shown_scores: ClassVar[tuple[str, ...]] = SCORES
     takes_prompts: ClassVar[bool] = False
     loss_names: ClassVar[tuple[str, ...]] = ("total", "score", "presence", "box", "giou", "mask", "dice")
+    item_name: ClassVar[str] = "images"
+    has_domain_gate: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -59,6 +63,7 @@ class ConceptTask(Task):
         self.queries = 0
         self.train_sets: list[DataSet] = []
         self.validation: list[AskedImages] = []
+        self.others: list[AskedImages] = []
 
     # Data
 
@@ -73,7 +78,8 @@ class ConceptTask(Task):
             ask_all(each.name, data, vocabulary, most)
             for each, data, vocabulary in zip(domains, valid, found, strict=True)
         ]
-        self._monitor = ConceptMonitor(self.config, self.validation, other_domains(self.config, self.validation))
+        self.others = other_domains(self.config, self.validation)
+        self._monitor = ConceptMonitor(self.config, self.validation, self.others)
 
     def data_fingerprints(self) -> dict[str, dict[str, Any]]:
         """Return what is in each data set."""
@@ -204,6 +210,17 @@ class ConceptTask(Task):
         means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in by_set[prefix]}
         each = {prefix + name: value for prefix, scores in by_set.items() for name, value in scores.items()}
         return Validation(means | each, results)
+
+    def measure_workload(self, model: nn.Module) -> Workload:
+        """Time an image of each domain, learned or to be kept."""
+        masks, seconds = self.config.training.enable_segmentation, []
+        for domain in (*self.validation, *self.others):
+            started = time.perf_counter()
+            first = replace(domain, data=replace(domain.data, videos=domain.data.videos[:1]), agrees=False)
+            evaluate_domain(model, first, masks, "timing")
+            seconds.append(len(domain.data) * (time.perf_counter() - started))
+        models = 1 if self.config.lora.method == "none" else 2
+        return Workload(sum(seconds[: len(self.validation)]), models * sum(seconds))
 
     def extra_scores(self, model: nn.Module, validation: Validation) -> dict[str, float]:
         """Return scores of what must not be forgotten, and of what must not be found."""

@@ -58,6 +58,7 @@ class TrackingTask(Task):
     logged_scores: ClassVar[tuple[str, ...]] = ("J", "F")
     shown_scores: ClassVar[tuple[str, ...]] = SCORES
     loss_names: ClassVar[tuple[str, ...]] = ("total", "mask", "dice", "iou", "occlusion")
+    item_name: ClassVar[str] = "clips of {dataset.clip.frames} frames"
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -197,12 +198,11 @@ class TrackingTask(Task):
 
         Scores of several sets are their means, beside each set's own as ``name/J``.
         """
-        by_set: dict[str, dict[str, float]] = {}
-        results = []
+        by_set, results = dict[str, dict[str, float]](), []
         for domain in self.validation:
             prefix = f"{domain.name}/" if len(self.validation) > 1 else ""
-            title = f"validation ({prefix}{label})"
-            result = evaluate_domain(model, domain, self.config.evaluation.prompt, title, shard=shard)
+            title, prompt = f"validation ({prefix}{label})", self.config.evaluation.prompt
+            result = evaluate_domain(model, domain, prompt, title, shard=shard)
             by_set[prefix] = result.scores
             results.append(result)
         means = {name: float(np.mean([scores[name] for scores in by_set.values()])) for name in results[-1].scores}

@@ -21,7 +21,7 @@ class FitDomainGate(Callback):
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Fit it, where there is an adapter."""
-        if not (trainer.folder / ADAPTER_FOLDER).is_dir():
+        if not trainer.task.has_domain_gate or not (trainer.folder / ADAPTER_FOLDER).is_dir():
             return
         with trainer.shutdown.interruptible(), distributed.main_process_first():
             if distributed.is_main_process():
