@@ -12,6 +12,7 @@ import json
 import logging
 import os
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..data.checks.cache import cache_file
 from ..data.checks.report import Report, data_set
 from ..data.checks.skipped import SKIPPED_FILE, list_skipped
 from ..data.checks.validate import check
+from ..data.copies import leak, pictures_of
 from ..data.loading import open_data
 from ..data.options import LoadOptions
 from ..data.records import Issue, format_of
@@ -41,7 +43,8 @@ logger = logging.getLogger(__name__)
 class Result:
     """A data set of the config, and what was found.
 
-    ``kind`` is the format that it was read as. ``refusal`` says why it cannot be used at all, whatever is left out.
+    ``kind`` is the format that it was read as, ``pictures`` those that it has copies of.
+    ``refusal`` says why it cannot be used at all, whatever is left out.
     """
 
     label: str
@@ -49,6 +52,7 @@ class Result:
     report: Report
     refusal: Issue | None
     kind: str = ""
+    pictures: frozenset[str] = frozenset()
 
     @property
     def _unreported(self) -> list[Issue]:
@@ -82,15 +86,15 @@ def places(config: Config, split: str) -> list[tuple[str, NamedSplit]]:
 
 def check_place(label: str, place: NamedSplit, options: LoadOptions, decode: bool = True) -> Result:
     """Check one data set. What makes it unusable is in the result, too."""
-    report, kind = Report(), ""
+    report, kind, pictures = Report(), "", frozenset[str]()
     try:
         source = open_data(place, options)
-        kind = format_of(source)
+        kind, pictures = format_of(source), pictures_of(source.name_of(index) for index in range(len(source)))
         report = check(source, options.workers, decode, cache_file(place, options))
         data_set(source, report, skip_bad=True)
     except UserError as error:
-        return Result(label, place, report, _refusal(place, str(error)), kind)
-    return Result(label, place, report, None, kind)
+        return Result(label, place, report, _refusal(place, str(error)), kind, pictures)
+    return Result(label, place, report, None, kind, pictures)
 
 
 def _refusal(place: NamedSplit, message: str) -> Issue:
@@ -125,6 +129,14 @@ def format_result(result: Result) -> str:
     return "\n".join(lines)
 
 
+def leaks(results: list[Result]) -> list[str]:
+    """Warnings of pictures that have copies in several splits of a domain."""
+    pairs = combinations([result for result in results if result.pictures], 2)
+    of_one_domain = ((a, b) for a, b in pairs if a.place.name == b.place.name)
+    found = (leak(a.pictures, b.pictures, (a.label, b.label)) for a, b in of_one_domain)
+    return [warning for warning in found if warning is not None]
+
+
 def conclude(results: list[Result], options: LoadOptions) -> tuple[str, int]:
     """The last line, and the exit status."""
     sets = f"{len(results)} data set{'s' if len(results) != 1 else ''}"
@@ -155,6 +167,8 @@ def main(arguments: argparse.Namespace) -> int:
         results.append(result)
     if arguments.report:
         write_text(Path(arguments.report), json.dumps([result.to_json() for result in results], indent=2) + "\n")
+    for warning in leaks(results):
+        print(f"warning: {warning}")
     line, status = conclude(results, options)
     if arguments.preview and status == 0:
         save_preview(Path(arguments.preview), config, arguments.clips)

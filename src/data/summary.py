@@ -18,11 +18,11 @@ from ..core.console import progress_bar
 from ..core.errors import UserError
 from .decode.video import natural
 from .formats.mask_folders import FRAME_FOLDERS, FRAMES, MASK_FOLDERS
-from .formats.parsing import LOOKS_LIKE_VOID
+from .formats.parsing import LOOKS_LIKE_VOID, TRACKED_STILLS
 from .formats.reader import OpenOptions
 from .formats.registry import open_with, recognise
 from .loading import location_of, wanted_videos
-from .records import Issue, VideoRecord, object_sides, read_video
+from .records import Issue, Source, VideoRecord, object_sides, read_video
 
 SAMPLED = 300
 """Videos or images of a split that are parsed to see what it is like, evenly spread over it."""
@@ -150,9 +150,31 @@ def void_categories(place: NamedSplit) -> list[str]:
     Raises:
         UserError: it cannot be read.
     """
+    return [issue.entry for issue in _index(place).issues if issue.problem == LOOKS_LIKE_VOID]
+
+
+def has_tracks(place: NamedSplit) -> bool:
+    """Return whether a data set is read as stills, though its objects have ids from picture to picture.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return any(issue.problem == TRACKED_STILLS for issue in _index(place).issues)
+
+
+def entry_names(place: NamedSplit) -> list[str]:
+    """Return the names of a data set's videos and images, damaged ones too.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    source = _index(place)
+    return [source.name_of(index) for index in range(len(source))]
+
+
+def _index(place: NamedSplit) -> Source:
     reader, location = recognise(location_of(place), place.format)
-    source = open_with(reader, location, OpenOptions(place.name))
-    return [issue.entry for issue in source.issues if issue.problem == LOOKS_LIKE_VOID]
+    return open_with(reader, location, OpenOptions(place.name, videos=wanted_videos(place.videos)))
 
 
 def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:

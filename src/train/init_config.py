@@ -24,9 +24,10 @@ from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
 from ..core.streams import one_line
+from ..data.copies import leak, picture_of, pictures_of
 from ..data.formats import format_names
 from ..data.records import Issue
-from ..data.summary import DatasetSummary, find_splits, summarize, void_categories
+from ..data.summary import DatasetSummary, entry_names, find_splits, has_tracks, summarize, void_categories
 from ..models.spec import ModelSpec, model_names, model_spec
 from ..models.zoo import DEFAULT_MODEL
 
@@ -68,7 +69,7 @@ def write_suggestion(folder: Path, output: Path) -> None:
     Raises:
         UserError: the folder holds no data that can be used, or ``output`` exists.
     """
-    splits = _complete(_ignoring(find_splits(folder)), output)
+    splits = _complete(_ignoring(_as_videos(find_splits(folder))), output)
     damage = _damage_of(splits)
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
@@ -93,6 +94,8 @@ def write_suggestion(folder: Path, output: Path) -> None:
     kind = summaries["train"].kind
     found = "; ".join(f"{split}: {_contents(summary)}" for split, summary in summaries.items())
     logger.info(f"read as {kind}: {found}. dataset.format overrules it: {_other(kind)}")
+    for warning in _leaks(splits):
+        logger.warning(f"warning: {warning}")
     if damage.errors:
         logger.warning(f"{damage}; dataset.skip_bad leaves them out")
 
@@ -115,6 +118,14 @@ class ChosenSplit:
     def summary(self) -> DatasetSummary:
         """What the split is like, also where the list of its names is still to be written."""
         return summarize(self.place.model_copy(update={"videos": list(self.names)}) if self.names else self.place)
+
+
+def _leaks(splits: dict[Split, ChosenSplit]) -> list[str]:
+    """Warnings of pictures that are copied on both sides of a split."""
+    pictures = {split: pictures_of(entry_names(chosen.place)) for split, chosen in splits.items()}
+    others: list[Split] = [split for split in splits if split != "train"]
+    warnings = (leak(pictures["train"], pictures[split], ("train", split)) for split in others)
+    return [warning for warning in warnings if warning is not None]
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,18 @@ def _damage_of(splits: dict[Split, ChosenSplit]) -> Damage:
         looked_at=sum(len(one.names) for one in summaries),
         listed=sum(one.listed for one in summaries),
     )
+
+
+def _as_videos(found: dict[Split, NamedSplit]) -> dict[Split, NamedSplit]:
+    """The splits, read as videos where track ids say so and they can be."""
+    if not all(has_tracks(place) for place in found.values()):
+        return found
+    places = {split: place.model_copy(update={"format": "ytvis"}) for split, place in found.items()}
+    try:
+        summaries = [summarize(place) for place in places.values()]
+    except UserError:
+        return found
+    return found if any(summary.stills or summary.errors for summary in summaries) else places
 
 
 def _ignoring(found: dict[Split, NamedSplit]) -> dict[Split, NamedSplit]:
@@ -173,17 +196,31 @@ def _hold_out(place: NamedSplit, output: Path) -> dict[Split, ChosenSplit]:
     """
     whole = summarize(place, sampled=None)
     usable = len(whole.usable)
-    if usable < 2:
+    groups: dict[str, list[str]] = {}
+    for name in whole.names:
+        groups.setdefault(picture_of(name) or f"/{name}", []).append(name)
+    if sum(not whole.usable.isdisjoint(group) for group in groups.values()) < 2:
         warning = "there is one video only: it is trained on and validated on, so scores say nothing of other videos"
         return {
             "train": ChosenSplit(place, "all there is", whole=whole),
             "valid": ChosenSplit(place, warning, whole=whole),
         }
     count = min(MOST_HELD_OUT, max(1, round(HELD_OUT * usable)))
-    first = [at for at, name in enumerate(whole.names) if name in whole.usable][-count]
-    parts: dict[Split, tuple[str, ...]] = {"train": tuple(whole.names[:first]), "valid": tuple(whole.names[first:])}
-    held_out = f"the last {len(parts['valid'])} of {len(whole.names)}, held out of training"
-    reasons = {"train": "no split is there", "valid": held_out}
+    held_out, left = list[str](), usable
+    for group in reversed(groups.values()):
+        here = len(whole.usable.intersection(group))
+        if usable - left >= count or here == left:
+            break
+        held_out += group
+        left -= here
+    parts: dict[Split, tuple[str, ...]] = {
+        "train": tuple(name for name in whole.names if name not in set(held_out)),
+        "valid": tuple(name for name in whole.names if name in set(held_out)),
+    }
+    why = f"the last {len(held_out)} of {len(whole.names)}, held out of training"
+    if len(groups) < len(whole.names):
+        why += f"; copies of a picture (NAME.rf.HASH) stay together: there are {len(groups)} pictures"
+    reasons = {"train": "no split is there", "valid": why}
     chosen = {}
     for split, part in parts.items():
         listed: str | list[str] = list(part)

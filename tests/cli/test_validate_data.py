@@ -168,3 +168,22 @@ def test_no_preview_of_damaged_data(command, damaged, tmp_path):
     assert status == 2
     assert "preview: not drawn, since there are errors" in output.splitlines()
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_copies_of_one_picture_in_two_splits_are_warned_of(command, tiny_data, tmp_path):
+    settings = []
+    for number, split in enumerate(("train", "val")):
+        folder = tmp_path / split
+        shutil.copytree(tiny_data / "train", folder)
+        path = folder / "_annotations.coco.json"
+        content = json.loads(path.read_text())
+        first = content["images"][0]
+        called = f"cell_jpg.rf.{number:032x}.jpg"
+        (folder / first["file_name"]).rename(folder / called)
+        first["file_name"] = called
+        path.write_text(json.dumps(content))
+        settings += ["--set", f"dataset.{split}_img_folder={folder}", "--set", f"dataset.{split}_ann_file={path}"]
+    status, output, _ = command(*settings)
+    assert status == 0
+    (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
+    assert "1 pictures have copies both in target, train and in target, valid, such as cell_jpg" in line

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from src.config import Config, load_config
+from src.config import Config, NamedSplit, load_config
 from src.core.machine import Machine, free_memory, this_machine
 from src.data.checks.validate import check
+from src.data.copies import picture_of, pictures_of
 from src.data.loading import load_split, open_data
 from src.data.options import LoadOptions
 from src.data.synthetic import CELLS, make_videos
@@ -20,7 +21,7 @@ from src.data.writers import write_coco, write_davis
 from src.train.init_config import choose_base, write_suggestion
 from src.train.trainer import Trainer
 from tests.errors import refuses
-from tests.writers import write_folder, write_sav, write_ytvis
+from tests.writers import write_folder, write_sav, write_tracked_coco, write_ytvis
 
 
 @pytest.fixture
@@ -219,6 +220,82 @@ def test_categories_that_look_like_void_are_ignored(suggest, tmp_path):
     assert config.dataset.domains[0].ignore_categories == ["Don't care"] and "void by their names" in text
     train = load_split(config.dataset.domains[0], "train", LoadOptions.from_config(config))
     assert [bool(video.void) for video in train.videos] == [True, False, False]
+
+
+def copied(folder: Path, copies: dict[str, int]) -> None:
+    """A COCO folder with so many of Roboflow's copies of each picture, interleaved."""
+    write_coco(folder, make_videos(CELLS, sum(copies.values()), 0, frames=1, side=64))
+    annotations = folder / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    left = [(name, n) for n in range(max(copies.values())) for name, count in copies.items() if n < count]
+    for image, (name, n) in zip(content["images"], left, strict=True):
+        called = f"{name}_jpg.rf.{n:032x}.jpg"
+        (folder / image["file_name"]).rename(folder / called)
+        image["file_name"] = called
+    annotations.write_text(json.dumps(content))
+
+
+def test_copies_of_a_picture_stay_on_one_side(suggest, tmp_path):
+    copied(tmp_path / "all", {"a": 3, "b": 3, "c": 2})
+    config, text = suggest(tmp_path / "all")
+    train, valid = config.dataset.domains[0].train.videos, config.dataset.domains[0].val.videos
+    assert [{picture_of(name) for name in names} for names in (train, valid)] == [{"a_jpg", "b_jpg"}, {"c_jpg"}]
+    assert len(train) + len(valid) == 8 and "there are 3 pictures" in text
+
+
+def test_a_given_split_that_leaks_is_warned_of(suggest, tmp_path, caplog):
+    copied(tmp_path / "data" / "train", {"a": 2, "b": 1})
+    copied(tmp_path / "data" / "valid", {"b": 1})
+    suggest(tmp_path / "data")
+    assert "1 pictures have copies both in train and in valid, such as b_jpg" in caplog.text
+
+
+def test_the_copies_of_a_case_are_split_by_picture(suggest, shared_case):
+    config, text = suggest(shared_case("04_roboflow_copies"))
+    sides = [
+        pictures_of(videos_of(place)) for place in (config.dataset.domains[0].train, config.dataset.domains[0].val)
+    ]
+    assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 10
+    assert "there are 10 pictures" in text
+
+
+def videos_of(place) -> list[str]:
+    return place.videos if isinstance(place.videos, list) else Path(place.videos).read_text().splitlines()
+
+
+def tracked_without_videos(folder: Path, frames: int) -> None:
+    """CVAT's export of a video: an annotation an object and image, track ids among the attributes."""
+    write_tracked_coco(folder, make_videos(CELLS, 1, 0, frames=frames, side=64))
+    (path,) = folder.glob("*.json")
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        image.pop("video_id")
+    for entry in content["annotations"]:
+        entry["attributes"] = {"track_id": entry.pop("track_id")}
+    content.pop("videos", None)
+    path.write_text(json.dumps(content))
+
+
+def test_pictures_with_track_ids_are_read_as_a_video(suggest, tmp_path):
+    tracked_without_videos(tmp_path / "all", 6)
+    config, text = suggest(tmp_path / "all")
+    domain = config.dataset.domains[0]
+    assert domain.format == "ytvis" and "1 video of 6 frames" in text and "coco reads each frame as a picture" in text
+    assert domain.train.videos is None and domain.val.videos is None
+
+
+def test_pictures_with_track_ids_that_are_read_as_stills_are_said_to_be(tmp_path):
+    tracked_without_videos(tmp_path / "all", 3)
+    place = NamedSplit(name="data", img_folder=str(tmp_path / "all"))
+    (issue,) = [i for i in open_data(place, LoadOptions(tmp_path)).issues if i.severity == "note"]
+    assert "dataset.format=ytvis" in issue.action
+
+
+def test_the_tracks_of_a_case_are_one_video(suggest, shared_case):
+    config, text = suggest(shared_case("05_cvat_video_tracks"))
+    assert "1 video of 12 frames, 2 objects" in text
+    (video,) = load_split(config.dataset.domains[0], "train", LoadOptions.from_config(config)).videos
+    assert (len(video), len(video.objects)) == (12, 2)
 
 
 def test_small_objects_ask_for_a_larger_image(suggest, tmp_path):

@@ -13,6 +13,9 @@ from pycocotools import mask as coco_mask
 
 from ..records import RLE
 
+FLAT_PARTS = "parts of polygons with fewer than 3 points"
+"""What readers report of :func:`without_flat_parts`."""
+
 _MAX_OUTLINE = 10_000_000
 """Pixels of the outlines of one object's polygons; the rasteriser takes 80 bytes for each."""
 
@@ -33,6 +36,17 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> str | None
     if isinstance(segmentation, list):
         return _check_polygons(segmentation, height, width)
     return f"the segmentation is of type {type(segmentation).__name__}, neither polygons nor RLE"
+
+
+def without_flat_parts(segmentation: Any) -> Any:
+    """Return polygons without the parts of fewer than 3 points, which enclose nothing, where another part is left.
+
+    Anything else is returned as it is.
+    """
+    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
+        return segmentation
+    kept = [part for part in segmentation if len(part) >= 6 or len(part) % 2]
+    return kept if kept and len(kept) < len(segmentation) else segmentation
 
 
 def parse_segmentation(segmentation: Any, height: int, width: int) -> RLE:

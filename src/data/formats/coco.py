@@ -24,11 +24,20 @@ from pycocotools import mask as coco_mask
 
 from ...core.errors import UserError
 from ..decode.images import ImageFile, image_size
-from ..decode.segmentation import check_segmentation, holds_nested, is_empty, parse_segmentation, reaches_outside
+from ..decode.segmentation import (
+    FLAT_PARTS,
+    check_segmentation,
+    holds_nested,
+    is_empty,
+    parse_segmentation,
+    reaches_outside,
+    without_flat_parts,
+)
 from ..packed import PackedList
 from ..records import RLE, Issue, ObjectTrack, VideoRecord
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
+    TRACKED_STILLS,
     VOIDED,
     Bounds,
     Categories,
@@ -43,6 +52,7 @@ from .parsing import (
     with_void,
 )
 from .reader import Location, OpenOptions
+from .ytvis import track_of
 
 
 class _Image(NamedTuple):
@@ -164,7 +174,7 @@ class CocoSource:
         areas: list[ObjectTrack] = []
         unsure: set[str] = set()
         for annotation in left_out:
-            segmentation, category = annotation.segmentation, self._category(annotation)
+            segmentation, category = without_flat_parts(annotation.segmentation), self._category(annotation)
             if segmentation is None or check_segmentation(segmentation, height, width) is not None:
                 unsure |= set() if category is None else {category}
                 continue
@@ -207,9 +217,10 @@ class CocoSource:
         """Return the areas of annotations that are void, under the number of the only frame."""
         areas = []
         for annotation in annotations:
-            problem = check_segmentation(annotation.segmentation, height, width)
+            segmentation = without_flat_parts(annotation.segmentation)
+            problem = check_segmentation(segmentation, height, width)
             if problem is None:
-                areas.append(parse_segmentation(annotation.segmentation, height, width))
+                areas.append(parse_segmentation(segmentation, height, width))
             else:
                 log.error(f"{annotation.place} ({shown(image.file_name, 160)})", problem)
         return {0: areas} if areas else {}
@@ -221,15 +232,18 @@ class CocoSource:
         found: list[tuple[int, RLE, _Annotation]] = []
         for annotation in annotations:
             place = f"{annotation.place} ({shown(image.file_name, 160)})"
-            problem = check_segmentation(annotation.segmentation, height, width)
+            segmentation = without_flat_parts(annotation.segmentation)
+            if segmentation is not annotation.segmentation:
+                log.repaired(place, FLAT_PARTS)
+            problem = check_segmentation(segmentation, height, width)
             if problem is not None:
                 log.error(place, problem)
                 continue
-            if isinstance(annotation.segmentation, list) and reaches_outside(annotation.segmentation, height, width):
+            if isinstance(segmentation, list) and reaches_outside(segmentation, height, width):
                 log.repaired(place, "polygons that reach out of the image", "clipped")
-            if isinstance(annotation.segmentation, list) and holds_nested(annotation.segmentation, height, width):
+            if isinstance(segmentation, list) and holds_nested(segmentation, height, width):
                 log.note(place, "polygons inside polygons", "filled, as COCO does; masks as RLE can have holes")
-            mask = parse_segmentation(annotation.segmentation, height, width)
+            mask = parse_segmentation(segmentation, height, width)
             # From the mask: the JSON's area is missing or that of the box in the exports of several tools.
             area = int(coco_mask.area(mask.rle))
             if area == 0:
@@ -301,6 +315,7 @@ class CocoReader:
             raise UserError(f"{folder}: no such image folder", "data.missing-folder")
         images = _index_images(content["images"], log)
         _note_odd_ids(content["images"], content["annotations"], log)
+        _note_tracks(content["images"], content["annotations"], log)
         grouped = _group_by_image(content["annotations"], images, log)
         names = category_names(content.get("categories"))
         return CocoSource(
@@ -426,6 +441,18 @@ def _note_odd_ids(images: list[Any], annotations: list[Any], log: IssueLog) -> N
     own = [key for entry in entries if (key := as_id(entry.get("id"))) is not None]
     if len(set(own)) < len(own):
         log.note("", "annotations that share an id", "objects are numbered from 1 in every image")
+
+
+def _note_tracks(images: list[Any], annotations: list[Any], log: IssueLog) -> None:
+    """Note objects that have an id from image to image, in a file that does not say which images are a video."""
+    if any(isinstance(entry, dict) and "video_id" in entry for entry in images):
+        return
+    seen: dict[int | str, Any] = {}
+    for entry in annotations:
+        track = track_of(entry) if isinstance(entry, dict) else None
+        if track is not None and seen.setdefault(track, entry.get("image_id")) != entry.get("image_id"):
+            log.note("", TRACKED_STILLS, "read as stills; dataset.format=ytvis reads each folder's images as a video")
+            return
 
 
 def _chosen(images: list[_Image], videos: Sequence[str] | None, path: Path) -> list[_Image]:

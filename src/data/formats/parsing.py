@@ -201,6 +201,7 @@ Key = TypeVar("Key", bound="int | str")
 IGNORED = re.compile(r"void|ignored?([ _-]regions?)?|(do[ _]?n'?t|do[ _]not)[ _-]?care", re.IGNORECASE)
 """What data sets call categories of areas that are not labelled."""
 
+TRACKED_STILLS = "track ids without video ids"
 LOOKS_LIKE_VOID = "categories that look like void"
 
 

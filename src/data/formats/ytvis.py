@@ -24,7 +24,13 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from ...core.errors import UserError
-from ..decode.segmentation import check_segmentation, is_empty, parse_segmentation
+from ..decode.segmentation import (
+    FLAT_PARTS,
+    check_segmentation,
+    is_empty,
+    parse_segmentation,
+    without_flat_parts,
+)
 from ..decode.video import natural
 from ..records import RLE, Issue, VideoRecord
 from .json_files import annotation_json, find_json, holds_keys, read_json
@@ -123,6 +129,7 @@ class YtvisSource:
             log.error(place, f"its frames are {sides(size)} pixels, the JSON says {sides(video.size)}")
             return None
         kept = [t for t, source in enumerate(sources) if source is not None]
+        _leave_out_flat_parts(video, log)
         damaged = video.damaged | _damaged_frames(video, size, log)
         names = {key: video.categories.get(key) for key in video.segmentations}
         tracks = {key: _masks(segmentations, damaged, size) for key, segmentations in video.segmentations.items()}
@@ -247,7 +254,7 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
     categories = category_names(content.get("categories"))
     for place, entry, crowd in _labelled(content["annotations"], "segmentation", log):
         video, t = frames.get(_id(entry, "image_id"), (None, 0))
-        key = next((key for key in map(partial(_id, entry), TRACK_KEYS) if key is not None), None)
+        key = track_of(entry)
         if video is None:
             log.repaired(place, "annotations of unknown images")
         elif crowd:
@@ -327,6 +334,11 @@ def _entries(entries: Any, kind: str, log: IssueLog) -> Iterator[tuple[str, dict
             log.error(f"{kind} at [{position}]", "is not an object")
 
 
+def track_of(entry: dict[str, Any]) -> int | str | None:
+    """Return the id that an annotation's object has from frame to frame; None if it has none."""
+    return next((key for key in map(partial(_id, entry), TRACK_KEYS) if key is not None), None)
+
+
 def _labelled(entries: Any, key: str, log: IssueLog) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """Yield the annotations that have a segmentation, each with its name, and whether it is a crowd.
 
@@ -391,6 +403,12 @@ def _with_unique_names(videos: list[Video]) -> list[Video]:
     return videos
 
 
+def _leave_out_flat_parts(video: Video, log: IssueLog) -> None:
+    for each in chain(video.crowds, *video.segmentations.values()):
+        if without_flat_parts(each.segmentation) is not each.segmentation:
+            log.repaired(each.place, FLAT_PARTS)
+
+
 def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[int]:
     """Return the frames on which a segmentation is damaged.
 
@@ -398,7 +416,7 @@ def _damaged_frames(video: Video, size: tuple[int, int], log: IssueLog) -> set[i
     """
     damaged = set()
     for each in chain(video.crowds, *video.segmentations.values()):
-        problem = check_segmentation(each.segmentation, *size)
+        problem = check_segmentation(without_flat_parts(each.segmentation), *size)
         if problem is not None:
             log.error(each.place, problem)
             damaged.add(each.frame)
@@ -412,6 +430,9 @@ def _masks(segmentations: list[FrameSegmentation], damaged: Container[int], size
     """
     masks: dict[int, list[RLE]] = defaultdict(list)
     for each in segmentations:
-        if each.frame not in damaged and (mask := parse_segmentation(each.segmentation, *size)).area():
+        if (
+            each.frame not in damaged
+            and (mask := parse_segmentation(without_flat_parts(each.segmentation), *size)).area()
+        ):
             masks[each.frame].append(mask)
     return {t: RLE(coco_mask.merge([mask.rle for mask in found])) for t, found in masks.items()}

@@ -666,3 +666,18 @@ def test_polygons_inside_polygons_that_people_brought(shared_data):
     source = open_coco(shared_data("../cases") / "09_polygon_in_polygon")
     met = [issue for index in range(len(source)) for issue in source.read(index)[1]]
     assert sum(issue.problem == "polygons inside polygons" for issue in met) == 18
+
+
+@pytest.mark.parametrize("flat", [[1, 1], [1, 1, 2, 2], []], ids=["a point", "a line", "nothing"])
+def test_a_part_that_encloses_nothing_is_left_out(folder, flat):
+    dataset = folder.load([annotation(1), annotation(2, segmentation=[flat, *annotation()["segmentation"]])])
+    first, second = dataset.videos[0].objects
+    np.testing.assert_array_equal(first.segmentations[0].decode(), second.segmentations[0].decode())
+    assert dataset.notes == {"parts of polygons with fewer than 3 points, left out": 1}
+
+
+def test_the_parts_of_a_case_cost_no_object(shared_case):
+    for split in ("train", "valid"):
+        dataset = load_coco(shared_case("02_degenerate_part") / split)
+        assert sum(len(video.objects) for video in dataset.videos) == 18
+        assert any("fewer than 3 points" in note for note in dataset.notes)

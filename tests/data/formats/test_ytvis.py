@@ -280,3 +280,10 @@ class TestImages:
 def test_other_files_are_refused(open_file, content, code, fact):
     with refuses(code, fact):
         open_file(content)
+
+
+def test_a_part_that_encloses_nothing_is_left_out(open_file):
+    square = [[1, 1, 4, 1, 4, 4, 1, 4]]
+    record, issues = read(open_file(tracks(track(1, square, [[2, 2], *square], None))))
+    np.testing.assert_array_equal(record.masks(0)[1], record.masks(1)[1])
+    assert [(i.severity, i.problem) for i in issues] == [("repaired", "parts of polygons with fewer than 3 points")]

@@ -428,7 +428,7 @@ class TestObjectsThatAppearLater:
         for seed in range(4):
             model = trainable(3)
             seed_draws(model, 0, seed)
-            prepared = model.prepare_prompt_inputs({}, to_datapoint(ClipBatch.collate([clip]), CPU))
+            prepared = model.prepare_prompt_inputs({}, to_datapoint(ClipBatch.collate([clip]), CPU, FAMILY))
             assert prepared["init_cond_frames"] == [0] and prepared["frames_to_add_correction_pt"] in ([], [0])
 
 
