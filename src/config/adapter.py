@@ -66,8 +66,8 @@ class LoraConfig(Section):
     target_modules: list[str] = Field(
         default_factory=lambda: list(model_spec(DEFAULT_MODEL).default_targets),
         min_length=1,
-        description="Linear layers to adapt: dotted suffixes or globs of their names, or `all`. Left out: the "
-        "model's own default.",
+        description="Linear layers to adapt: dotted suffixes or globs of their names, or `all`; `!name` takes back "
+        "what entries before it select. Left out: the model's own default.",
     )
     router: RouterConfig = Field(default_factory=RouterConfig, description="Router of a MoPE layer.")
 

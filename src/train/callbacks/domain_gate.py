@@ -21,7 +21,10 @@ class FitDomainGate(Callback):
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Fit it, where there is an adapter."""
-        if not trainer.task.has_domain_gate or not (trainer.folder / ADAPTER_FOLDER).is_dir():
+        if not (trainer.folder / ADAPTER_FOLDER).is_dir():
+            return
+        if not trainer.task.has_domain_gate:
+            logger.info(f"no domain gate: there is none for {trainer.config.model.name}")
             return
         with trainer.shutdown.interruptible(), distributed.main_process_first():
             if distributed.is_main_process():

@@ -43,7 +43,7 @@ def make_run(sam3_folder, pictures, tmp_path) -> Callable[..., Config]:
             "device": "cpu", "monitor_clips": 0, "domain_gate": False, "validate_every_epochs": 2,
             "concepts": {"positives": 2, "foreign": ["cup"], "exemplars": 0.5},
         },
-        "evaluation": {"max_images": 1},
+        "evaluation": {"max_images": 1, "source_clips": 0},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
     return lambda *settings: load_config(tmp_path / "run.yaml", [f"output_dir={tmp_path / 'run'}", *settings])
