@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Sam3TrackerVideoConfig, Sam3TrackerVideoModel
+from safetensors.torch import load_file, save_file
+from transformers import Sam3Config, Sam3TrackerVideoConfig, Sam3TrackerVideoModel, Sam3VideoConfig, Sam3VideoModel
 
 SIDE = 56  # of its own frames: 4 × 4 tokens of 14 pixels
 WIDTH = 128  # the memories' 64 channels, which transformers has written into it, must be fewer
@@ -54,4 +55,44 @@ def tiny_tracker(side: int = SIDE) -> Sam3TrackerVideoModel:
 def write_tiny(folder: Path) -> Path:
     """Write the tiny tracker as a folder of transformers."""
     tiny_tracker().save_pretrained(folder)
+    return folder
+
+
+def whole_config(side: int = SIDE) -> Sam3VideoConfig:
+    """The config of detector and tracker."""
+    small = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64}
+    words = {"vocab_size": 64, "bos_token_id": 62, "eos_token_id": 63, "max_position_embeddings": 8}
+    detector = Sam3Config(
+        vision_config=vision_config(side),
+        text_config={
+            "model_type": "clip_text_model",
+            "num_hidden_layers": 1,
+            "projection_dim": WIDTH,
+            **words,
+            **small,
+        },
+        geometry_encoder_config={**small, "num_layers": 1},
+        detr_encoder_config={**small, "num_layers": 1},
+        detr_decoder_config={**small, "num_layers": 1, "num_queries": 5},
+        mask_decoder_config={"hidden_size": WIDTH, "num_attention_heads": 2},
+    )
+    return Sam3VideoConfig(detector_config=detector.to_dict(), tracker_config=tracker_config(side).to_dict())
+
+
+@torch.no_grad()
+def write_whole(folder: Path) -> Path:
+    """Write the tiny tracker with a detector, as facebook/sam3 on the hub has them: its names, and its licence."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Sam3VideoModel(whole_config())
+    tracker = tiny_tracker()
+    model.tracker_neck.load_state_dict(tracker.vision_encoder.neck.state_dict())
+    model.detector_model.vision_encoder.backbone.load_state_dict(tracker.vision_encoder.backbone.state_dict())
+    tracker.vision_encoder = None
+    model.tracker_model.load_state_dict(tracker.state_dict())
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    once = {name.replace("tracker_model.tracker_model.", "tracker_model."): each for name, each in weights.items()}
+    save_file(once, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "LICENSE").write_text("the licence's text")
     return folder

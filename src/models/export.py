@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,6 +60,8 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     """
     lora = trained_config(trained)
     chosen = choose_form(lora, form, trained)
+    if form == "auto" and chosen == "official" and is_folder(config.model.checkpoint):
+        chosen = "transformers"  # as the base is
     if chosen != "official" and output.suffix == ".pt":
         output = output.with_suffix("")
     if output.exists():
@@ -78,14 +81,14 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
         room.write_official(model, config.model, output)
         logger.info(room.how_to_load(config.model, output))
     elif chosen == "transformers":
-        room.write_transformers(model, lora, about, gate, output)
+        room.write_transformers(model, config.model, lora, about, gate, output)
     elif chosen == "adapter":
         save_adapter(model, output, lora, about)
         if gate is not None:
             gate.save(output)
     else:
         assert isinstance(lora, LoraConfig)
-        write_peft(model, lora, config.model.name, output)
+        write_peft(model, lora, config.model.name, output, room.stock_name)
     write_notice(model_spec(config.model.name), config.model.checkpoint, output)
     return output
 
@@ -105,6 +108,11 @@ def write_notice(spec: ModelSpec, checkpoint: str | None, output: Path) -> None:
     if (full := find_file(checkpoint) / "LICENSE").is_file():
         text.append(full.read_text(encoding="utf-8", errors="replace"))
     write_text(output / NOTICE if output.is_dir() else output.with_suffix(f".{NOTICE}"), "\n".join(text))
+
+
+def is_folder(checkpoint: str | None) -> bool:
+    """Return whether base weights are a folder, as transformers has them."""
+    return checkpoint is not None and find_file(checkpoint).is_dir()
 
 
 def trained_config(trained: Path) -> Configs:
@@ -136,12 +144,22 @@ def choose_form(lora: Configs, form: str, trained: Path) -> str:
     return FORMATS[lora.method][0] if form == "auto" else form
 
 
-def write_peft(model: nn.Module, lora: LoraConfig, base_name: str, folder: Path) -> None:
-    """Write a folder that ``peft.PeftModel.from_pretrained(stock_sam2, folder)`` loads.
+def write_peft(
+    model: nn.Module, lora: LoraConfig, base_name: str, folder: Path, stock_name: Callable[[str], str]
+) -> None:
+    """Write a folder that ``peft.PeftModel.from_pretrained(stock_model, folder)`` loads.
+
+    Args:
+        model: with LoRA layers.
+        lora: their config.
+        base_name: the model's name.
+        folder: where to write.
+        stock_name: a layer's name in the stock model, by that in ``model``.
 
     Source: PEFT's checkpoint format, https://huggingface.co/docs/peft/developer_guides/checkpoint.
     """
-    layers = {name: layer for name, layer in iter_adapter_layers(model) if isinstance(layer, LoRALinear)}
+    adapters = iter_adapter_layers(model)
+    layers = {stock_name(name): layer for name, layer in adapters if isinstance(layer, LoRALinear)}
     weights = {
         f"base_model.model.{name}.{part}.weight": getattr(layer, part).detach().contiguous()
         for name, layer in layers.items()

@@ -205,7 +205,16 @@ class ModelRoom(Protocol):
     def how_to_load(self, config: ModelConfig, path: Path) -> str:
         """Return the Python that gets the stock model with :meth:`write_official`'s file."""
 
+    def stock_name(self, layer: str) -> str:
+        """Return a layer's name in the model that others put a PEFT adapter into."""
+
     def write_transformers(
-        self, model: nn.Module, lora: Configs, about: dict[str, Any], gate: DomainGate | None, folder: Path
+        self,
+        model: nn.Module,
+        config: ModelConfig,
+        lora: Configs,
+        about: dict[str, Any],
+        gate: DomainGate | None,
+        folder: Path,
     ) -> None:
         """Write a folder that Hugging Face ``transformers`` reads, and check that it computes the same."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,19 +28,25 @@ from ...lora.merging import unload_merged
 from ..checkpoint import ADAPTER_FOLDER
 from ..spec import model_spec
 from .build import config_overrides, sam2_config
+from .pixels import frame_size
 from .tracking import as_video_predictor, track_objects
 from .transformers_adapters import add_adapter_to_transformers
-from .transformers_format import load_transformers, save_transformers, without_its_bars
+from .transformers_format import (
+    load_transformers,
+    save_transformers,
+    to_transformers,
+    without_its_bars,
+)
 
 if TYPE_CHECKING:
-    from transformers import Sam2VideoModel
+    from transformers import Sam2VideoModel, Sam3TrackerVideoModel
 
 logger = logging.getLogger(__name__)
 
 Box: TypeAlias = tuple[float, float, float, float]
 
+TOLERANCE_THERE = 1e-3  # in transformers, root mean square, of the output's: single tokens may choose other experts
 TOLERANCE = 1e-5  # of an output's largest value, or absolute where that is below 1
-TRANSFORMERS_TOLERANCE = 1e-3  # root mean square, of the output's: single tokens may choose other experts
 
 
 def how_to_load(config: ModelConfig, path: Path) -> str:
@@ -76,14 +83,51 @@ def write_official(model: SAM2Base, config: ModelConfig, path: Path) -> None:
     write_atomically(path, write)
 
 
+def stock_name(layer: str) -> str:
+    """Return a layer's name in stock SAM 2: its own."""
+    return layer
+
+
 def write_transformers(
-    model: SAM2Base, lora: Configs, about: dict[str, Any], gate: DomainGate | None, folder: Path
+    model: SAM2Base,
+    config: ModelConfig,
+    lora: Configs,
+    about: dict[str, Any],
+    gate: DomainGate | None,
+    folder: Path,
+) -> None:
+    """Write a folder for transformers; see :func:`write_stock_folder`."""
+    load = load_transformers().Sam2VideoModel.from_pretrained
+    write_stock_folder(model, lora, about, gate, folder, save_transformers, [load])
+
+
+def write_stock_folder(
+    model: SAM2Base,
+    lora: Configs,
+    about: dict[str, Any],
+    gate: DomainGate | None,
+    folder: Path,
+    save: Callable[[SAM2Base, Path], None],
+    loads: Iterable[Callable[[Path], Any]],
+    probe_model: Callable[[SAM2Base], dict[str, Tensor]] | None = None,
 ) -> None:
     """Write a folder for transformers, and put it in place only if transformers computes the same with it.
 
     LoRA layers are merged. With method mope, and with expert groups, the folder holds the base, and in ``adapter`` the
-    adapter folder with its domain gate. Raises UserError where transformers is missing, cannot express the model or
-    computes something else.
+    adapter folder with its domain gate.
+
+    Args:
+        model: with its adapters; LoRA layers become plain Linear layers.
+        lora: their config; with expert groups, that of each.
+        about: further keys of the adapter folder's config.
+        gate: the adapters' domain gate.
+        folder: to write; it does not exist.
+        save: writes the base weights, and what else the folder has, into a folder.
+        loads: what reads a folder with a class of transformers, for each class: a video model, None where it cannot.
+        probe_model: computes with ``model`` what :func:`probe_transformers` does; None: :func:`probe`.
+
+    Raises:
+        UserError: transformers is missing, cannot express the model or computes something else.
     """
     transformers = load_transformers()
     model.binarize_mask_from_pts_for_mem_enc = True  # as SAM 2's own video predictor has it, and transformers always
@@ -92,26 +136,30 @@ def write_transformers(
     expected = []
     for group in groups:
         with use_adapter(model, group):
-            expected.append(probe(model))
+            expected.append((probe_model or probe)(model))
     if mergeable:
         unload_merged(model)
 
     def write(temporary: Path) -> None:
-        save_transformers(model, temporary)
-        loaded = transformers.Sam2VideoModel.from_pretrained(temporary)
+        save(model, temporary)
         if any(iter_adapter_layers(model)):
             save_adapter(model, temporary / ADAPTER_FOLDER, lora, about)
-            add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
         differences = []
-        for group, outputs in zip(groups, expected, strict=True):
-            with use_adapter(loaded, group):
-                differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
+        for load in loads:
+            loaded = load(temporary)
+            if loaded is None:
+                continue
+            if any(iter_adapter_layers(model)):
+                add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
+            for group, outputs in zip(groups, expected, strict=True):
+                with use_adapter(loaded, group):
+                    differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
         difference = torch.stack(differences).max().item()
         logger.info(f"read back into transformers: relative difference {difference:.1e} on an image and a clip")
-        if not difference <= TRANSFORMERS_TOLERANCE:
+        if not difference <= TOLERANCE_THERE:
             raise UserError(
                 f"{folder} was not written: with it transformers {transformers.__version__} differs by "
-                f"{difference:.1e} (> {TRANSFORMERS_TOLERANCE})",
+                f"{difference:.1e} (> {TOLERANCE_THERE})",
                 "export.differs",
             )
         if any(iter_adapter_layers(model)) and gate is not None:
@@ -121,34 +169,42 @@ def write_transformers(
         write_folder_atomically(folder, write)
 
 
+def load_stock(model: SAM2Base, config: ModelConfig) -> Sam2VideoModel:
+    """Return transformers' own model with a checkpoint's weights, which ``model`` has loaded."""
+    return to_transformers(model)
+
+
 @torch.inference_mode()
-def probe(model: SAM2Base) -> dict[str, Tensor]:
+def probe(model: SAM2Base, frames: int = 3) -> dict[str, Tensor]:
     """Return what a model computes on a random image and a synthetic clip, at its own image size and on the CPU.
 
     Besides mask logits there are features, because an object judged absent has constant logits.
     """
-    image, frames, box = probe_inputs(model.image_size)
+    image, clip, box = probe_inputs(frame_size(model), frames)
     levels = model.forward_image(image)["backbone_fpn"]
     attended: list[Tensor] = []
     hook = model.memory_attention.register_forward_hook(lambda module, args, output: attended.append(output))
     prompts = {0: [Prompt(1, box=box)]}
-    logits = [logits_OHW[:, None] for _, _, logits_OHW in track_objects(as_video_predictor(model), frames, prompts)]
+    logits = [logits_OHW[:, None] for _, _, logits_OHW in track_objects(as_video_predictor(model), clip, prompts)]
     hook.remove()
     return probe_outputs([level.flatten(2) for level in levels], logits, attended)
 
 
 @torch.inference_mode()
-def probe_transformers(model: Sam2VideoModel, folder: Path) -> dict[str, Tensor]:
+def probe_transformers(
+    model: Sam2VideoModel | Sam3TrackerVideoModel, folder: Path, frames: int = 3
+) -> dict[str, Tensor]:
     """:func:`probe` of a model of transformers, with the processor in a folder."""
-    image, frames, box = probe_inputs(model.config.image_size)
+    kind = getattr(load_transformers(), type(model).__name__.replace("Model", "Processor"))
+    image, clip, box = probe_inputs(model.config.image_size, frames)
     levels = model.get_image_features(image).fpn_hidden_states
     attended: list[Tensor] = []
     hook = model.memory_attention.register_forward_hook(lambda module, args, output: attended.append(output))
-    processor = load_transformers().Sam2VideoProcessor.from_pretrained(folder)
-    session = processor.init_video_session(video=frames)
+    processor = kind.from_pretrained(folder)
+    session = processor.init_video_session(video=clip)
     processor.add_inputs_to_inference_session(session, 0, 1, input_boxes=[[list(box)]])
     model(session, 0)
-    size = [frames[0].shape[:2]]
+    size = [clip[0].shape[:2]]
     logits = [
         processor.post_process_masks([output.pred_masks], size, binarize=False)[0]
         for output in model.propagate_in_video_iterator(session)
@@ -157,10 +213,10 @@ def probe_transformers(model: Sam2VideoModel, folder: Path) -> dict[str, Tensor]
     return probe_outputs([level.permute(1, 2, 0) for level in levels], logits, attended)
 
 
-def probe_inputs(side: int) -> tuple[Tensor, list[np.ndarray], Box]:
-    """Return a normalised image (1, 3, S, S), three frames RGB uint8 (S, S, 3), and an object's box on the first."""
+def probe_inputs(side: int, frames: int) -> tuple[Tensor, list[np.ndarray], Box]:
+    """Return a normalised image (1, 3, S, S), frames RGB uint8 (S, S, 3), and an object's box on the first."""
     image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    video = make_videos(SOURCE, 1, 0, frames=3, side=side).videos[0]
+    video = make_videos(SOURCE, 1, 0, frames=frames, side=side).videos[0]
     box = bounding_box(next(iter(video.masks(0).values())))
     return image, [source.read() for source in video.frames], box
 

@@ -1,7 +1,7 @@
 """SAM 2's room: the functions of :class:`~src.models.protocols.ModelRoom`."""
 
 from .build import build_model, complete, config_overrides, load_base
-from .export import how_to_load, write_official, write_transformers
+from .export import how_to_load, stock_name, write_official, write_transformers
 from .gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
 from .predictors import image_predictor
 from .streaming import StreamingTracker as tracker
@@ -33,6 +33,7 @@ __all__ = [
     "load_base",
     "seed_draws",
     "segmentation_losses",
+    "stock_name",
     "to_pixels",
     "track_clips",
     "track_objects",

@@ -1,4 +1,4 @@
-"""Adapters of an adapter folder in Hugging Face ``transformers``' Sam2VideoModel and Sam2Model.
+"""Adapters of an adapter folder in Hugging Face ``transformers``' models of SAM 2 and of SAM 3's tracker.
 
     model = Sam2VideoModel.from_pretrained(exported)             # of sam2-mope export --format transformers
     add_adapter_to_transformers(model, exported + "/adapter")    # LoRA, MoPE, expert groups; the domain gate decides
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from ...lora.adapter_io import (
 )
 from ...lora.expert_groups import DEFAULT_ADAPTER, ExpertGroup, attach, set_adapter
 from ...lora.injection import freeze_base, new_adapter, remove_adapters, replace_module
+from ..spec import ModelSpec
 from .gate_hooks import gate_features
 from .inference_state import DECISION
 from .patches import rebind
@@ -40,15 +42,49 @@ from .pixels import FAMILY
 from .transformers_format import FINGERPRINT, load_transformers, sam2_state_dict, transformers_name
 
 if TYPE_CHECKING:
-    from transformers import Sam2Model, Sam2VideoModel
+    from transformers import Sam2Model, Sam2VideoModel, Sam3TrackerVideoModel, Sam3VideoModel
 
 logger = logging.getLogger(__name__)
 
 _MEMORY = ("memory_attention.", "memory_encoder.", "obj_ptr_")  # the parts of SAM 2 that Sam2Model lacks
 
 
+@dataclass(frozen=True)
+class StockKind:
+    """What has to be known of a class of transformers.
+
+    Attributes:
+        spec: the model's, with the encoder's prefix in transformers.
+        layer_name: a layer's name there, by that of SAM 2's classes.
+        base_weights: the base's state dict by the names of SAM 2's classes, from the model's; None where it is a part
+            of the base only, without memory.
+        has_sessions: whether its forward takes a session of prompted objects, which a domain gate can decide for.
+    """
+
+    spec: ModelSpec
+    layer_name: Callable[[str], str]
+    base_weights: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None
+    has_sessions: bool
+
+
+def _kind_of(model: nn.Module) -> StockKind:
+    transformers = load_transformers()
+    sam2 = replace(FAMILY, encoder=("vision_encoder.",))
+    if isinstance(model, transformers.Sam2VideoModel):
+        return StockKind(sam2, transformers_name, sam2_state_dict, has_sessions=True)
+    if isinstance(model, transformers.Sam2Model):
+        return StockKind(sam2, transformers_name, None, has_sessions=False)
+    if type(model).__name__ in ("Sam3TrackerVideoModel", "Sam3VideoModel"):
+        from ..sam3_tracker.transformers_form import stock_kind  # it builds on this folder
+
+        return stock_kind(model)
+    raise ValueError(
+        f"a Sam2VideoModel, Sam2Model, Sam3TrackerVideoModel or Sam3VideoModel is needed, not a {type(model).__name__}"
+    )
+
+
 def add_adapter_to_transformers(
-    model: Sam2VideoModel | Sam2Model, folder: str | Path, gate: str = "auto"
+    model: Sam2VideoModel | Sam2Model | Sam3TrackerVideoModel | Sam3VideoModel, folder: str | Path, gate: str = "auto"
 ) -> AdapterConfig:
     """Put the adapters of a folder into a transformers model with the base they were trained on, and freeze the base.
 
@@ -62,7 +98,8 @@ def add_adapter_to_transformers(
         folder: as written by :func:`~src.lora.adapter_io.save_adapter`.
         gate: whether adapters are on: ``auto``, the domain gate in the folder decides for each inference session on the
             frame that is prompted first (without one they are on); ``on``; ``off``; or the name of one of its domains.
-            A Sam2Model asks no gate: with one in the folder, say ``off`` or the domain's name there.
+            A Sam2Model and a Sam3VideoModel ask no gate: with one in the folder, say ``off`` or the domain's name
+            there.
 
     Returns:
         The content of the folder's JSON file.
@@ -72,24 +109,23 @@ def add_adapter_to_transformers(
             mode cannot be had; the model is unchanged.
         ValueError: it is another kind of model, or has adapters already.
     """
-    transformers = load_transformers()
-    if not isinstance(model, (transformers.Sam2VideoModel, transformers.Sam2Model)):
-        raise ValueError(f"a Sam2VideoModel or a Sam2Model is needed, not a {type(model).__name__}")
+    kind = _kind_of(model)
     if any(iter_wrapped_linears(model)):
         raise ValueError("the model has adapters already; they are added once")
-    images_only = isinstance(model, transformers.Sam2Model)
     file = read_adapter(folder)
-    base = _claimed_base(model) if images_only else fingerprint(sam2_state_dict(model.state_dict()))
+    base = _claimed_base(model) if kind.base_weights is None else fingerprint(kind.base_weights(model.state_dict()))
     check_base(folder, file.config, base)
     adapters = {
-        name: _new_adapters(model, group, folder, images_only)
-        for name, group in split_groups(file, DEFAULT_ADAPTER).items()
+        name: _new_adapters(model, group, folder, kind) for name, group in split_groups(file, DEFAULT_ADAPTER).items()
     }
     domain_gate = gate_for(folder, base, gate)
     try:
         _inject(model, adapters, grouped=not isinstance(file.config.lora, LoraConfig))
         if domain_gate is not None:
-            (_switch_by_hand if images_only else _install_gate)(model, domain_gate, gate)
+            if kind.has_sessions:
+                _install_gate(model, domain_gate, gate, kind.spec)
+            else:
+                _switch_by_hand(model, domain_gate, gate)
     except UserError:
         remove_adapters(model)
         raise
@@ -109,16 +145,14 @@ def _claimed_base(model: nn.Module) -> str:
     return str(claimed)
 
 
-def _new_adapters(
-    model: nn.Module, group: ExpertGroup, folder: str | Path, images_only: bool
-) -> dict[str, AdapterLayer]:
+def _new_adapters(model: nn.Module, group: ExpertGroup, folder: str | Path, kind: StockKind) -> dict[str, AdapterLayer]:
     """Return trained adapters by transformers' names of their layers, without putting them into the model.
 
     Raises:
         UserError: the model lacks the layers, or the weights are not those of such adapters.
     """
     config, modules, adapters = group.config, dict(model.named_modules()), {}
-    in_memory = [layer for layer in group.layers() if layer.startswith(_MEMORY)] if images_only else []
+    in_memory = [layer for layer in group.layers() if layer.startswith(_MEMORY)] if kind.base_weights is None else []
     if len(in_memory) == len(group.layers()):
         raise UserError(
             f"{folder}: all of these adapters are in SAM 2's memory, which a Sam2Model lacks: it computes what "
@@ -134,7 +168,7 @@ def _new_adapters(
     for (layer, key), tensor in group.weights_by_layer().items():
         weights.setdefault(layer, {})[key] = tensor
     for layer in [layer for layer in group.layers() if layer not in in_memory]:
-        name = transformers_name(layer)
+        name = kind.layer_name(layer)
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             raise UserError(
@@ -160,11 +194,11 @@ def _inject(model: nn.Module, adapters: dict[str, dict[str, AdapterLayer]], grou
     set_adapter(model, next(iter(adapters)) if len(adapters) == 1 else None)
 
 
-def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
+def _switch_by_hand(model: nn.Module, gate: DomainGate, mode: str) -> None:
     """Switch adapters off, or a domain's on, as the mode says; the domain gate is not asked."""
     if mode == "auto" or (mode == "on" and len(gate.domains) > 1):
         raise UserError(
-            f"gate '{mode}': a Sam2Model asks no domain gate; say off, or which domain its images are of: "
+            f"gate '{mode}': a {type(model).__name__} asks no domain gate; say off, or which domain its images are of: "
             f"{', '.join(gate.domains)}",
             "transformers.gate-mode",
         )
@@ -176,9 +210,8 @@ def _switch_by_hand(model: Sam2Model, gate: DomainGate, mode: str) -> None:
         set_adapter(model, next(iter(gate.domains)) if mode == "on" else mode)
 
 
-def _install_gate(model: Sam2VideoModel, gate: DomainGate, mode: str) -> None:
+def _install_gate(model: nn.Module, gate: DomainGate, mode: str, spec: ModelSpec) -> None:
     """Let the domain gate decide for every inference session."""
-    spec = replace(FAMILY, encoder=("vision_encoder.",))
 
     def features(model: Sam2VideoModel, pixels_B3SS: Tensor) -> Tensor:
         return gate_features(model, pixels_B3SS, functools.partial(_feature_maps, model), spec)

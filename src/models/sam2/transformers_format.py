@@ -376,17 +376,22 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
+def save_processor(side: int, folder: Path) -> None:
+    """Write a Sam2VideoProcessor for images of a side in pixels."""
+    transformers = load_transformers()
+    size = {"height": side, "width": side}
+    mask_size = {name: 4 * pixels // TOKEN_STRIDE for name, pixels in size.items()}
+    transformers.Sam2VideoProcessor(
+        image_processor=transformers.Sam2ImageProcessor(size=size, mask_size=mask_size),
+        video_processor=transformers.Sam2VideoVideoProcessor(size=size),
+    ).save_pretrained(folder)
+
+
 def save_transformers(model: SAM2Base, folder: Path) -> None:
     """Write the base weights into a folder that Sam2VideoModel, Sam2Model and their processors load.
 
     Raises:
         UserError: as :func:`to_transformers`.
     """
-    transformers = load_transformers()
     to_transformers(model).save_pretrained(folder)
-    size = {"height": model.image_size, "width": model.image_size}
-    mask_size = {side: 4 * pixels // TOKEN_STRIDE for side, pixels in size.items()}
-    transformers.Sam2VideoProcessor(
-        image_processor=transformers.Sam2ImageProcessor(size=size, mask_size=mask_size),
-        video_processor=transformers.Sam2VideoVideoProcessor(size=size),
-    ).save_pretrained(folder)
+    save_processor(model.image_size, folder)

@@ -37,10 +37,10 @@ def config_overrides(config: ModelConfig) -> list[str]:
     Raises:
         UserError: transformers is missing or too old; the checkpoint's config is damaged, or another model's.
     """
-    return overrides_of(read_config(_config_file(config.checkpoint)), image_size_of(config))
+    return overrides_of(read_config(config_file(config.checkpoint)), image_size_of(config))
 
 
-def _config_file(checkpoint: str | None) -> Path | None:
+def config_file(checkpoint: str | None) -> Path | None:
     """Return the ``config.json`` that stands beside weights of transformers, if there is one."""
     if checkpoint is None:
         return None

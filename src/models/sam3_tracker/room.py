@@ -1,12 +1,6 @@
 """SAM 3's tracker's room: the functions of :class:`~src.models.protocols.ModelRoom`, most of them SAM 2's."""
 
-from pathlib import Path
-from typing import Any, NoReturn
-
-from torch import nn
-
 from ...config import ModelConfig, PromptConfig
-from ...core.errors import UserError
 from ..sam2 import train_forward
 from ..sam2.gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
 from ..sam2.predictors import image_predictor
@@ -21,6 +15,7 @@ from ..sam2.train_forward import (
     track_clips,
 )
 from .build import build_model, complete, config_overrides, load_base
+from .export import how_to_load, stock_name, write_official, write_transformers
 
 __all__ = [
     "as_video_predictor",
@@ -39,6 +34,7 @@ __all__ = [
     "load_base",
     "seed_draws",
     "segmentation_losses",
+    "stock_name",
     "to_pixels",
     "track_clips",
     "track_objects",
@@ -51,23 +47,3 @@ __all__ = [
 def build_trainable(config: ModelConfig, prompts: PromptConfig, frames: int) -> train_forward.TrainableSAM2:
     """Build a tracker for training; see :func:`src.models.sam2.train_forward.build_trainable`."""
     return train_forward.build_trainable(config, prompts, frames, build_model)
-
-
-def write_official(model: nn.Module, config: ModelConfig, path: Path) -> NoReturn:
-    """Refuse: merged weights of SAM 3's tracker have no form here. Raises UserError."""
-    raise UserError(
-        f"{path} was not written: of sam3_tracker only --format adapter and peft can be written", "export.unsuited-form"
-    )
-
-
-def write_transformers(model: nn.Module, lora: Any, about: Any, gate: Any, folder: Path) -> NoReturn:
-    """Refuse, as :func:`write_official`. Raises UserError."""
-    raise UserError(
-        f"{folder} was not written: of sam3_tracker only --format adapter and peft can be written",
-        "export.unsuited-form",
-    )
-
-
-def how_to_load(config: ModelConfig, path: Path) -> str:
-    """Return the Python that gets the tracker with a merged checkpoint."""
-    return f'build_sam2_video_predictor_moe with a YAML whose model.checkpoint is "{path}"'

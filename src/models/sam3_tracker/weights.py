@@ -21,7 +21,14 @@ from torch import Tensor
 from ...core.errors import UserError
 from ...core.shipped import find_file
 from ...core.torch_files import read_pt
-from ..sam2.transformers_format import FREQUENCIES, FREQUENCIES_AGAIN, POINTS, sam2_name, split_points
+from ..sam2.transformers_format import (
+    FREQUENCIES,
+    FREQUENCIES_AGAIN,
+    POINTS,
+    sam2_name,
+    split_points,
+    transformers_name,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +107,7 @@ def _renaming(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
 _from_meta = _renaming(_META)
 _to_meta = _renaming((ours, meta) for meta, ours in _META)
 _from_video = _renaming(_VIDEO)
+_to_video = _renaming((ours, video) for video, ours in _VIDEO)
 
 
 def read_tracker(path: str | Path) -> dict[str, Tensor]:
@@ -112,7 +120,7 @@ def read_tracker(path: str | Path) -> dict[str, Tensor]:
         UserError: it is missing, damaged, or holds something else.
     """
     path = find_file(path)
-    return tracker_weights(_open(path), path)
+    return tracker_weights(open_weights(path), path)
 
 
 def tracker_weights(found: Mapping[str, Read], path: Path) -> dict[str, Tensor]:
@@ -128,15 +136,72 @@ def tracker_weights(found: Mapping[str, Read], path: Path) -> dict[str, Tensor]:
     needed = {key: read for key, read in found.items() if not _OF_DETECTOR.match(key) and not _COMPUTED.fullmatch(key)}
     if others := sum(bool(_OF_DETECTOR.match(key)) for key in found):
         logger.info(f"{path}: {len(needed)} weights of the tracker; {others} of the detector are left out")
-    if any(key.startswith(("tracker.", "detector.")) for key in found):
+    if _is_meta(found):
         return _from_meta_weights({_from_meta(key): read() for key, read in needed.items()})
     return _from_transformers({_from_video(key): read() for key, read in needed.items()}, path)
 
 
-def _open(path: Path) -> dict[str, Read]:
+def tracker_state_dict(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tracker in the state dict of a model of transformers by the names of SAM 2's classes."""
+    return _from_transformers(
+        {_name_of_video(key): tensor for key, tensor in weights.items() if not _OF_DETECTOR.match(key)}, "the model"
+    )
+
+
+def replace_tracker(found: Mapping[str, Read], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all weights of a file, with the tracker's replaced; what the detector alone has stays as it is.
+
+    Args:
+        found: what reads each weight, by its name in the file (:func:`open_weights`): of transformers, or Meta's.
+        weights: a tracker's state dict, without adapters.
+    """
+    meta = _is_meta(found)
+    tracker = meta_state_dict(weights) if meta else {}
+    replaced = {}
+    for key, read in found.items():
+        if _OF_DETECTOR.match(key) or _COMPUTED.fullmatch(key):
+            replaced[key] = read()
+        elif meta:
+            replaced[key] = tracker[key]
+        else:
+            replaced[key] = _for_video(_name_of_video(key), weights)
+        replaced[key] = replaced[key].contiguous()
+    return replaced
+
+
+def _for_video(name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    """Return the weight that a model of transformers has under a name."""
+    if name == POINTS:
+        return torch.cat([weights[f"sam_prompt_encoder.point_embeddings.{i}.weight"] for i in range(4)])
+    if name == FREQUENCIES_AGAIN:
+        return _for_video(FREQUENCIES, weights).clone()
+    return weights[sam2_name(name) or name]
+
+
+def video_layer_name(layer: str, whole: bool) -> str:
+    """Return the name of a layer in a model of transformers.
+
+    Args:
+        layer: its name in SAM 2's classes.
+        whole: of Sam3VideoModel, detector and tracker; otherwise of Sam3TrackerVideoModel.
+    """
+    if not layer.startswith("image_encoder."):
+        return f"tracker_model.{transformers_name(layer)}" if whole else transformers_name(layer)
+    return _to_video(layer) if whole else layer.replace("image_encoder.", "vision_encoder.", 1)
+
+
+def _name_of_video(key: str) -> str:
+    return _from_video(_PREFIX.sub("", key))
+
+
+def _is_meta(found: Iterable[str]) -> bool:
+    return any(key.startswith(("tracker.", "detector.")) for key in found)
+
+
+def open_weights(path: Path) -> dict[str, Read]:
     """Return what reads each weight in a file or folder, by its name there."""
     if path.is_dir():
-        return {key: read for file in _files(path) for key, read in _open(file).items()}
+        return {key: read for file in _files(path) for key, read in open_weights(file).items()}
     if not path.is_file():
         raise UserError(
             f"model.checkpoint: {path} does not exist; it is the folder of facebook/sam3 on the Hugging Face hub, or "
@@ -173,7 +238,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _from_transformers(weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _from_transformers(weights: dict[str, Tensor], path: object) -> dict[str, Tensor]:
     again, once = weights.pop(FREQUENCIES_AGAIN, None), weights.get(FREQUENCIES)
     if again is not None and once is not None and not torch.equal(again, once):
         raise UserError(

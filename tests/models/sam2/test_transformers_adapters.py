@@ -274,5 +274,5 @@ def test_adapters_are_added_once_and_to_sam2(new_base, new_video_model, tmp_path
     add_adapter_to_transformers(model := new_video_model(), tmp_path)
     with pytest.raises(ValueError, match="added once"):
         add_adapter_to_transformers(model, tmp_path)
-    with pytest.raises(ValueError, match="a Sam2VideoModel or a Sam2Model is needed, not a Linear"):
+    with pytest.raises(ValueError, match="Sam3VideoModel is needed, not a Linear"):
         add_adapter_to_transformers(torch.nn.Linear(2, 2), tmp_path)
