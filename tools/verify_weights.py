@@ -107,9 +107,10 @@ def main(arguments: argparse.Namespace) -> int:
     machine = this_machine(arguments.device)
     model = {"name": arguments.model, "checkpoint": arguments.checkpoint, "image_size": arguments.image_size}
     config = Config.model_validate({"model": model})
+    torch.manual_seed(0)  # for random weights
     logging.getLogger("transformers").setLevel(logging.ERROR)
     report: dict[str, Any] = {
-        "checkpoint": arguments.checkpoint,
+        "checkpoint": arguments.checkpoint or "random weights",
         "model": f"{arguments.model} at {image_size_of(config.model)} px",
         "device": f"{machine.device}, {machine.name}, {machine.cores} cores",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
@@ -136,10 +137,13 @@ def lines(report: dict[str, Any], indent: str = "") -> list[str]:
     return text
 
 
-if __name__ == "__main__":
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
     parser = cli.parser(__doc__, "python -m tools.verify_weights --checkpoint checkpoints/sam3 --json verified.json")
     parser.add_argument(
-        "--checkpoint", required=True, metavar="PATH", help="a folder of transformers, sam3.pt, or SAM 2.1's file"
+        "--checkpoint",
+        metavar="PATH",
+        help="a folder of transformers, sam3.pt, or SAM 2.1's file (default: random weights, for time and memory)",
     )
     parser.add_argument("--model", default="sam3_tracker", metavar="NAME", help="as model.name has it")
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of images (default: the model's own)")
@@ -147,4 +151,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="of the training step; masks are compared on the CPU")
     parser.add_argument("--activation-checkpointing", action="store_true", help="compute activations twice")
     parser.add_argument("--json", metavar="FILE", help="write the report there, too")
-    cli.run(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, build_parser())
