@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, *more: str):
-    return verify_weights.arguments().parse_args(
+    return verify_weights.build_parser().parse_args(
         ["--checkpoint", str(folder), "--frames", "2", "--device", "cpu", *more]
     )
 

@@ -132,11 +132,11 @@ def write_stock_folder(
     transformers = load_transformers()
     model.binarize_mask_from_pts_for_mem_enc = True  # as SAM 2's own video predictor has it, and transformers always
     mergeable = isinstance(lora, LoraConfig) and lora.method == "lora"
-    groups: list[str | None] = [*list_groups(model)] or [None]
-    expected = []
-    for group in groups:
+    expected: dict[str | None, dict[str, Tensor]] = {}
+    groups: list[str | None] = [*list_groups(model)]
+    for group in groups or [None]:
         with use_adapter(model, group):
-            expected.append((probe_model or probe)(model))
+            expected[group] = (probe_model or probe)(model)
     if mergeable:
         unload_merged(model)
 
@@ -144,17 +144,9 @@ def write_stock_folder(
         save(model, temporary)
         if any(iter_adapter_layers(model)):
             save_adapter(model, temporary / ADAPTER_FOLDER, lora, about)
-        differences = []
-        for load in loads:
-            loaded = load(temporary)
-            if loaded is None:
-                continue
-            if any(iter_adapter_layers(model)):
-                add_adapter_to_transformers(loaded, temporary / ADAPTER_FOLDER)
-            for group, outputs in zip(groups, expected, strict=True):
-                with use_adapter(loaded, group):
-                    differences.append(relative_difference(probe_transformers(loaded, temporary), outputs))
-        difference = torch.stack(differences).max().item()
+        loaded = (load(temporary) for load in loads)
+        found = [_difference_there(each, temporary, expected) for each in loaded if each is not None]
+        difference = torch.tensor(found).max().item()  # NaN, if there is one
         logger.info(f"read back into transformers: relative difference {difference:.1e} on an image and a clip")
         if not difference <= TOLERANCE_THERE:
             raise UserError(
@@ -167,6 +159,17 @@ def write_stock_folder(
 
     with without_its_bars():
         write_folder_atomically(folder, write)
+
+
+def _difference_there(loaded: Any, folder: Path, expected: dict[str | None, dict[str, Tensor]]) -> float:
+    """Return how far a model of transformers, with the folder's adapters put in, is from what each group computes."""
+    if (folder / ADAPTER_FOLDER).is_dir():
+        add_adapter_to_transformers(loaded, folder / ADAPTER_FOLDER)
+    differences = []
+    for group, outputs in expected.items():
+        with use_adapter(loaded, group):
+            differences.append(relative_difference(probe_transformers(loaded, folder), outputs))
+    return torch.stack(differences).max().item()
 
 
 def load_stock(model: SAM2Base, config: ModelConfig) -> Sam2VideoModel:
