@@ -117,6 +117,9 @@ class Target:
             if not isinstance(told, UserError):
                 raise
             return f"{told.code}: {told}"
+        finally:
+            if self.file is not None:
+                self.file.write_bytes(self.content)  # what others read together with it is whole
         return None
 
 
