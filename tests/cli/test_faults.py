@@ -17,6 +17,7 @@ from src.core.errors import is_out_of_memory
 from src.core.files import refuse_unreadable
 from src.data.decode.images import read_image
 from src.data.prompts import parse_prompts
+from tests.core.test_folder_lock import Holder
 from tests.errors import refuses
 
 SHIPPED = "src/configs/mope.yaml"
@@ -94,3 +95,11 @@ def test_memory_that_runs_out_is_no_damage_of_an_image(tmp_path, monkeypatch):
         read_image(tmp_path / "a.png")
     assert is_out_of_memory(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
     assert not is_out_of_memory(ValueError("memory_stride"))
+
+
+def test_a_second_run_in_a_folder(run_script, tiny_yaml, tmp_path):
+    holder = Holder(tmp_path / "run")
+    status, _, errors = run_script("train", "--config", tiny_yaml, "--set", f"output_dir={tmp_path / 'run'}")
+    assert status == 2 and f"process {holder.process} on " in errors and "--force" in errors
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.lock"]
+    holder.kill()
