@@ -76,6 +76,16 @@ class ConceptResult:
     def _has(self, name: str, values: Mapping[str, float]) -> bool:
         return name in self.shown and not math.isnan(values[name])
 
+    def defined(self) -> dict[str, float]:
+        """Return the scores without those that are 0 because no phrase is there, or none is absent."""
+        needed = {
+            True: ("cgF1", "cgF1@50", "pmF1", "pmF1@50", "IL_MCC"),
+            False: ("cgF1", "cgF1@50", "IL_MCC", "IL_FPR"),
+        }
+        kinds = {pair.present for pair in self._pairs}
+        without = {name for kind, names in needed.items() if kind not in kinds for name in names}
+        return {name: value for name, value in self.scores.items() if name not in without}
+
     @property
     def size(self) -> int:
         """Number of images."""
@@ -139,11 +149,17 @@ class ConceptResult:
         return self._draws
 
     def notes(self, domain: AskedDomain) -> list[str]:
-        """Say how many pairs are left out."""
-        if not self.left_out:
-            return []
-        pairs = "pairs of image and phrase are" if self.left_out > 1 else "pair of image and phrase is"
-        return [f"{domain.name}: {self.left_out} {pairs} not labelled exhaustively, and left out"]
+        """Say how many pairs are left out, and where nothing is asked that is absent."""
+        lines = []
+        if self.left_out:
+            pairs = "pairs of image and phrase are" if self.left_out > 1 else "pair of image and phrase is"
+            lines.append(f"{domain.name}: {self.left_out} {pairs} not labelled exhaustively, and left out")
+        if self.names.headline in self.scores and all(pair.present for pair in self._pairs):
+            lines.append(
+                f"{domain.name}: every phrase is on every image, which makes IL_MCC and cgF1 0; name absent things in "
+                "training.concepts.foreign"
+            )
+        return lines
 
     def counts(self, domain: AskedDomain) -> dict[str, Any]:
         """Return the numbers of images, phrases, pairs, and true instances."""
@@ -228,7 +244,7 @@ def phrase_table(results: Mapping[str, Mapping[str, ConceptResult]], scores: Seq
         phrases = dict.fromkeys(truth.phrase for image in models["base"].images for truth in image.truths)
         for phrase in phrases if AGREEMENT not in models["base"].scores else ():
             for model, result in models.items():
-                own = result.of_phrase(phrase).scores
+                own = result.of_phrase(phrase).defined()
                 cells = [CONCEPTS.format(name, own[name]) if name in own else "-" for name in scores]
                 rows.append([domain, phrase, model, *cells] if model == "base" else ["", "", model, *cells])
     return aligned(["domain", "phrase", "model", *scores], rows, {0, 1, 2}, markdown=True)

@@ -35,6 +35,9 @@ HELD_OUT_PICTURES = 10**6
 FOREIGN_PHRASES = 24
 """Foreign phrases of one kind that are asked of a picture, at most."""
 
+NOUNS_BESIDE_ONE = 3
+"""Nouns that are asked beside the phrase of a domain that has only one."""
+
 WRONG_MODIFIERS = 4
 """Wrong modifiers of a phrase that a picture shows, at most."""
 
@@ -77,8 +80,13 @@ def other_domains(config: Config, learned: Sequence[AskedImages]) -> list[AskedI
 
 
 def ask_all(name: str, data: DataSet, vocabulary: Vocabulary, most: int | None = None) -> AskedImages:
-    """Return a domain all of whose phrases are asked of every image, or of as many images."""
-    return AskedImages(name, replace(data, videos=data.videos[:most]), vocabulary, partial(_truths, vocabulary))
+    """Return a domain all of whose phrases are asked of every image, or of as many images.
+
+    A single phrase may be on every image, which says nothing of false alarms: a few nouns are asked beside it.
+    """
+    beside = [noun for noun in NOUNS if noun not in vocabulary.phrases][:NOUNS_BESIDE_ONE]
+    ask = partial(_truths, vocabulary, beside if len(vocabulary.phrases) == 1 else [])
+    return AskedImages(name, replace(data, videos=data.videos[:most]), vocabulary, ask)
 
 
 def _retention_domains(config: Config) -> list[AskedImages]:
@@ -123,8 +131,8 @@ def wrong_modifiers(domain: AskedImages) -> AskedImages | None:
     return replace(domain, name=f"{domain.name}, modifiers", ask=ask, shown=MODIFIERS)
 
 
-def _truths(vocabulary: Vocabulary, video: VideoRecord, frame: int) -> list[ConceptTruth]:
-    return truths_of(video, frame, vocabulary)
+def _truths(vocabulary: Vocabulary, beside: Sequence[str], video: VideoRecord, frame: int) -> list[ConceptTruth]:
+    return [*truths_of(video, frame, vocabulary), *_absent(beside, video, frame)]
 
 
 def _some_truths(vocabulary: Vocabulary, video: VideoRecord, frame: int) -> list[ConceptTruth]:

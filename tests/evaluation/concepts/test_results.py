@@ -135,6 +135,18 @@ def test_pairs_that_nobody_labelled_are_left_out_and_counted(comparisons):
     assert [each["phrase"] for each in left.per_unit(left)[0]["phrases"]] == ["rust", "leaf"]
 
 
+def test_what_no_phrase_can_show_is_no_zero():
+    """IL_MCC and cgF1 compare present with absent phrases, pmF1 needs present ones, IL_FPR absent ones."""
+    there = ImageAnswers("a", [found("a", "x", [SQUARE], [0.9])], [true("a", "x", [SQUARE])])
+    absent = ImageAnswers("b", [found("b", "x", [OTHER], [0.9])], [true("b", "x", [])])
+    assert {"pmF1", "AP"} <= ConceptResult([there]).defined().keys()
+    assert not {"cgF1", "IL_MCC", "IL_FPR"} & ConceptResult([there]).defined().keys()
+    assert ConceptResult([absent]).defined().keys() == {"IL_FPR"}
+    assert ConceptResult([there, absent]).defined() == ConceptResult([there, absent]).scores
+    assert any("every phrase is on every image" in n for n in ConceptResult([there]).notes(Pictures("new")))
+    assert not ConceptResult([there, absent]).notes(Pictures("new"))
+
+
 def test_a_report_shows_curves_phrases_and_the_best_and_worst_images(comparisons, tmp_path):
     write_report(tmp_path, comparisons, {"about": "x"}, "A title", overlays=1)
     text = (tmp_path / "results.md").read_text()

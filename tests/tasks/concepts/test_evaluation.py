@@ -84,6 +84,13 @@ def test_all_phrases_are_asked_of_every_image(asked):
     }
 
 
+def test_a_single_phrase_has_absent_nouns_beside_it():
+    data = DataSet("leaves", [still("a", "leaf")])
+    one = ask_all("leaves", data, build_vocabulary(["leaf"], {}))
+    assert questions(one) == {"a": {"leaf": 1, "person": 0, "car": 0, "dog": 0}}
+    assert questions(ask_all("leaves", data, build_vocabulary(["leaf"], {}, ["cup"]))) == {"a": {"leaf": 1, "cup": 0}}
+
+
 def test_foreign_phrases_are_none_of_the_domain(asked):
     foreign = foreign_phrases(asked, ["cup", "leaf"], ["red star"])
     assert questions(foreign)["b"] == {"red star": 0, "cup": 0}
