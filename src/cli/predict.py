@@ -63,7 +63,8 @@ def main(arguments: argparse.Namespace) -> None:
     if _asks_phrases(arguments, config):
         predict_concepts(arguments, config)
         return
-    pointed = arguments.box, arguments.point, arguments.mask, arguments.prompts, config.dataset.mask_threshold
+    threshold = config.dataset.domains[0].mask_threshold
+    pointed = arguments.box, arguments.point, arguments.mask, arguments.prompts, threshold
     if arguments.stills:
         predict_stills(arguments, config, parse_still_prompts(*pointed))
         return

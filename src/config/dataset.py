@@ -104,6 +104,13 @@ class NamedSplit(SplitConfig):
         description="Categories whose objects are learned and scored, by name; of masks, the number or colour. "
         "null: all.",
     )
+    mask_threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Reads mask images, also JPEGs and those with soft edges, as black and white: brighter than this "
+        "share of white is the object. null: values are numbers of objects.",
+    )
     ignore_categories: list[str] = Field(
         default_factory=list,
         description="Categories whose areas are void: no objects, and neither trained on nor scored.",
@@ -125,6 +132,13 @@ class DomainConfig(Section):
         None,
         description="Categories whose objects are learned and scored, by name; of masks, the number or colour. "
         "null: all.",
+    )
+    mask_threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Reads mask images, also JPEGs and those with soft edges, as black and white: brighter than this "
+        "share of white is the object. null: values are numbers of objects.",
     )
     ignore_categories: list[str] = Field(
         default_factory=list,
@@ -157,6 +171,7 @@ class DomainConfig(Section):
         return NamedSplit(
             name=self.name, format=self.format, img_folder=str(find_file(place.img_folder)), ann_file=files,
             videos=place.videos, categories=self.categories, ignore_categories=self.ignore_categories,
+            mask_threshold=self.mask_threshold,
         )  # fmt: skip
 
 
@@ -182,13 +197,6 @@ class DatasetConfig(Section):
     )
     follow_links: bool = Field(
         False, description="Whether links may lead to images, masks and videos outside the data set's folder."
-    )
-    mask_threshold: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Reads mask images, also JPEGs and those with soft edges, as black and white: brighter than this "
-        "share of white is the object. null: values are numbers of objects.",
     )
     max_ann_per_img: int = Field(200, gt=0, description="Annotations kept per image, the largest first.")
     min_object_side: float = Field(

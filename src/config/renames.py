@@ -29,7 +29,7 @@ SPLIT_KEYS: Mapping[str, tuple[str, str]] = {
 }
 """Flat names for the keys of a domain's splits, such as ``train_img_folder``."""
 
-FLAT_KEYS = ("name", "weight", "license", "format", "categories", "ignore_categories", *SPLIT_KEYS)
+FLAT_KEYS = ("name", "weight", "license", "format", "categories", "ignore_categories", "mask_threshold", *SPLIT_KEYS)
 """Keys that ``dataset`` itself may have in place of its first domain."""
 
 FIRST_DOMAIN: Mapping[str, Any] = {

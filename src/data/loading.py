@@ -65,7 +65,7 @@ def open_data(place: NamedSplit, options: LoadOptions) -> Source:
         max_objects=options.max_objects,
         videos=wanted,
         follow_links=options.follow_links,
-        mask_threshold=options.mask_threshold,
+        mask_threshold=place.mask_threshold,
         categories=place.categories,
         ignore_categories=place.ignore_categories,
     )

@@ -17,7 +17,6 @@ class LoadOptions:
         max_objects: objects kept per image or video, the largest by mask area.
         follow_links: whether links may lead out of a data set's folders.
         skip_bad: whether damaged entries are left out, instead of being refused.
-        mask_threshold: share of white from which on a pixel of a mask file is the object; None: values are labels.
         workers: processes that check a data set; 0: this one.
     """
 
@@ -25,7 +24,6 @@ class LoadOptions:
     max_objects: int = 200
     follow_links: bool = False
     skip_bad: bool = False
-    mask_threshold: float | None = None
     workers: int = 1
 
     @classmethod
@@ -36,6 +34,5 @@ class LoadOptions:
             max_objects=config.dataset.max_ann_per_img,
             follow_links=config.dataset.follow_links,
             skip_bad=config.dataset.skip_bad,
-            mask_threshold=config.dataset.mask_threshold,
             workers=config.training.num_workers,
         )

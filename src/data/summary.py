@@ -74,8 +74,12 @@ class DatasetSummary:
         return bool(np.median(self.frames_N) == 1)
 
 
-def find_splits(folder: Path) -> dict[Split, NamedSplit]:
+def find_splits(folder: Path, mask_threshold: float | None = None) -> dict[Split, NamedSplit]:
     """Return where the splits in a folder are; ``train`` alone for a single data set.
+
+    Args:
+        folder: the data.
+        mask_threshold: share of white from which on a pixel of a mask file is the object; None: values are labels.
 
     Raises:
         UserError: there is no such folder, or nothing in it is a data set.
@@ -84,8 +88,8 @@ def find_splits(folder: Path) -> dict[Split, NamedSplit]:
         raise UserError(f"{folder}: no such folder of data", "data.missing-folder")
     for parent in (folder, *_inside(folder, FRAME_FOLDERS)):
         if found := _split_folders(parent, strict=parent != folder):
-            return {split: _place_of_split(path, folder) for split, path in found.items()}
-    whole = _place_of_split(folder, folder)
+            return {split: _place_of_split(path, folder, mask_threshold) for split, path in found.items()}
+    whole = _place_of_split(folder, folder, mask_threshold)
     lists = _davis_lists(folder)
     if lists and recognise(location_of(whole))[0].name == "davis":
         return {split: whole.model_copy(update={"videos": str(path)}) for split, path in lists.items()}
@@ -106,6 +110,7 @@ def summarize(place: NamedSplit, sampled: int | None = SAMPLED) -> DatasetSummar
         follow_links=True,
         categories=place.categories,
         ignore_categories=place.ignore_categories,
+        mask_threshold=place.mask_threshold,
     )
     source = open_with(reader, location, options)
     parsed = len(source) if sampled is None else min(len(source), sampled)
@@ -194,14 +199,15 @@ def _split_folders(parent: Path, strict: bool) -> dict[Split, Path]:
     return found
 
 
-def _place_of_split(folder: Path, root: Path) -> NamedSplit:
+def _place_of_split(folder: Path, root: Path, mask_threshold: float | None) -> NamedSplit:
     """Return the first usual place of a split's annotations whose images are there.
 
     Raises:
         UserError: of the first place, where none will do.
     """
     refusal: UserError | None = None
-    for place in _candidates(folder, root):
+    for candidate in _candidates(folder, root):
+        place = candidate.model_copy(update={"mask_threshold": mask_threshold})
         try:
             _, location = recognise(location_of(place))
             file = location.annotations

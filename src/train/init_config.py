@@ -63,13 +63,13 @@ class Setting:
     reason: str
 
 
-def write_suggestion(folder: Path, output: Path) -> None:
+def write_suggestion(folder: Path, output: Path, mask_threshold: float | None = None) -> None:
     """Write a YAML for the data in a folder, and beside it lists of videos where a split had to be made.
 
     Raises:
         UserError: the folder holds no data that can be used, or ``output`` exists.
     """
-    splits = _complete(_ignoring(_as_videos(find_splits(folder))), output)
+    splits = _complete(_ignoring(_as_videos(find_splits(folder, mask_threshold))), output)
     damage = _damage_of(splits)
     lists = [split.list_file for split in splits.values() if split.list_file is not None]
     if there := next((path for path in (output, *lists) if path.exists()), None):
@@ -300,6 +300,8 @@ def _data_settings(folder: Path, splits: dict[Split, ChosenSplit], damage: Damag
     if ignored := splits["train"].place.ignore_categories:
         why = "void by their names: no objects, neither trained on nor scored; []: objects like the others"
         yield Setting("dataset.ignore_categories", ignored, why)
+    if (threshold := splits["train"].place.mask_threshold) is not None:
+        yield Setting("dataset.mask_threshold", threshold, "masks are black and white: what is brighter is the object")
     most = max(int(summary.objects_N.max()) for summary in summaries.values())
     kept = max(200, most)
     yield Setting("dataset.max_ann_per_img", kept, f"there are up to {most} objects in one")

@@ -31,7 +31,7 @@ after a change of a reader in ``formats``, of ``decode``, or of what a check loo
 
 def cache_file(place: NamedSplit, options: LoadOptions) -> Path:
     """Return where the report on a data set is kept: a file for everything in a config that decides what is read."""
-    settings: list[Any] = [place.model_dump(), options.max_objects, options.follow_links, options.mask_threshold]
+    settings: list[Any] = [place.model_dump(), options.max_objects, options.follow_links]
     if isinstance(place.videos, str) and Path(place.videos).is_file():
         settings.append(Path(place.videos).read_text(encoding="utf-8", errors="replace"))
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]

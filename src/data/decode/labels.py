@@ -31,7 +31,7 @@ MAX_VALUES = 1000
 
 MAX_COLOURS = 255
 
-_BINARY = "set dataset.mask_threshold=0.5 if all masks are black and white"
+_BINARY = "set dataset.mask_threshold=0.5 (init --mask-threshold 0.5) if all are black and white"
 
 
 @lru_cache(maxsize=1)

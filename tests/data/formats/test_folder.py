@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.config import load_config
 from src.data.formats.reader import Location, OpenOptions
 from src.data.formats.registry import recognise
 from src.data.writers import write_palette_png
+from src.train.init_config import write_suggestion
 from tests.errors import refuses
 from tests.sources import location, open_folder
 
@@ -286,3 +288,16 @@ def test_the_stills_of_a_case_are_no_video(shared_case):
     reader, location = recognise(Location(shared_case("13_stills_not_a_video")))
     source = reader.open(location, OpenOptions())
     assert [len(source.read(index)[0]) for index in range(len(source))] == [1] * 6
+
+
+def test_init_takes_the_threshold_that_its_refusal_names(tmp_path):
+    (tmp_path / "data" / "masks").mkdir(parents=True)
+    for name in "abc":
+        image(tmp_path / "data" / "images" / f"{name}.png")
+        Image.fromarray((IDS > 0) * np.uint8(255)).resize((WIDTH * 4, HEIGHT * 4)).resize((WIDTH, HEIGHT)).save(
+            tmp_path / "data" / "masks" / f"{name}.jpg"
+        )
+    with refuses("data.nothing-usable", "init --mask-threshold 0.5"):
+        write_suggestion(tmp_path / "data", tmp_path / "mine.yaml")
+    write_suggestion(tmp_path / "data", tmp_path / "mine.yaml", mask_threshold=0.5)
+    assert load_config(tmp_path / "mine.yaml").dataset.domains[0].mask_threshold == 0.5
