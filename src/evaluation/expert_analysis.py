@@ -81,15 +81,21 @@ def analyze(config: Config, adapter: Path, output: Path, logs: Path, options: An
         options: what to measure.
 
     Raises:
-        UserError: the adapter does not fit or has no experts, or the data are missing or damaged.
+        UserError: the adapter does not fit or has no experts, the data are missing or damaged, or the model tracks
+            nothing.
     """
+    task = get_task(model_spec(config.model.name).task)(config)
+    if not task.takes_prompts:
+        raise UserError(
+            f"model.name {config.model.name} finds phrases, and experts are analysed on tracked objects only",
+            code="analysis.not-tracking",
+        )
     model, groups = load_experts(config, adapter)
     domains = read_domains(config)
     group_of = {domain.name: choose_group(groups, options.group, domain.name) for domain in domains}
     used = {name: groups[name] for name in dict.fromkeys(group_of.values())}
     check_keeps(options.keeps, used)
 
-    task = get_task(model_spec(config.model.name).task)(config)
     score = partial(task.score_domain, prompt=options.prompt)
     utilizations = [measure_utilization(model, group_of[domain.name], domain, score) for domain in domains]
     reports = {}

@@ -17,6 +17,7 @@ from src.data.concepts.phrases import build_vocabulary
 from src.data.records import RLE, ArrayFrame, DataSet, ObjectTrack, VideoRecord
 from src.data.synthetic.words import NEW_WORDS, make_pictures
 from src.data.writers import write_coco
+from src.evaluation.expert_analysis import AnalysisOptions, analyze
 from src.evaluation.run import evaluate
 from src.lora.adapter import iter_adapter_layers
 from src.lora.adapter_io import save_adapter
@@ -174,6 +175,8 @@ def test_validation_shows_what_is_forgotten_and_pictures(make_run):
     assert np.array_equal(picture[20:, 2 * 192 :], without[20:, 192:]), "the base's own answers are those of now"
 
 
-def test_prompts_are_refused(make_run):
+def test_what_needs_prompts_is_refused(make_run, tmp_path):
+    with refuses("analysis.not-tracking", "sam3_nano"):
+        analyze(make_run(), tmp_path, tmp_path, tmp_path, AnalysisOptions("mask"))
     with refuses("evaluation.no-prompts", "sam3_nano"):
         evaluate(make_run(), None, prompt="box")
