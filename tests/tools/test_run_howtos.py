@@ -116,9 +116,9 @@ class TestPages:
     @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
     def test_commands_and_a_small_picture(self, page):
         text = page.read_text(encoding="utf-8")
-        assert commands_of(page)
+        assert commands_of(page) or page.stem == "concepts", "SAM 3's weights are not here"
         pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-        assert pictures or page.stem in ("gpu_12gb", "sam3_tracker"), "what was not run has no picture"
+        assert pictures or page.stem in ("concepts", "gpu_12gb", "sam3_tracker"), "what was not run has no picture"
         assert all(0 < (page.parent / picture).stat().st_size <= MOST_BYTES for picture in pictures)
 
     def test_the_readme_lists_them_all(self):
