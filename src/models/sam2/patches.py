@@ -23,6 +23,7 @@ from torchvision.transforms import Normalize, Resize
 TOUCHED: Mapping[str, str] = {
     # replaced for a while
     "sam2.sam2_video_predictor:tqdm": "draws a bar for every video, among the bars of training and evaluation",
+    "sam2.sam2_video_predictor:load_video_frames": "has SAM 2's mean and deviation of pixels written into it",
     "training.model.sam2:sample_box_points": "draws an object's box from the batch's generator, not from its clip's",
     "training.model.sam2:get_next_point": "draws an object's click from the batch's generator, not from its clip's",
     # rebound, so that adapters are on or off as a domain gate has decided
@@ -76,6 +77,15 @@ def take_classes(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Mod
 def without_progress_bar() -> Iterator[None]:
     """Silence the bar that the stock video predictor draws."""
     with _replaced(sam2.sam2_video_predictor, tqdm=lambda iterable, **_: iterable):
+        yield
+
+
+@contextmanager
+def frames_loaded(side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Iterator[None]:
+    """Let ``init_state`` load frames of a size, with a mean and deviation taken out, instead of SAM 2's own."""
+    module = sam2.sam2_video_predictor
+    load, own = module.load_video_frames, {"image_size": side, "img_mean": mean, "img_std": std}
+    with _replaced(module, load_video_frames=lambda **options: load(**{**options, **own})):
         yield
 
 

@@ -206,7 +206,7 @@ def load_transformers(minimum: str = MINIMUM_VERSION) -> ModuleType:
             f"transformers is not installed: pip install 'transformers>={minimum}' (it is optional)",
             "transformers.missing",
         ) from None
-    if _version(transformers.__version__) < _version(minimum):
+    if is_older(transformers.__version__, minimum):
         raise UserError(
             f"transformers {transformers.__version__} is too old: pip install -U 'transformers>={minimum}'",
             "transformers.too-old",
@@ -215,8 +215,13 @@ def load_transformers(minimum: str = MINIMUM_VERSION) -> ModuleType:
     return package
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
+def is_older(version: str, minimum: str) -> bool:
+    """Compare versions by their first two numbers."""
+    return _numbers(version) < _numbers(minimum)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 @contextmanager

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam2_base import SAM2Base
+from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
 from ...config import ModelConfig, image_size_of
+from ...core.errors import UserError
 from ...core.shipped import find_file
 from ..sam2 import build as sam2_build
 from ..sam2.build import BASE, instantiate_model, put_weights
-from ..sam2.patches import take_class
-from ..sam2.pixels import TOKEN_STRIDE
+from ..sam2.patches import frames_loaded, rebind, take_class
+from ..sam2.pixels import TOKEN_STRIDE, frame_size
+from ..spec import spec_of
 from .config import PATCH, load_sam3, overrides_of, read_config
 from .weights import read_tracker
 
@@ -37,7 +40,12 @@ def config_overrides(config: ModelConfig) -> list[str]:
     Raises:
         UserError: transformers is missing or too old; the checkpoint's config is damaged, or another model's.
     """
-    return overrides_of(read_config(config_file(config.checkpoint)), image_size_of(config))
+    file, size = config_file(config.checkpoint), image_size_of(config)
+    if size % PATCH:  # that of the checkpoint's config, since the config's own is checked
+        raise UserError(
+            f"{file}: its image size, {size}, is no multiple of {PATCH}: set model.image_size", "base.unsupported"
+        )
+    return overrides_of(read_config(file), size)
 
 
 def config_file(checkpoint: str | None) -> Path | None:
@@ -75,6 +83,15 @@ def complete(model: SAM2Base, name: str) -> None:
     """Give a model that stands as its config describes it what else makes it a tracker of SAM 3."""
     sam2_build.complete(model, name)
     take_class(model.sam_prompt_encoder, TrackerPromptEncoder)
+    if isinstance(model, SAM2VideoPredictor):
+        rebind(model, ("init_state",), _run_with_own_frames)
+
+
+def _run_with_own_frames(predictor: SAM2VideoPredictor, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Run a stock method that loads frames."""
+    spec = spec_of(predictor)
+    with frames_loaded(frame_size(predictor), spec.pixel_mean, spec.pixel_std):
+        return getattr(type(predictor), name)(predictor, *args, **kwargs)
 
 
 def load_base(model: torch.nn.Module, path: str | Path, name: str) -> None:

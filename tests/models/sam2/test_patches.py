@@ -38,6 +38,7 @@ from src.models.sam2.patches import (
 from src.models.sam2.tracking import as_video_predictor
 
 DIGESTS = {
+    "sam2.sam2_video_predictor:load_video_frames": "6e211f15b666",
     "training.model.sam2:sample_box_points": "4ffb96ff6e78",
     "training.model.sam2:get_next_point": "9a7fd736cecc",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._get_image_feature": "05c8b4970aa3",

@@ -177,6 +177,19 @@ class TestPredictors:
         for (_, _, found), (_, _, logits) in zip(track_objects(predictor, frames(), {0: [BOX]}), expected, strict=True):
             assert torch.equal(found, logits)
 
+    def test_it_loads_frames_as_sam2s_predictor_does(self, tracker, config_file, folder, tmp_path):
+        for t, picture in enumerate(frames()):
+            Image.fromarray(picture).save(tmp_path / f"{t:05d}.jpg")
+        pictures = [np.array(Image.open(tmp_path / f"{t:05d}.jpg")) for t in range(len(frames()))]
+        predictor = build_sam2_video_predictor_moe(
+            config_file, device="cpu", adapter=folder / "adapter", gate="on", apply_postprocessing=False
+        )
+        state = predictor.init_state(str(tmp_path))
+        predictor.add_new_points_or_box(state, 0, 1, box=BOX.box)
+        expected = [logits for _, _, logits in track_objects(predictor, pictures, {0: [BOX]})]
+        found = [logits[:, 0] for _, _, logits in predictor.propagate_in_video(state)]
+        assert all(map(torch.equal, found, expected))
+
     def test_a_stream_gives_the_masks_of_the_video(self, tracker):
         expected = [logits for _, _, logits in track_objects(tracker.predictor, frames(), {0: [BOX]})]
         stream, found = StreamingTracker(tracker.predictor), []

@@ -263,6 +263,7 @@ class TestWrongFiles:
             ("model_type", "sam2_video", "base.other-model"),
             ("memory_fuser_intermediate_dim", 100, "base.unsupported"),
             ("num_maskmem", "seven", "base.damaged"),
+            ("image_size", 60, "base.unsupported"),
         ],
     )
     def test_a_config_of_something_else(self, folder, key, value, code):
