@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .reader import FormatReader
 
-SHARED = frozenset({"json_files", "label_files", "mask_folders", "parsing", "reader", "registry"})
+SHARED = frozenset({"file_names", "json_files", "label_files", "mask_folders", "parsing", "reader", "registry"})
 """Modules of this package that are no formats."""
 
 

@@ -11,9 +11,10 @@ Format: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import reprlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from ..decode.segmentation import (
 )
 from ..packed import PackedList
 from ..records import RLE, Issue, ObjectTrack, VideoRecord
+from .file_names import FileNames
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
     TRACKED_STILLS,
@@ -58,7 +60,8 @@ from .ytvis import track_of
 class _Image(NamedTuple):
     """An entry of ``images``.
 
-    ``size`` is its (height, width), None where the file does not give it. ``unsure`` and ``absent`` are LVIS's
+    ``size`` is its (height, width), None where the file does not give it. ``listed_as``: its name in the
+    file, where that fits it though it differs. ``unsure`` and ``absent`` are LVIS's
     categories of which not all objects are labelled, and those that are known not to be there, None without a list.
     """
 
@@ -66,6 +69,7 @@ class _Image(NamedTuple):
     file_name: str
     size: tuple[int, int] | None
     backslashes: bool
+    listed_as: str | None = None
     unsure: tuple[int | str, ...] = ()
     absent: tuple[int | str, ...] | None = None
 
@@ -138,6 +142,8 @@ class CocoSource:
         place = f"image {shown(image.key)} ({shown(image.file_name, 160)})"
         if image.backslashes:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
+        if image.listed_as is not None:
+            log.repaired(f"{place}, listed as {shown(image.listed_as)}", "file names that only one file fits", "read")
         drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
         voided = [annotation for annotation in annotations if self._is_void(annotation)]
         if drawn:
@@ -313,7 +319,7 @@ class CocoReader:
         content = _read_coco(path, log)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such image folder", "data.missing-folder")
-        images = _index_images(content["images"], log)
+        images = _index_images(content["images"], log, FileNames(folder))
         _note_odd_ids(content["images"], content["annotations"], log)
         _note_tracks(content["images"], content["annotations"], log)
         grouped = _group_by_image(content["annotations"], images, log)
@@ -347,7 +353,7 @@ def _read_coco(path: Path, log: IssueLog) -> dict[str, Any]:
     return content
 
 
-def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
+def _index_images(entries: list[Any], log: IssueLog, files: FileNames) -> dict[int | str, _Image]:
     """Return ``images`` by id, in the file's order.
 
     An id that two files share is left out.
@@ -368,8 +374,12 @@ def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
             log.error(place, "has no file_name")
             continue
         # Annotation tools on Windows write its separators.
+        slashed = file_name.replace("\\", "/")
+        fitting = None
+        if leaves_folder(slashed) or not os.path.lexists(os.path.join(files.folder, slashed)):
+            fitting = files.find(slashed)
         image = _Image(
-            key, file_name.replace("\\", "/"), declared_size(entry), "\\" in file_name,
+            key, fitting or slashed, declared_size(entry), "\\" in file_name and not fitting, fitting and file_name,
             _ids(entry.get("not_exhaustive_category_ids")) or (), _ids(entry.get("neg_category_ids")),
         )  # fmt: skip
         if leaves_folder(image.file_name):
@@ -382,7 +392,19 @@ def _index_images(entries: list[Any], log: IssueLog) -> dict[int | str, _Image]:
             names = f"{shown(images[key].file_name)} and {shown(image.file_name)}"
             log.error(place, f"two files have this id: {names}", "give each its own")
             shared.add(key)
-    return {key: image for key, image in images.items() if key not in shared}
+    return {key: image for key, image in _one_to_one(images, log).items() if key not in shared}
+
+
+def _one_to_one(images: dict[int | str, _Image], log: IssueLog) -> dict[int | str, _Image]:
+    """Return the images but for those that fit a file which another image has too."""
+    counts = Counter(image.file_name for image in images.values())
+    kept = {}
+    for key, image in images.items():
+        if image.listed_as is not None and counts[image.file_name] > 1:
+            log.error(f"image {shown(key)}", f"{shown(image.listed_as)} fits {image.file_name}, as another image does")
+        else:
+            kept[key] = image
+    return kept
 
 
 def _ids(value: Any) -> tuple[int | str, ...] | None:

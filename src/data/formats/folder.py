@@ -17,6 +17,7 @@ from ...core.files import refuse_unreadable
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
+from .file_names import utf8_name
 from .mask_folders import (
     MASKS,
     VideoFolders,
@@ -347,7 +348,7 @@ def _files(folder: Path) -> dict[str, list[Path]]:
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=natural)
         for path in (Path(at) / file for file in sorted(files, key=natural)):
             if is_image(path):
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+                found.setdefault(utf8_name(path.relative_to(folder).with_suffix("").as_posix()), []).append(path)
     return found
 
 

@@ -16,6 +16,7 @@ from ...core.files import refuse_unreadable
 from ..decode.segmentation import check_segmentation, parse_segmentation, reaches_outside
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
+from .file_names import utf8_name
 from .parsing import Bounds, Categories, IssueLog, choose_videos, make_objects, open_frames, with_void
 from .reader import Location, OpenOptions
 
@@ -144,7 +145,11 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 def images_below(folder: Path) -> dict[str, Path]:
     """Return the images of a folder and of those in it, by relative path without extension."""
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files_below(folder) if is_image(path)}
+    return {
+        utf8_name(path.relative_to(folder).with_suffix("").as_posix()): path
+        for path in files_below(folder)
+        if is_image(path)
+    }
 
 
 def _objects(

@@ -11,6 +11,7 @@ from pathlib import Path
 from ...core.errors import UserError
 from ..decode.images import image_size
 from ..decode.video import is_image, natural
+from .file_names import utf8_name
 
 FRAMES, MASKS = "JPEGImages", "Annotations"
 """What the roots' names begin with (``JPEGImages_24fps``)."""
@@ -151,7 +152,7 @@ def videos_below(root: VideoFolders) -> Iterator[VideoFolders]:
     """
     for folder in folders_of_images(root.frames):
         below = folder.relative_to(root.frames)
-        yield VideoFolders(below.as_posix() if below.parts else root.name, folder, root.masks / below)
+        yield VideoFolders(utf8_name(below.as_posix()) if below.parts else root.name, folder, root.masks / below)
 
 
 def folders_of_images(folder: Path, seen: set[Path] | None = None) -> Iterator[Path]:
