@@ -32,7 +32,7 @@ from src.lora.adapter_io import base_fingerprint, base_state_dict
 from src.lora.injection import apply_method
 from src.models.activation_checkpointing import checkpoint_activations
 from src.models.build import build_model
-from src.models.sam2.export import TOLERANCE_THERE, probe_transformers, relative_difference
+from src.models.sam2.export import TOLERANCE_THERE, probe, probe_transformers, relative_difference
 from src.models.sam2.transformers_format import load_transformers, without_its_bars
 from src.models.spec import model_spec
 
@@ -84,7 +84,7 @@ def compare(config: ModelConfig, frames: int) -> dict[str, Any]:
     if config.checkpoint is None:  # objects are judged present, so that there are masks to compare
         model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data += 20
     report: dict[str, Any] = {"keys": len(base_state_dict(model)), "base_fingerprint": base_fingerprint(model)}
-    ours = form.probe(model, frames)
+    ours = probe(model, frames)
     stock = form.load_stock(model, config)
     del model
     with tempfile.TemporaryDirectory() as folder:

@@ -109,7 +109,6 @@ def write_stock_folder(
     folder: Path,
     save: Callable[[SAM2Base, Path], None],
     loads: Iterable[Callable[[Path], Any]],
-    probe_model: Callable[[SAM2Base], dict[str, Tensor]] | None = None,
 ) -> None:
     """Write a folder for transformers, and put it in place only if transformers computes the same with it.
 
@@ -124,7 +123,6 @@ def write_stock_folder(
         folder: to write; it does not exist.
         save: writes the base weights, and what else the folder has, into a folder.
         loads: what reads a folder with a class of transformers, for each class: a video model, None where it cannot.
-        probe_model: computes with ``model`` what :func:`probe_transformers` does; None: :func:`probe`.
 
     Raises:
         UserError: transformers is missing, cannot express the model or computes something else.
@@ -136,7 +134,7 @@ def write_stock_folder(
     groups: list[str | None] = [*list_groups(model)]
     for group in groups or [None]:
         with use_adapter(model, group):
-            expected[group] = (probe_model or probe)(model)
+            expected[group] = probe(model)
     if mergeable:
         unload_merged(model)
 

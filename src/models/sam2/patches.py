@@ -33,6 +33,9 @@ TOUCHED: Mapping[str, str] = {
     "sam2.sam2_image_predictor:SAM2ImagePredictor.set_image": "encodes an image with adapters",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.set_image_batch": "encodes images with adapters",
     "sam2.sam2_image_predictor:SAM2ImagePredictor._predict": "all predictions of images go through it",
+    # rebound for SAM 3's tracker
+    "sam2.modeling.sam2_base:SAM2Base._forward_sam_heads": "brings masks to memory's size directly, not by the frame's",
+    "sam2.sam2_video_predictor:SAM2VideoPredictor.propagate_in_video_preflight": "does so with prompted frames' masks",
     # a class of ours takes their place, with the same weights and names
     "sam2.modeling.position_encoding:PositionEmbeddingSine.forward": "copies positions for each frame",
     "sam2.modeling.backbones.hieradet:Hiera._get_pos_embed": "makes the same positions for each frame",

@@ -30,6 +30,8 @@ def as_video_predictor(model: SAM2Base) -> SAM2VideoPredictor:
     predictor.non_overlap_masks = False
     predictor.clear_non_cond_mem_around_input = False
     predictor.add_all_frames_to_correct_as_cond = False
+    if (spec := getattr(model, "spec", None)) is not None:  # what its room changes, it changes in the predictor too
+        spec.load().complete(predictor, spec.name)
     attach_gate(predictor)
     return predictor.eval()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
@@ -16,11 +17,13 @@ from ...core.errors import UserError
 from ...core.shipped import find_file
 from ..sam2 import build as sam2_build
 from ..sam2.build import BASE, instantiate_model, put_weights
-from ..sam2.patches import frames_loaded, rebind, take_class
+from ..sam2.patches import FunctionOverride, frames_loaded, rebind, take_class
 from ..sam2.pixels import TOKEN_STRIDE, frame_size
 from ..spec import spec_of
 from .config import PATCH, load_sam3, overrides_of, read_config
 from .weights import read_tracker
+
+_LOW_RES, _HIGH_RES = 3, 4  # places of the chosen masks in what the decoder's method returns
 
 
 class TrackerPromptEncoder(PromptEncoder):
@@ -83,8 +86,38 @@ def complete(model: SAM2Base, name: str) -> None:
     """Give a model that stands as its config describes it what else makes it a tracker of SAM 3."""
     sam2_build.complete(model, name)
     take_class(model.sam_prompt_encoder, TrackerPromptEncoder)
+    rebind(model, ("_forward_sam_heads",), _run_with_masks_through_the_frame)
     if isinstance(model, SAM2VideoPredictor):
         rebind(model, ("init_state",), _run_with_own_frames)
+        rebind(model, ("propagate_in_video_preflight",), _run_with_prompted_masks_through_the_frame)
+
+
+def _run_with_masks_through_the_frame(model: SAM2Base, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Run the decoder, whose masks go to memory by way of the frame's size, as SAM 3's do; SAM 2's go directly."""
+    found = list(getattr(type(model), name)(model, *args, **kwargs))
+    found[_HIGH_RES] = _through_the_frame(model, found[_LOW_RES])
+    return tuple(found)
+
+
+def _run_with_prompted_masks_through_the_frame(predictor: SAM2VideoPredictor, name: str, state: Any) -> None:
+    """Encode the memory of prompted frames, whose masks the stock predictor resizes by itself, in the same way."""
+    there = (predictor.image_size, predictor.image_size)
+
+    def resize(masks: Tensor, **_: Any) -> Tensor:
+        return _through_the_frame(predictor, masks)
+
+    def applies(args: Any, kwargs: Any) -> bool:
+        return kwargs.get("size") == there and not kwargs.get("antialias", False)
+
+    with FunctionOverride(F.interpolate, resize, applies):
+        getattr(type(predictor), name)(predictor, state)
+
+
+def _through_the_frame(model: SAM2Base, masks: Tensor) -> Tensor:
+    """Return mask logits (…, h, w) at memory's size, resized to the frame's size first."""
+    side, there = frame_size(model), model.image_size
+    at_frame = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
+    return F.interpolate(at_frame, (there, there), mode="bilinear", align_corners=False, antialias=True)
 
 
 def _run_with_own_frames(predictor: SAM2VideoPredictor, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -19,7 +19,6 @@ from ...lora.adapter_io import Configs, base_state_dict
 from ...lora.merging import unload_merged
 from ..sam2.export import TOLERANCE, largest_difference, probe, write_stock_folder
 from ..sam2.transformers_format import without_its_bars
-from . import transformers_form
 from .build import build_model
 from .config import load_sam3
 from .transformers_form import is_whole, save_folder, tracker_of
@@ -102,4 +101,4 @@ def write_transformers(
 
     encoder_changes = any(name.startswith("image_encoder.backbone.") for name, _ in iter_adapter_layers(model))
     with without_its_bars():
-        write_stock_folder(model, lora, about, gate, folder, save, [load_tracker, load_whole], transformers_form.probe)
+        write_stock_folder(model, lora, about, gate, folder, save, [load_tracker, load_whole])

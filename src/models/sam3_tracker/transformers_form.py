@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...lora.adapter_io import base_state_dict
-from ..sam2.export import probe as probe_sam2
-from ..sam2.patches import FunctionOverride
 from ..sam2.pixels import frame_size
 from ..sam2.transformers_adapters import StockKind
 from ..spec import model_spec
@@ -139,24 +136,6 @@ def load_stock(model: SAM2Base, config: ModelConfig) -> Sam3TrackerVideoModel:
     stock.image_size = frame_size(model)
     kind = transformers.Sam3TrackerVideoModel
     return kind.from_pretrained(file.parent, config=stock, dtype=torch.float32).eval()
-
-
-def probe(model: SAM2Base, frames: int = 3) -> dict[str, Tensor]:
-    """:func:`src.models.sam2.export.probe` of a tracker, with masks brought to memory's size as transformers does it.
-
-    From the decoder's size it goes to that of the image, and from there to memory's. SAM 2's classes go directly.
-    """
-    there, side = (model.image_size, model.image_size), (frame_size(model), frame_size(model))
-
-    def in_two_steps(masks: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        at_image = F.interpolate(masks, side, mode="bilinear", align_corners=False)
-        return F.interpolate(at_image, there, mode="bilinear", align_corners=False, antialias=True)
-
-    def applies(args: Any, kwargs: Any) -> bool:
-        return kwargs.get("size") == there
-
-    with FunctionOverride(F.interpolate, in_two_steps, applies):
-        return probe_sam2(model, frames)
 
 
 def save_processor(side: int, folder: Path) -> None:

@@ -44,6 +44,8 @@ DIGESTS = {
     "sam2.sam2_video_predictor:SAM2VideoPredictor._get_image_feature": "05c8b4970aa3",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._run_single_frame_inference": "b26337ac92ab",
     "sam2.sam2_video_predictor:SAM2VideoPredictor._run_memory_encoder": "ad884139466f",
+    "sam2.modeling.sam2_base:SAM2Base._forward_sam_heads": "f9b235d39742",
+    "sam2.sam2_video_predictor:SAM2VideoPredictor.propagate_in_video_preflight": "0dc6ee175683",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.set_image": "ac9146e5ddc3",
     "sam2.sam2_image_predictor:SAM2ImagePredictor.set_image_batch": "32ba378b1e5d",
     "sam2.sam2_image_predictor:SAM2ImagePredictor._predict": "f913e99b5353",

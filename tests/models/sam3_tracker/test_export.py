@@ -20,14 +20,14 @@ from src.lora.injection import apply_method
 from src.models.build import build_model
 from src.models.checkpoint import load_trained
 from src.models.export import NOTICE, export
-from src.models.sam2.export import probe_inputs, probe_transformers, relative_difference
+from src.models.sam2.export import probe, probe_inputs, probe_transformers, relative_difference
 from src.models.sam2.gate_hooks import gate_features, to_pixels
 from src.models.sam2.transformers_adapters import add_adapter_to_transformers
 from tests.errors import refuses
 
 transformers = pytest.importorskip("transformers", "5.24", "SAM 3's tracker needs transformers 5.24")
 
-from src.models.sam3_tracker.transformers_form import probe, save_processor, tracker_of  # noqa: E402
+from src.models.sam3_tracker.transformers_form import save_processor, tracker_of  # noqa: E402
 from src.models.sam3_tracker.weights import meta_state_dict  # noqa: E402
 from tests.sam3 import write_tiny, write_whole  # noqa: E402
 
