@@ -146,7 +146,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.scaling --figure docs/images/scaling.png")
-    parser.add_argument("--model", choices=model_names(), default="sam2_nano", help="default: sam2_nano")
+    parser.add_argument(
+        "--model", choices=model_names(), metavar="MODEL", default="sam2_nano", help="default: sam2_nano"
+    )
     parser.add_argument("--size", type=int, default=128, help="image size of the middle case (default: 128)")
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--figure", metavar="PNG", help="where to draw it")

@@ -206,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = cli.parser(__doc__.splitlines()[0], "python -m tools.nano_sam3_report")
+    arguments = cli.parser(__doc__.splitlines()[0], "python -m tools.nano_sam3_report --pictures 100")
     arguments.add_argument("--model", default="checkpoints/sam3_nano", help="folder of the model")
     arguments.add_argument("--pictures", type=int, default=400, help="fresh pictures (default: 400)")
     cli.run(main, arguments)

@@ -1,19 +1,14 @@
-"""Segment and follow what is pointed at, in an image, a folder of frames or a video file, frame by frame.
+"""Segment and follow what is pointed at in an image, a folder of frames or a video, or find what is named.
 
 Written into the output folder, NAME being the input's:
-
-  Annotations/NAME/00000.png   palette images as in DAVIS: 0 is background, n is object n; where objects overlap, the
-                               one with the higher mask logit is shown; frames of a folder keep their names
-  NAME.json                    COCO: every object's whole mask as RLE, with box, area, track_id (the object) and score
-                               (the model's probability that the object is to be seen on the frame)
+  Annotations/NAME/00000.png   palette images as in DAVIS: n is object n; frames of a folder keep their names
+  NAME.json                    COCO: every object's whole mask, with box, area, track_id (the object) and score
   NAME.mp4 or Overlays/NAME/   the frames with the masks drawn on them
 
-Prompts are [OBJECT[@FRAME]:]VALUES, object 1 on frame 0 unless it says so. An object is followed from its first prompt
-onwards; later prompts for it correct what was followed. Frames are read one at a time, so memory does not grow with the
-length of the video.
+Prompts are [OBJECT[@FRAME]:]VALUES, object 1 on frame 0 by default. Models of concepts are asked phrases instead.
 
-Models that find concepts are asked phrases in place of prompts, on an image or a folder of unrelated images. Categories
-of NAME.json are the phrases then, and an image's numbers in Annotations are its instances.
+Frames are read one at a time, so memory does not grow with the length of the video. Categories of NAME.json are the
+phrases, where phrases are asked, and an image's numbers in Annotations are its instances.
 """
 
 from __future__ import annotations
@@ -168,30 +163,29 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         "--adapter",
         metavar="PATH",
-        help="a run's checkpoint or an adapter folder (default: the run's best.pt if it is there, else the base)",
+        help="what was trained (default: the run's best.pt, else the base)",
     )
     parser.add_argument(
         "--gate", default="auto", metavar="MODE",
-        help="whether adapters are on: auto (the adapter folder's domain gate decides, if it has one), on, off, or the "
-        "name of one of its domains",
+        help="auto (the domain gate decides about adapters), on, off, a domain",
     )  # fmt: skip
-    parser.add_argument("--box", action="append", default=[], metavar="[N[@T]:]X0,Y0,X1,Y1", help="in pixels")
+    parser.add_argument("--box", action="append", default=[], metavar="PROMPT", help="X0,Y0,X1,Y1 in pixels")
     parser.add_argument(
-        "--point", action="append", default=[], metavar="[N[@T]:]X,Y[,LABEL]", help="label 1: on it (default), 0: not"
+        "--point", action="append", default=[], metavar="PROMPT", help="X,Y or X,Y,LABEL; 1: on it, 0: not"
     )
     parser.add_argument(
         "--mask",
         action="append",
         default=[],
-        metavar="[N[@T]:]FILE",
-        help="a mask file, read as those of data sets are",
+        metavar="PROMPT",
+        help="a mask file",
     )
-    parser.add_argument("--prompts", metavar="JSON", help="a list of prompts, as src/data/prompts.py describes it")
+    parser.add_argument("--prompts", metavar="JSON", help="a list of prompts (src/data/prompts.py)")
     parser.add_argument("--phrase", action="append", default=[], metavar="TEXT", help="what to find, by its name")
     parser.add_argument("--phrases-from", metavar="JSON", help="find all categories of a COCO file")
     parser.add_argument(
         "--stills", action="store_true",
-        help="the input's pictures are unrelated: each by itself; prompts in the JSON may name their image",
+        help="the input's pictures are unrelated: each by itself",
     )  # fmt: skip
     parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")
     parser.add_argument("--fps", type=frame_rate, help="of the overlay video (default: the input's, or 24)")
