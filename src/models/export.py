@@ -62,15 +62,24 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     chosen = choose_form(lora, form, trained)
     if form == "auto" and chosen == "official" and is_folder(config.model.checkpoint):
         chosen = "transformers"  # as the base is
+    room = model_spec(config.model.name).load()
+    if not hasattr(room, "write_transformers"):  # SAM 3's detector
+        if form not in ("auto", "adapter"):
+            raise UserError(
+                f"model.name {config.model.name} cannot be exported as {form} yet: --format adapter writes what was "
+                "trained, which predict, evaluate and further training take",
+                "export.unsuited-form",
+            )
+        chosen = "adapter"
     if chosen != "official" and output.suffix == ".pt":
         output = output.with_suffix("")
     if output.exists():
         raise UserError(f"{output} exists already; name another --output, or delete it first", "export.exists")
     if form == "auto" and chosen == "adapter":
-        logger.info("experts behind a router cannot be merged, because which add to the weight depends on the input:")
-        logger.info(f"writing the adapter folder {output} instead")
+        if isinstance(lora, LoraConfig) and lora.method == "mope":
+            logger.info("experts behind a router cannot be merged, as which add to the weight depends on the input:")
+        logger.info(f"writing the adapter folder {output}")
 
-    room = model_spec(config.model.name).load()
     torch.manual_seed(config.training.seed)  # the random weights of a run without a checkpoint
     model = room.build_model(config.model).eval()
     gate = saved_gate(model, trained)

@@ -64,7 +64,8 @@ def command(run_script, tiny_yaml, tmp_path):
     """Run the tool into ``tmp_path / "out"``: (exit status, standard output, standard error)."""
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        return run_script(SCRIPT, "--config", tiny_yaml, "--output", tmp_path / "out", *arguments)
+        settings = ("--set", f"output_dir={tmp_path / 'run'}")  # where no other run's adapter is
+        return run_script(SCRIPT, "--config", tiny_yaml, *settings, "--output", tmp_path / "out", *arguments)
 
     return run
 
