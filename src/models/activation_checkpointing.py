@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -21,5 +22,26 @@ def checkpoint_activations(model: nn.Module, blocks: Iterable[str]) -> list[str]
     patterns = [re.compile(re.escape(block).replace(r"\*", r"[^.]+")) for block in blocks]
     chosen = {name: m for name, m in model.named_modules() if any(pattern.fullmatch(name) for pattern in patterns)}
     for block in chosen.values():
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        contexts = partial(_contexts, block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
     return list(chosen)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return contexts of a forward pass and of its repetition, whose modules are in the mode that they are in now.
+
+    Self-distillation runs the student in eval mode, and the backward pass comes when it trains again.
+    """
+    return nullcontext(), _in_modes({module: module.training for module in block.modules()})
+
+
+@contextmanager
+def _in_modes(modes: dict[nn.Module, bool]) -> Iterator[None]:
+    before = {module: module.training for module in modes}
+    try:
+        for module, training in modes.items():
+            module.training = training
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
