@@ -66,6 +66,6 @@ def _size_in_folder(checkpoint: str | None) -> int | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         size = content.get("tracker_config", content).get("image_size")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return size if isinstance(size, int) else None

@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hydra.errors import InstantiationException
 from sam2.modeling.sam.prompt_encoder import PromptEncoder
 from sam2.modeling.sam2_base import SAM2Base
 from sam2.sam2_video_predictor import SAM2VideoPredictor
 from torch import Tensor
 
 from ...config import ModelConfig, image_size_of
-from ...core.errors import UserError
+from ...core.errors import UserError, is_out_of_memory
 from ...core.shipped import find_file
 from ..sam2 import build as sam2_build
 from ..sam2.build import BASE, instantiate_model, put_weights
 from ..sam2.patches import FunctionOverride, frames_loaded, rebind, take_class
 from ..sam2.pixels import TOKEN_STRIDE, frame_size
 from ..spec import spec_of
-from .config import PATCH, load_sam3, overrides_of, read_config
+from .config import PATCH, in_one_line, load_sam3, overrides_of, read_config
 from .weights import read_tracker
 
 _LOW_RES, _HIGH_RES = 3, 4  # places of the chosen masks in what the decoder's method returns
@@ -41,14 +42,21 @@ def config_overrides(config: ModelConfig) -> list[str]:
     """Return Hydra overrides that turn the sam2 package's config into the tracker asked for.
 
     Raises:
-        UserError: transformers is missing or too old; the checkpoint's config is damaged, or another model's.
+        UserError: transformers is missing or too old; the checkpoint's config is missing, damaged or another model's.
     """
     file, size = config_file(config.checkpoint), image_size_of(config)
-    if size % PATCH:  # that of the checkpoint's config, since the config's own is checked
+    if file is None and config.checkpoint is not None and find_file(config.checkpoint).is_dir():
+        raise UserError(
+            f"model.checkpoint: {config.checkpoint} holds no config.json, which says what its weights are of; a folder "
+            "of transformers' SAM 3 does",
+            "base.missing",
+        )
+    architecture = read_config(file)
+    if size < 1 or size % PATCH:  # that of the checkpoint's config, since the config's own is checked
         raise UserError(
             f"{file}: its image size, {size}, is no multiple of {PATCH}: set model.image_size", "base.unsupported"
         )
-    return overrides_of(read_config(file), size)
+    return overrides_of(architecture, size)
 
 
 def config_file(checkpoint: str | None) -> Path | None:
@@ -75,11 +83,22 @@ def build_model(config: ModelConfig, target: str = BASE, **arguments: Any) -> SA
         UserError: transformers is missing or too old; the checkpoint is missing, damaged, or of another model.
     """
     load_sam3()
-    model = instantiate_model(config.name, config_overrides(config), target, **arguments)
+    model = _instantiate(config, target, **arguments)
     complete(model, config.name)
     if config.checkpoint is not None:
         load_base(model, config.checkpoint, config.name)
     return model
+
+
+def _instantiate(config: ModelConfig, target: str, **arguments: Any) -> SAM2Base:
+    overrides, file = config_overrides(config), config_file(config.checkpoint)
+    try:
+        return instantiate_model(config.name, overrides, target, **arguments)
+    except InstantiationException as error:
+        if file is None or is_out_of_memory(error):
+            raise
+        reason = in_one_line(error.__cause__ or error)
+        raise UserError(f"{file}: no architecture that can be built: {reason}", "base.unsupported") from None
 
 
 def complete(model: SAM2Base, name: str) -> None:

@@ -66,15 +66,18 @@ def read_config(file: Path | None) -> Sam3TrackerVideoConfig:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         model_type = content["model_type"]
-        config = kind.from_dict(content.get("tracker_config", content))
-    except Exception as error:  # transformers raises nearly anything at values that do not fit
-        raise UserError(f"{file}: damaged, or no config of a model: {_in_one_line(error)}", "base.damaged") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{file}: damaged, or no config of a model: {in_one_line(error)}", "base.damaged") from None
     if model_type not in ("sam3_video", "sam3_tracker_video"):
         raise UserError(
             f"{file}: of a model of type {model_type}; model.name sam3_tracker loads folders of type sam3_video "
             "(facebook/sam3 is one) and sam3_tracker_video",
             "base.other-model",
         )
+    try:
+        config = kind.from_dict(content.get("tracker_config", content))
+    except Exception as error:  # transformers raises nearly anything at values that do not fit
+        raise UserError(f"{file}: damaged, or no config of a tracker: {in_one_line(error)}", "base.damaged") from None
     if problems := list(_inexpressible(config)):
         raise UserError(
             f"{file}: not an architecture that can be built here: {'; '.join(problems)}", "base.unsupported"
@@ -97,7 +100,8 @@ def _inexpressible(config: Any) -> Iterator[str]:
             yield f"{key} is {found}, not {value}"
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
+    """Return what an error says, or else its kind, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -216,7 +216,9 @@ def open_weights(path: Path) -> dict[str, Read]:
             raise UserError(f"{path}: damaged or not a safetensors file: {error}", "base.damaged") from None
     content = read_pt(path)
     weights = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise UserError(f"{path}: not Meta's sam3.pt, which holds a state dict", "base.other-format")
     return {key: partial(weights.__getitem__, key) for key in weights}
 
@@ -228,13 +230,20 @@ def _files(folder: Path) -> list[Path]:
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         files = sorted({folder / Path(file).name for file in content["weight_map"].values()})
+        if other := [file.name for file in files if file.suffix != ".safetensors"]:
+            raise ValueError(f"it names {other[0]!r}, which is no safetensors file")
     except FileNotFoundError:
         raise UserError(
             f"model.checkpoint: {folder} holds neither {NAME} nor {INDEX}; a folder of transformers' SAM 3 does",
             "base.missing",
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder / INDEX}: damaged: {error}", "base.damaged") from None
+    if absent := [file.name for file in files if not file.is_file()]:
+        raise UserError(
+            f"model.checkpoint: {folder} lacks {', '.join(absent)}, which {INDEX} names: fetch the rest of it",
+            "base.missing",
+        )
     return files
 
 
@@ -244,18 +253,20 @@ def _from_transformers(weights: dict[str, Tensor], path: object) -> dict[str, Te
         raise UserError(
             f"{path}: {FREQUENCIES_AGAIN} and {FREQUENCIES} differ, but a tracker has one of them", "base.unsupported"
         )
-    points = split_points(weights.pop(POINTS)) if POINTS in weights else {}
+    points = split_points(weights.pop(POINTS)) if POINTS in weights and weights[POINTS].ndim else {}
     return {**{sam2_name(key) or key: tensor for key, tensor in weights.items()}, **points}
 
 
 def _from_meta_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    separate = {}
+    separate = {}  # what has no shape to be taken apart stays as it is, for the check of keys and shapes to name
     for key, tensor in weights.items():
-        if found := _FUSED.fullmatch(key):
+        if (found := _FUSED.fullmatch(key)) and tensor.ndim and len(tensor) and len(tensor) % len(_PARTS) == 0:
             for part, value in zip(_PARTS, tensor.chunk(3), strict=True):
                 separate[f"{found[1]}.{part}.{found[2]}"] = value
+        elif key == _POSITIONS and tensor.ndim > 1:
+            separate[key] = tensor[:, 1:]  # the first is the class token's
         else:
-            separate[key] = tensor[:, 1:] if key == _POSITIONS else tensor  # the first is the class token's
+            separate[key] = tensor
     return separate
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Sam3VideoConfig, Sam3VideoModel
+from transformers import CLIPConfig, Sam2VideoConfig, Sam3VideoConfig, Sam3VideoModel
 
 from src.config import ModelConfig
 from src.lora.adapter_io import base_fingerprint
@@ -264,13 +264,65 @@ class TestWrongFiles:
             ("memory_fuser_intermediate_dim", 100, "base.unsupported"),
             ("num_maskmem", "seven", "base.damaged"),
             ("image_size", 60, "base.unsupported"),
+            ("image_size", -14, "base.unsupported"),
+            ("memory_attention_num_attention_heads", 3, "base.unsupported"),
         ],
     )
     def test_a_config_of_something_else(self, folder, key, value, code):
         file = folder / "config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-        with refuses(code, "config.json", str(value)):
+        said = "num_heads" if key.endswith("_heads") else str(value)
+        with refuses(code, "config.json", said):
             tracker(folder)
+
+    @pytest.mark.parametrize("kind", [Sam2VideoConfig, CLIPConfig])
+    def test_a_whole_config_of_another_model_is_named_by_its_type(self, folder, kind):
+        """Its image size and its parts, which no tracker can have, are not what is wrong with it."""
+        kind().save_pretrained(folder)
+        with refuses("base.other-model", "config.json", kind.model_type):
+            tracker(folder)
+
+    def test_a_folder_without_a_config(self, folder):
+        (folder / "config.json").unlink()
+        with refuses("base.missing", "config.json", str(folder)):
+            tracker(folder)
+
+    def test_json_nested_too_deep(self, folder):
+        (folder / "config.json").write_text("[" * 100_000)
+        with refuses("base.damaged", "config.json"):
+            tracker(folder)
+
+    @pytest.mark.parametrize(
+        ("content", "code", "said"),
+        [
+            ({"weight_map": {"a": "model-2.safetensors"}}, "base.missing", "model-2.safetensors"),
+            ({"weight_map": {"a": ""}}, "base.damaged", "index.json"),  # names the folder itself
+            ({"weight_map": {"a": "config.json"}}, "base.damaged", "config.json"),
+        ],
+    )
+    def test_an_index_of_what_is_no_file_of_weights(self, folder, content, code, said):
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+        with refuses(code, said):
+            tracker(folder)
+
+    def test_weights_that_cannot_be_taken_apart(self, model, folder, tmp_path):
+        self.change(folder, **{"tracker_model.prompt_encoder.point_embed.weight": torch.tensor(1.0)})
+        with refuses("base.other-model", "point_embed"):
+            tracker(folder)
+        metas, trunk = meta_state_dict(model.state_dict()), "detector.backbone.vision_backbone.trunk"
+        for name, tensor in (
+            ("blocks.0.attn.qkv.weight", torch.zeros(2, 3)),
+            ("blocks.0.attn.qkv.weight", torch.tensor(1.0)),
+            ("pos_embed", torch.zeros(5)),
+        ):
+            broken = {**metas, f"{trunk}.{name}": tensor}
+            save_file({key: value.contiguous() for key, value in broken.items()}, folder / "sam3.safetensors")
+            with refuses("base.other-model", "sam3.safetensors"):
+                tracker(folder / "sam3.safetensors")
+        torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pt")
+        with refuses("base.other-format", "numbers.pt"):
+            read_tracker(tmp_path / "numbers.pt")
 
     def test_sam2s_weights_and_sam3s_are_not_taken_for_each_other(self, model, folder, tmp_path):
         nano = build_model(ModelConfig(image_size=64))
