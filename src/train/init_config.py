@@ -157,12 +157,19 @@ def _as_videos(found: dict[Split, NamedSplit]) -> dict[Split, NamedSplit]:
     """The splits, read as videos where track ids say so and they can be."""
     if not all(has_tracks(place) for place in found.values()):
         return found
-    places = {split: place.model_copy(update={"format": "ytvis"}) for split, place in found.items()}
+    places = {split: _as_video(place) for split, place in found.items()}
     try:
         summaries = [summarize(place) for place in places.values()]
     except UserError:
         return found
     return found if any(summary.stills or summary.errors for summary in summaries) else places
+
+
+def _as_video(place: NamedSplit) -> NamedSplit:
+    """The split by track ids; its file names are seen from its folder of images, where COCO's reader looks further."""
+    inside = Path(place.img_folder) / "images"
+    folder = str(inside) if inside.is_dir() else place.img_folder
+    return place.model_copy(update={"format": "ytvis", "img_folder": folder})
 
 
 def _ignoring(found: dict[Split, NamedSplit]) -> dict[Split, NamedSplit]:
