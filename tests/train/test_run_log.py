@@ -24,9 +24,9 @@ def test_a_log_that_cannot_be_opened_is_refused(tmp_path, what):
 
 
 def test_names_from_data_are_escaped_in_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        logging.getLogger("src"), "propagate", False
-    )  # pytest cannot send such a line between processes
+    # pytest cannot send such a line between processes: no handler of pytest's or of an earlier command's takes it
+    monkeypatch.setattr(logging.getLogger("src"), "propagate", False)
+    monkeypatch.setattr(logging.getLogger("src"), "handlers", [])
     log = RunLog()
     log.on_fit_start(SimpleNamespace(folder=tmp_path))
     logging.getLogger("src.train.any").info("a \x1b[31m \udcff name")
