@@ -165,9 +165,19 @@ def check_keys(
         for key in expected
         if key in weights and weights[key].shape != expected[key].shape
     ]
+    integers = [
+        f"{key} is {weights[key].dtype}"
+        for key in expected
+        if key in weights and expected[key].is_floating_point() and not weights[key].is_floating_point()
+    ]
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:3])}{' …' if len(keys) > 3 else ''}"
-        for what, keys in (("keys missing", missing), ("unknown keys", unexpected), ("shapes differ", reshaped))
+        for what, keys in (
+            ("keys missing", missing),
+            ("unknown keys", unexpected),
+            ("shapes differ", reshaped),
+            ("of whole numbers", integers),
+        )
         if keys
     ]
     if problems:

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from ...config import ModelConfig
 from ...core.errors import UserError
 from ...core.shipped import find_file
+from ..config_values import impossible_values
 
 TYPES = ("sam3", "sam3_video")
 """Of folders that hold the model: alone, or beside SAM 3's tracker as in ``facebook/sam3``."""
@@ -74,6 +75,10 @@ def _read_config(folder: Path, name: str) -> Sam3Config:
             "base.other-model",
         )
     found: Sam3Config = getattr(config, "detector_config", config)
+    if problems := list(impossible_values(found.to_dict())):
+        raise UserError(
+            f"{folder / 'config.json'}: no architecture that can be built: {'; '.join(problems)}", "base.unsupported"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import UserError
+from ..config_values import impossible_values
 from ..sam2.build import as_overrides
 from ..sam2.pixels import TOKEN_STRIDE
 from ..sam2.transformers_format import load_transformers
@@ -78,7 +79,7 @@ def read_config(file: Path | None) -> Sam3TrackerVideoConfig:
         config = kind.from_dict(content.get("tracker_config", content))
     except Exception as error:  # transformers raises nearly anything at values that do not fit
         raise UserError(f"{file}: damaged, or no config of a tracker: {in_one_line(error)}", "base.damaged") from None
-    if problems := list(_inexpressible(config)):
+    if problems := [*impossible_values(config.to_dict()), *_inexpressible(config)]:
         raise UserError(
             f"{file}: not an architecture that can be built here: {'; '.join(problems)}", "base.unsupported"
         )

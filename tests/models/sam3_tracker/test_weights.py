@@ -239,6 +239,12 @@ class TestWrongFiles:
         with refuses("base.other-model", "memory_attention.norm.weight", "new", "1 keys missing", "1 unknown"):
             tracker(folder)
 
+    def test_weights_of_whole_numbers(self, folder):
+        key = "tracker_model.memory_attention.layer_norm.weight"
+        self.change(folder, **{key: torch.ones(128, dtype=torch.int64)})
+        with refuses("base.other-model", "memory_attention.norm.weight is torch.int64"):
+            tracker(folder)
+
     def test_positions_of_points_that_differ_from_those_of_the_image(self, folder):
         self.change(folder, **{"tracker_model.shared_image_embedding.positional_embedding": torch.zeros(2, 64)})
         with refuses("base.unsupported", "positional_embedding"):
@@ -266,6 +272,8 @@ class TestWrongFiles:
             ("image_size", 60, "base.unsupported"),
             ("image_size", -14, "base.unsupported"),
             ("memory_attention_num_attention_heads", 3, "base.unsupported"),
+            ("memory_attention_dropout", 5.0, "base.unsupported"),
+            ("image_size", 0, "base.unsupported"),
         ],
     )
     def test_a_config_of_something_else(self, folder, key, value, code):
