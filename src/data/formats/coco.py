@@ -11,7 +11,6 @@ Format: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import gc
-import os
 import pickle
 import reprlib
 from collections import Counter, defaultdict
@@ -36,7 +35,7 @@ from ..decode.segmentation import (
 )
 from ..packed import PackedList
 from ..records import RLE, Issue, ObjectTrack, VideoRecord
-from .file_names import FileNames
+from .file_names import FITTING, FileNames, said_otherwise
 from .json_files import ROBOFLOW, annotation_json, find_json, read_json
 from .parsing import (
     TRACKED_STILLS,
@@ -143,7 +142,7 @@ class CocoSource:
         if image.backslashes:
             log.repaired(place, "file names with a Windows separator", "read with a slash")
         if image.listed_as is not None:
-            log.repaired(f"{place}, listed as {shown(image.listed_as)}", "file names that only one file fits", "read")
+            log.repaired(f"{place}{said_otherwise(image.listed_as)}", FITTING, "read")
         drawn = [annotation for annotation in annotations if self._counts(annotation, image, log)]
         voided = [annotation for annotation in annotations if self._is_void(annotation)]
         if drawn:
@@ -375,11 +374,9 @@ def _index_images(entries: list[Any], log: IssueLog, files: FileNames) -> dict[i
             continue
         # Annotation tools on Windows write its separators.
         slashed = file_name.replace("\\", "/")
-        fitting = None
-        if leaves_folder(slashed) or not os.path.lexists(os.path.join(files.folder, slashed)):
-            fitting = files.find(slashed)
+        found, listed_as = files.resolve(slashed)
         image = _Image(
-            key, fitting or slashed, declared_size(entry), "\\" in file_name and not fitting, fitting and file_name,
+            key, found, declared_size(entry), "\\" in file_name and not listed_as, listed_as and file_name,
             _ids(entry.get("not_exhaustive_category_ids")) or (), _ids(entry.get("neg_category_ids")),
         )  # fmt: skip
         if leaves_folder(image.file_name):

@@ -17,6 +17,7 @@ from ...core.errors import UserError
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import frame_paths, natural
 from ..records import RLE, Issue, VideoRecord
+from .file_names import FITTING, renamed
 from .mask_folders import (
     FRAMES,
     MASK_FOLDERS,
@@ -37,6 +38,7 @@ from .parsing import (
     folder_of_both,
     make_objects,
     open_frames,
+    shown,
     sides,
     with_void,
 )
@@ -73,6 +75,9 @@ class DavisSource:
         except OSError as error:
             log.error("", f"its folders cannot be read: {error.strerror}", "mend or delete them")
             return None, log.issues
+        for mask, frame in renamed(files, [path.stem for path in paths]).items():
+            files[frame] = files.pop(mask)
+            log.repaired(mask, FITTING, f"read for {shown(frame)}")
         if _masks_fit(paths, files, log):
             return self._record(video.name, paths, files, log), log.issues
         return None, log.issues

@@ -17,7 +17,7 @@ from ...core.files import refuse_unreadable
 from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
-from .file_names import utf8_name
+from .file_names import FITTING, renamed, utf8_name
 from .mask_folders import (
     MASKS,
     VideoFolders,
@@ -38,6 +38,7 @@ from .parsing import (
     folder_of_both,
     make_objects,
     open_frames,
+    shown,
     sides,
     with_void,
 )
@@ -221,7 +222,10 @@ def _one_image_with_its_masks(root: VideoFolders) -> bool:
     if not (root.frames.is_dir() and root.masks.is_dir()):
         return False
     images, masks = _files(root.frames), _files(root.masks)
-    return len(images) == 1 and bool(masks) and not images.keys() & _by_image(masks).keys()
+    if len(images) != 1 or not masks:
+        return False
+    called = _by_image(masks)
+    return not (images.keys() & called.keys() or renamed(called, images))
 
 
 def _are_stills(images: Path, masks: Path) -> bool:
@@ -272,6 +276,9 @@ def _apart(images: Path, masks: Path, log: IssueLog) -> Iterator[MaskedImage]:
     """
     files, mask_files = _files(images), _files(masks)
     masks_by_name = _by_image(mask_files)
+    for mask, image in renamed(masks_by_name, files).items():
+        masks_by_name[image] = masks_by_name.pop(mask)
+        log.repaired(mask, FITTING, f"read for {shown(image)}")
     if not files.keys() & masks_by_name.keys():
         masks_by_name = _by_own_mark(files, mask_files) or masks_by_name
     numbered = _take_numbered(files, masks_by_name)

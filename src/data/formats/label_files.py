@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 from ...core.errors import UserError
 from ...core.files import refuse_unreadable
-from ..decode.segmentation import check_segmentation, parse_segmentation, reaches_outside
+from ..decode.segmentation import FLAT_PARTS, check_segmentation, parse_segmentation, reaches_outside
 from ..decode.video import is_image, natural
 from ..records import RLE, Issue, VideoRecord
 from .file_names import utf8_name
@@ -169,6 +169,9 @@ def _objects(
 def _mask(shape: Shape, size: tuple[int, int], log: IssueLog) -> RLE | None:
     if isinstance(shape.segmentation, RLE):
         mask = shape.segmentation
+    elif all(len(part) < 6 and len(part) % 2 == 0 for part in shape.segmentation):
+        log.repaired(shape.entry, FLAT_PARTS)
+        return None
     else:
         problem = check_segmentation(shape.segmentation, *size)
         if problem is not None:

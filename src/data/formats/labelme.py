@@ -20,7 +20,9 @@ import numpy as np
 from PIL import Image
 
 from ...core.errors import UserError
+from ..decode.segmentation import FLAT_PARTS
 from ..records import RLE
+from .file_names import FITTING, renamed
 from .json_files import holds_keys, read_json
 from .label_files import LabelFileSource, LabelledImage, Shape, files_below, images_below, label_file_source
 from .parsing import IssueLog, as_id, declared_size, leaves_folder, shown
@@ -29,6 +31,7 @@ from .reader import Location, OpenOptions
 _KEYS = "shapes", "imagePath"
 _LOOKED_AT = 20  # JSON files from which a data set is recognised
 _CIRCLE = 72  # corners of the polygon that stands for a circle
+_LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2}
 _NO_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -132,6 +135,11 @@ def _image_of(path: Path, name: str, folder: Path, images: dict[str, Path], log:
         for place in places:
             if place.is_file():
                 return images.get(_key(place, folder), place)
+    wanted = PurePosixPath(named.replace("\\", "/")).stem if isinstance(named, str) else ""
+    fits = renamed([wanted], [key for key in images if "/" not in key]) if wanted else {}
+    if wanted in fits:
+        log.repaired(entry, FITTING, f"read with {shown(fits[wanted])}")
+        return images[fits[wanted]]
     if name in images:
         if named:
             log.repaired(entry, "images found by the name of the label file", "imagePath names another")
@@ -165,6 +173,9 @@ def _shape(entry: str, content: Any, size: tuple[int, int], log: IssueLog) -> Sh
             return None
         return Shape(entry, instance, category, mask)
     polygon = _polygon(str(kind), points)
+    if polygon is None and kind in _LEAST_POINTS and len(points) < _LEAST_POINTS[kind]:
+        log.repaired(entry, FLAT_PARTS)
+        return None
     if polygon is None:
         log.error(entry, f"is a {shown(kind)} of {len(points)} points", "draw it as a polygon of at least 3")
         return None

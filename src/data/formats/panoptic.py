@@ -17,6 +17,7 @@ from ...core.errors import UserError
 from ..decode.images import open_image
 from ..packed import PackedList
 from ..records import RLE, Issue, VideoRecord
+from .file_names import FITTING, FileNames, said_otherwise
 from .json_files import annotation_json, find_json, holds_keys, read_json
 from .parsing import (
     Bounds,
@@ -148,7 +149,7 @@ class PanopticReader:
             )
         beside = path.with_suffix("")
         masks = beside if beside.is_dir() else path.parent
-        entries = _entries(content["images"], content["annotations"], log)
+        entries = _entries(content["images"], content["annotations"], log, (FileNames(folder), FileNames(masks)))
         names = category_names(content.get("categories"))
         chosen = choose_videos([entry.name for entry in entries], options.videos, path)
         return PanopticSource(
@@ -168,7 +169,9 @@ class PanopticReader:
 READER = PanopticReader()
 
 
-def _entries(images: list[Any], annotations: list[Any], log: IssueLog) -> list[_Entry]:
+def _entries(
+    images: list[Any], annotations: list[Any], log: IssueLog, names: tuple[FileNames, FileNames]
+) -> list[_Entry]:
     """Return the images that have a mask, in the file's order."""
     masks: dict[int | str, dict[str, Any]] = {}
     for place, entry in enumerate(annotations):
@@ -186,16 +189,23 @@ def _entries(images: list[Any], annotations: list[Any], log: IssueLog) -> list[_
             log.error(f"images[{place}]", "has no id")
         elif key not in masks:
             log.repaired(f"image {shown(key)}", "images without a mask")
-        elif (made := _entry(image, masks.pop(key), f"image {shown(key)}", log)) is not None:
+        elif (made := _entry(image, masks.pop(key), f"image {shown(key)}", log, names)) is not None:
             entries.append(made)
     for key in masks:
         log.repaired(f"image {shown(key)}", "annotations of unknown images")
     return entries
 
 
-def _entry(image: dict[str, Any], mask: dict[str, Any], place: str, log: IssueLog) -> _Entry | None:
-    names = [entry.get("file_name") for entry in (image, mask)]
-    paths = [name.replace("\\", "/") for name in names if isinstance(name, str) and name]
+def _entry(
+    image: dict[str, Any], mask: dict[str, Any], place: str, log: IssueLog, names: tuple[FileNames, FileNames]
+) -> _Entry | None:
+    paths = []
+    for entry, files in zip((image, mask), names, strict=True):
+        if isinstance(listed := entry.get("file_name"), str) and listed:
+            path, otherwise = files.resolve(listed.replace("\\", "/"))
+            paths.append(path)
+            if otherwise is not None:
+                log.repaired(f"{place} ({shown(path, 160)}){said_otherwise(otherwise)}", FITTING, "read")
     if len(paths) < 2 or any(map(leaves_folder, paths)):
         log.error(place, "it or its mask has no file_name, or one that leaves the folder")
         return None

@@ -24,6 +24,7 @@ from ..decode.segmentation import check_segmentation, is_empty, parse_segmentati
 from ..decode.video import natural
 from ..decode.video_frames import VideoFrame, read_header
 from ..records import RLE, Issue, VideoRecord
+from .file_names import utf8_name
 from .json_files import find_json, holds_keys, read_json
 from .parsing import Bounds, IssueLog, as_id, choose_videos, declared_size, make_objects, sides
 from .reader import Location, OpenOptions
@@ -208,7 +209,7 @@ def _named(found: dict[Path, Path]) -> Iterator[tuple[str, Path, Path]]:
     """
     counts = Counter(video.name for video in found)
     for video, path in found.items():
-        yield (video.name if counts[video.name] == 1 else video.as_posix()), video, path
+        yield utf8_name(video.name if counts[video.name] == 1 else video.as_posix()), video, path
 
 
 def _misfit(files: VideoFiles, problem: str) -> Issue:

@@ -14,6 +14,7 @@ from ..decode.labels import LabelImage, label_tracks, read_label_image
 from ..decode.video import VIDEO_SUFFIXES, frame_paths, natural
 from ..decode.video_frames import VideoFrame, VideoHeader, read_header
 from ..records import Issue, VideoRecord
+from .file_names import utf8_name
 from .mask_folders import MASK_FOLDERS, holds_images, subfolders
 from .parsing import Bounds, Categories, IssueLog, choose_videos, make_objects, sides, with_void
 from .reader import Location, OpenOptions
@@ -144,7 +145,7 @@ def _videos(location: Location) -> list[MaskedVideo]:
         return []
     places = [location.annotations] if location.annotations is not None else _mask_folders(folder)
     return [
-        MaskedVideo(path.stem, path, _masks_of(path.stem, len(files), places))
+        MaskedVideo(utf8_name(path.stem), path, _masks_of(path.stem, len(files), places))
         for path in sorted(files, key=lambda path: natural(path.name))
     ]
 

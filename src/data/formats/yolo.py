@@ -12,12 +12,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import yaml
 
 from ...core.errors import UserError
+from .file_names import FITTING, renamed, utf8_name
 from .label_files import LabelFileSource, LabelledImage, Shape, files_below, images_below, label_file_source
 from .parsing import IssueLog, as_id, shown
 from .reader import Location, OpenOptions
@@ -77,10 +77,9 @@ class YoloReader:
         found = _folders(location)
         if found is None or found.annotations is None:
             return None
-        stems = images_below(found.folder)
-        pairs = ((name, found.annotations / f"{name}.txt") for name in stems)
-        candidates = islice((path for _, path in pairs if path.is_file()), _LOOKED_AT)
-        return found if any(_looks_like_labels(path) for path in candidates) else None
+        images, texts = images_below(found.folder), _texts(found.annotations)
+        called = [*(texts.keys() & images.keys()), *renamed(texts, images)]
+        return found if any(_looks_like_labels(texts[name]) for name in called[:_LOOKED_AT]) else None
 
     def open(self, location: Location, options: OpenOptions) -> YoloSource:
         """List the images of a folder with their label files, reading none yet.
@@ -102,14 +101,14 @@ class YoloReader:
             )
         labels = found.annotations
         images = images_below(found.folder)
-        listed = [
-            LabelledImage(name, image, path if (path := labels / f"{name}.txt").is_file() else None)
-            for name, image in images.items()
-        ]
         log = IssueLog(str(labels))
-        for path in files_below(labels):
-            name = path.relative_to(labels).with_suffix("").as_posix()
-            if path.suffix == ".txt" and name not in images and _looks_like_labels(path):
+        texts = _texts(labels)
+        for name, image in renamed(texts, images).items():
+            texts[image] = texts.pop(name)
+            log.repaired(f"{name}.txt", FITTING, f"read for {shown(image)}")
+        listed = [LabelledImage(name, image, texts.get(name)) for name, image in images.items()]
+        for name, path in texts.items():
+            if name not in images and _looks_like_labels(path):
                 log.repaired(f"{name}.txt", "label files without an image")
         source = label_file_source(YoloSource, listed, found, options, categories=_categories(found.folder, log))
         source.issues = log.issues if options.videos is None else []
@@ -117,6 +116,15 @@ class YoloReader:
 
 
 READER = YoloReader()
+
+
+def _texts(labels: Path) -> dict[str, Path]:
+    """Return the text files of a folder and of those in it, by relative path without extension."""
+    return {
+        utf8_name(path.relative_to(labels).with_suffix("").as_posix()): path
+        for path in files_below(labels)
+        if path.suffix == ".txt"
+    }
 
 
 def _folders(location: Location) -> Location | None:

@@ -33,6 +33,7 @@ from ..decode.segmentation import (
 )
 from ..decode.video import natural
 from ..records import RLE, Issue, VideoRecord
+from .file_names import FITTING, FileNames, said_otherwise
 from .json_files import annotation_json, find_json, holds_keys, read_json
 from .parsing import (
     VOIDED,
@@ -176,7 +177,7 @@ class YtvisReader:
         content = read_json(path, log)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such image folder", "data.missing-folder")
-        videos = _with_unique_names(_listed_videos(path, content, log))
+        videos = _with_unique_names(_listed_videos(path, content, log, FileNames(folder)))
         if not videos:
             issues = "".join(f"\n  {issue}" for issue in log.issues[:5])
             raise UserError(f"{path}: no video with frames{issues}", "ytvis.no-videos")
@@ -196,7 +197,7 @@ class YtvisReader:
 READER = YtvisReader()
 
 
-def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog) -> list[Video]:
+def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog, names: FileNames) -> list[Video]:
     """Return the videos of either flavour."""
     refusal = f"{path}: not a file of tracked objects"
     if not isinstance(content.get("annotations"), list):
@@ -204,23 +205,25 @@ def _listed_videos(path: Path, content: dict[str, Any], log: IssueLog) -> list[V
     if not all(isinstance(content.get(key, []), list) for key in ("videos", "images")):
         raise UserError(f"{refusal}: 'videos' or 'images' is not a list", "ytvis.not-ytvis")
     if any(isinstance(entry, dict) and "file_names" in entry for entry in content.get("videos", [])):
-        return _videos_with_tracks(content, log)
+        return _videos_with_tracks(content, log, names)
     if "images" in content:
-        return _videos_of_images(content, log)
+        return _videos_of_images(content, log, names)
     raise UserError(f"{refusal}: neither 'videos' with 'file_names' nor 'images'", "ytvis.not-ytvis")
 
 
-def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
+def _videos_with_tracks(content: dict[str, Any], log: IssueLog, names: FileNames) -> list[Video]:
     """Return the videos of YouTube-VIS' own flavour."""
     videos: dict[int | str | None, Video] = {}
     for place, entry in _entries(content["videos"], "video", log):
         key, files = as_id(entry.get("id")), entry.get("file_names")
         if key is None or key in videos:
             log.error(place, "has no id" if key is None else "two videos have this id")
-        elif not isinstance(files, list) or not files or not all(_stays_inside(file) for file in files):
+            continue
+        paths = [_file(file, names, place, log) for file in files] if isinstance(files, list) else []
+        files = [path for path in paths if path is not None]
+        if not files or len(files) < len(paths):
             log.error(place, "file_names must be a list of paths within the image folder")
         else:
-            files = [_slashes(file) for file in files]
             videos[key] = Video(
                 _name(entry.get("name"), files, key), files, declared_size(entry), IssueLog(log.file), False
             )
@@ -248,9 +251,9 @@ def _videos_with_tracks(content: dict[str, Any], log: IssueLog) -> list[Video]:
     return list(videos.values())
 
 
-def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
+def _videos_of_images(content: dict[str, Any], log: IssueLog, names: FileNames) -> list[Video]:
     """Return the videos of the flavour with an annotation per object and image."""
-    videos, frames = _images_by_video(content, log)
+    videos, frames = _images_by_video(content, log, names)
     categories = category_names(content.get("categories"))
     for place, entry, crowd in _labelled(content["annotations"], "segmentation", log):
         video, t = frames.get(_id(entry, "image_id"), (None, 0))
@@ -282,7 +285,7 @@ def _videos_of_images(content: dict[str, Any], log: IssueLog) -> list[Video]:
 
 
 def _images_by_video(
-    content: dict[str, Any], log: IssueLog
+    content: dict[str, Any], log: IssueLog, files_there: FileNames
 ) -> tuple[list[Video], dict[int | str | None, tuple[Video, int]]]:
     """Return the videos with ordered frames, and each image's video and frame number.
 
@@ -291,11 +294,10 @@ def _images_by_video(
     images: dict[int | str, Image] = {}
     shared: set[int | str] = set()
     for place, entry in _entries(content["images"], "image", log):
-        key = as_id(entry.get("id"))
-        if key is None or not _stays_inside(entry.get("file_name")):
+        key, file = as_id(entry.get("id")), _file(entry.get("file_name"), files_there, place, log)
+        if key is None or file is None:
             log.error(place, "has no id" if key is None else "file_name must be a path within the image folder")
             continue
-        file = _slashes(entry["file_name"])
         number = as_id(entry.get("frame_id", entry.get("frame_index")))
         order = (number if isinstance(number, int) else 0, natural(file))
         video = as_id(entry.get("video_id"))
@@ -376,13 +378,14 @@ def _unused(key: int | str | None, taken: Container[int | str]) -> int | str:
     return key if key is not None and key not in taken else next(n for n in count(1) if n not in taken)
 
 
-def _stays_inside(file: Any) -> bool:
-    return isinstance(file, str) and bool(file) and not leaves_folder(_slashes(file))
-
-
-def _slashes(file: str) -> str:
-    # labelling tools on Windows write its separators
-    return file.replace("\\", "/")
+def _file(listed: Any, names: FileNames, place: str, log: IssueLog) -> str | None:
+    """Return the path of a listed file within the folder; None where it is none."""
+    if not isinstance(listed, str) or not listed:
+        return None
+    file, otherwise = names.resolve(listed.replace("\\", "/"))  # tools on Windows write its separators
+    if otherwise is not None:
+        log.repaired(f"{place} ({shown(file, 160)}){said_otherwise(otherwise)}", FITTING, "read")
+    return None if leaves_folder(file) else file
 
 
 def _name(given: Any, files: list[str], key: int | str) -> str:

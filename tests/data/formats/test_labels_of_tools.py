@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src.config import NamedSplit
+from src.data.decode.segmentation import FLAT_PARTS
 from src.data.decode.video_writer import VideoWriter
 from src.data.formats.reader import Location
 from src.data.formats.registry import recognise
@@ -162,7 +163,7 @@ def test_labelmes_paths_of_another_machine_lead_to_the_image_of_that_name(tmp_pa
 @pytest.mark.parametrize(
     ("shapes", "more", "said"),
     [
-        ([shape("polygon", SQUARE[:2])], {}, "shapes[0]: is a polygon of 2 points"),
+        ([shape("star", SQUARE[:2])], {}, "shapes[0]: is a star of 2 points"),
         ([shape("polygon", [[1, 2], [3]])], {}, "shapes[0]: its points are not pairs of numbers"),
         ([shape("mask", [[39, 19], [40, 20]], mask="????")], {}, "shapes[0]: its mask is not a picture"),
         ([shape("polygon", SQUARE)], {"imageHeight": 99}, "says that the image has 40×99 pixels, it has 40×20"),
@@ -177,6 +178,20 @@ def test_damage_in_a_labelme_file_is_named(tmp_path, shapes, more, said):
     _, records, issues = opened(tmp_path)
     assert records == []
     assert any(issue.severity == "error" and said in str(issue) for issue in issues), issues
+
+
+def test_areas_that_enclose_nothing_are_left_out_and_the_rest_of_their_objects_kept(tmp_path):
+    image(tmp_path / "json" / "a.jpg")
+    parts = [shape("polygon", SQUARE, group_id=1), shape("polygon", SQUARE[:2], group_id=1), shape("circle", [[1, 1]])]
+    labelme(tmp_path / "json" / "a.json", parts)
+    image(tmp_path / "yolo" / "a.jpg")
+    text(tmp_path / "yolo" / "a.txt", f"0 {shares(SQUARE)}\n0 0.1 0.1\n")
+    for folder, expected in (("json", ["shapes[1]", "shapes[2]"]), ("yolo", ["line 2"])):
+        _, (record,), issues = opened(tmp_path / folder)
+        assert [area for _, area in objects(record)] == [100]
+        flat = [issue for issue in issues if issue.problem == FLAT_PARTS]
+        assert [issue.entry for issue in flat] == expected
+        assert all(issue.severity == "repaired" for issue in flat)
 
 
 def panoptic(folder: Path, segments: list[dict], numbers_HW: np.ndarray) -> None:
