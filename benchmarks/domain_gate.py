@@ -48,6 +48,7 @@ NEW = (CELLS, TISSUE, THERMAL, FLAKES)
 ALL_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SHIFTS)
 OWN_LOOKS: tuple[ShiftKind | Literal[""], ...] = ("", *SAME_DOMAIN)
 FOLDS = 4
+CROPS = 8  # views of a part of an image
 LAST_MEAN = slice(-128, -64)  # of the features of the bundled base, which has 64 channels
 
 Score = Callable[[Tensor], Tensor]  # features (B, D) → (B,), the higher the farther
@@ -75,14 +76,46 @@ def even(model: SAM2Base, pixels_B3SS: Tensor, _: tuple[float, ...]) -> Tensor:
     return gate_features(model, pixels_B3SS)
 
 
-def gaussian_of_last(x_NVD: Tensor, _: Tensor) -> Score:
+def gaussian_of_last(x_NVD: Tensor, source_MD: Tensor) -> Score:
     """A Gaussian over the mean of the last level alone."""
-    inner = KnownDomain.fit(x_NVD[..., LAST_MEAN], 95)
-    return lambda x: inner.distance(x[..., LAST_MEAN])
+    inner = gaussian(x_NVD[..., LAST_MEAN], source_MD)
+    return lambda x: inner(x[..., LAST_MEAN])
 
 
 def gaussian(x_NVD: Tensor, _: Tensor) -> Score:
-    return KnownDomain.fit(x_NVD, 95).distance
+    """The Mahalanobis distance to all views."""
+    mean, whitening = fit_gaussian(x_NVD)
+    return lambda x: torch.linalg.vector_norm((x - mean) @ whitening.T, dim=-1)
+
+
+def fit_gaussian(x_NVD: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of all views, and what makes their covariance the identity."""
+    x = x_NVD.flatten(0, 1)
+    mean, deviation = x.mean(dim=0), x.std(dim=0) + 1e-6
+    values, vectors = torch.linalg.eigh(shrunk_covariance((x - mean) / deviation))
+    return mean, (vectors / values.clamp(min=1e-9).sqrt()).T / deviation
+
+
+def shrunk_covariance(centred_ND: Tensor) -> Tensor:
+    """Return Ledoit and Wolf's covariance (2004): the sample's, shrunk towards a multiple of the identity, (D, D).
+
+    The amount of shrinkage is estimated from the data, such that the expected squared error is least.
+    """
+    n, d = centred_ND.shape
+    sample = centred_ND.T @ centred_ND / n
+    identity = torch.eye(d, dtype=sample.dtype)
+    scale = sample.trace() / d
+    spread = (sample - scale * identity).square().sum()
+    error = (centred_ND.square().sum(dim=1).square().sum() / n - sample.square().sum()) / n
+    share = (error / spread).clamp(0, 1) if spread > 0 else torch.ones_like(spread)
+    return share * scale * identity + (1 - share) * sample
+
+
+def nearest_views(x_NVD: Tensor, _: Tensor) -> Score:
+    """The mean distance to the three nearest views, every feature in units of its deviation."""
+    views = x_NVD.flatten(0, 1)
+    deviation = views.std(dim=0) + 1e-6
+    return lambda x: torch.cdist(x / deviation, views / deviation).topk(3, largest=False).values.mean(dim=1)
 
 
 def without_light(x_NVD: Tensor, source_MD: Tensor, directions: int = 16) -> Score:
@@ -96,10 +129,9 @@ def without_light(x_NVD: Tensor, source_MD: Tensor, directions: int = 16) -> Sco
 
 def neighbours(x_NVD: Tensor, _: Tensor, count: int = 5) -> Score:
     """The mean distance to the nearest views, in the whitened space."""
-    domain = KnownDomain.fit(x_NVD, 95)
-    whitening = domain.whitening.double().T
-    known = x_NVD.flatten(0, 1) @ whitening
-    return lambda x: torch.cdist(x @ whitening, known).topk(count, largest=False).values.mean(dim=1)
+    whitening = fit_gaussian(x_NVD)[1].T
+    views = x_NVD.flatten(0, 1) @ whitening
+    return lambda x: torch.cdist(x @ whitening, views).topk(count, largest=False).values.mean(dim=1)
 
 
 def relative(x_NVD: Tensor, source_MD: Tensor) -> Score:
@@ -131,7 +163,7 @@ class Way:
     """A way to decide: what it knows of an image, from how many views it learns, and its scores.
 
     An image is inside if each score is: a score that ``fixed`` holds below 0, another below the percentile of the
-    domain's held-out views.
+    domain's held-out views. The built-in way (``built_in``) is the product's own code.
     """
 
     title: str
@@ -140,15 +172,21 @@ class Way:
     fits: tuple[Fit, ...]
     fixed: tuple[Fit, ...] = ()
     around_object: bool = False
+    built_in: bool = False
 
     def fit(self, x_NVD: Tensor, source_MD: Tensor, percentile: float) -> Callable[[Tensor], Tensor]:
         """Learn a domain; what comes back maps features (B, D) to bool (B,)."""
         x_NVD, source_MD = x_NVD[:, : 1 + self.views].double(), source_MD.double()
+        if self.built_in:
+            domain = KnownDomain.fit(x_NVD)
+            return lambda x_BD: domain.distance(x_BD) <= domain.threshold
+        judged_NVD = x_NVD[:, : 1 + VIEWS]
         fold = torch.arange(len(x_NVD)) % FOLDS
         limits: list[tuple[Score, float]] = [(fit(x_NVD, source_MD), 0.0) for fit in self.fixed]
         for fit in self.fits:
-            held_out = [fit(x_NVD[fold != k], source_MD)(x_NVD[fold == k].flatten(0, 1)).double() for k in range(FOLDS)]
-            limits.append((fit(x_NVD, source_MD), float(np.percentile(torch.cat(held_out).numpy(), percentile))))
+            held_out = [fit(x_NVD[fold != k], source_MD)(judged_NVD[fold == k].flatten(0, 1)) for k in range(FOLDS)]
+            limit = float(np.percentile(torch.cat(held_out).double().numpy(), percentile))
+            limits.append((fit(x_NVD, source_MD), limit))
         return lambda x_BD: torch.stack([score(x_BD.double()) <= limit for score, limit in limits]).all(dim=0)
 
 
@@ -165,8 +203,11 @@ WAYS = (
     Way("even exposure, Gaussian, as it is", even, 0, (gaussian,)),
     Way("even exposure, Gaussian, with augmentations", even, VIEWS, (gaussian,)),
     Way("… Gaussian and logistic, even exposure", even, VIEWS, (gaussian,), (logistic,)),
+    Way("even exposure, nearest views", even, VIEWS, (nearest_views,)),
+    Way("… with crops", even, VIEWS + CROPS, (nearest_views,)),
+    Way("even exposure, nearest views, robust end", even, VIEWS, (), built_in=True),
 )
-SHIPPED = "even exposure, Gaussian, with augmentations"
+SHIPPED = WAYS[-1].title
 
 
 class Images:
@@ -181,9 +222,7 @@ class Images:
         shown = shifted(domain, kind) if kind else domain
         key = way.gate_features, way.around_object, shown.name
         if key not in self._known:
-            self._known[key] = self._describe(way, make_videos(shown, self.count, HELD_OUT_SEED, frames=1).videos, 0)[
-                :, 0
-            ]
+            self._known[key] = self._describe(way, make_videos(shown, self.count, HELD_OUT_SEED, frames=1).videos)[:, 0]
         return self._known[key]
 
     def noise(self, way: Way) -> Tensor:
@@ -195,21 +234,34 @@ class Images:
             return torch.cat([way.gate_features(self.model, half, (0.25, 0.25, 0.75, 0.75)) for half in pixels])
 
     def training(self, way: Way, domain: Domain) -> Tensor:
-        """Training images of a domain, each in all its views, (N, 1 + V, D)."""
+        """Training images of a domain, each in all its views, (N, 1 + VIEWS + CROPS, D)."""
         key = way.gate_features, way.around_object, domain.name, "train"
         if key not in self._known:
-            self._known[key] = self._describe(way, make_videos(domain, self.train, 0, frames=1).videos, VIEWS)
+            self._known[key] = self._describe(way, make_videos(domain, self.train, 0, frames=1).videos, True)
         return self._known[key]
 
     @torch.no_grad()
-    def _describe(self, way: Way, videos: Sequence[VideoRecord], views: int) -> Tensor:
+    def _describe(self, way: Way, videos: Sequence[VideoRecord], in_views: bool = False) -> Tensor:
         rng, found = np.random.default_rng(0), []
         for video in videos:
             pixels = to_pixels(self.model, video.frames[0].read())
             box = _around(next(iter(video.masks(0).values()))) if way.around_object else (0.0, 0.0, 1.0, 1.0)
-            images = torch.stack([pixels, *(photometric_jitter(pixels, rng) for _ in range(views))])
-            found.append(way.gate_features(self.model, images, box))
+            images = [pixels]
+            if in_views:
+                images += [photometric_jitter(pixels, rng) for _ in range(VIEWS)]
+                images += [random_part(pixels, rng) for _ in range(CROPS)]
+            found.append(way.gate_features(self.model, torch.stack(images), box))
         return torch.stack(found)
+
+
+def random_part(pixels_3SS: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return a square of 0.6 to 1 times the image's side, perhaps mirrored, at the image's size."""
+    side = pixels_3SS.shape[-1]
+    part = int(side * rng.uniform(0.6, 1))
+    y, x = rng.integers(0, side - part + 1, 2)
+    cut = pixels_3SS[None, :, y : y + part, x : x + part]
+    cut = cut.flip([axis for axis in (-1, -2) if rng.random() < 0.5])
+    return torch.nn.functional.interpolate(cut, size=(side, side), mode="bilinear", antialias=True)[0]
 
 
 def _around(mask_HW: np.ndarray) -> tuple[float, ...]:
@@ -221,12 +273,17 @@ def _around(mask_HW: np.ndarray) -> tuple[float, ...]:
     return tuple(float(np.clip(v, 0, 1)) for v in corners)
 
 
+def fitted(images: Images, way: Way, known: Domain, percentile: float) -> Callable[[Tensor], Tensor]:
+    """A way fitted to a domain: maps features (B, D) to bool (B,)."""
+    general = [images.training(way, domain)[:, : 1 + VIEWS] for domain in (SOURCE, shifted(SOURCE, "grey"))]
+    return way.fit(images.training(way, known), torch.cat(general).flatten(0, 1), percentile)
+
+
 def wrong_shares(
     images: Images, way: Way, known: Domain, percentile: float
 ) -> tuple[dict[Any, float], dict[Any, float]]:
     """Wrongly rejected shares per set of the known domain, wrongly accepted ones per set of the others."""
-    source = torch.cat([images.training(way, d).flatten(0, 1) for d in (SOURCE, shifted(SOURCE, "grey"))])
-    inside = way.fit(images.training(way, known), source, percentile)
+    inside = fitted(images, way, known, percentile)
 
     def accepted(features: Tensor) -> float:
         return float(inside(features).double().mean())
@@ -272,8 +329,7 @@ def detail(images: Images, percentile: float) -> None:
     columns: dict[str, dict[str, float]] = {}
     for known in NEW:
         rejected, taken = wrong_shares(images, way, known, percentile)
-        source = torch.cat([images.training(way, d).flatten(0, 1) for d in (SOURCE, shifted(SOURCE, "grey"))])
-        inside = way.fit(images.training(way, known), source, percentile)
+        inside = fitted(images, way, known, percentile)
         mixes = {
             "its objects before source": mixed(known, SOURCE),
             "source objects before it": mixed(SOURCE, known),

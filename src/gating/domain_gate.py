@@ -5,10 +5,11 @@
     decision = gate.decide(features_D)
     decision.domain                           # "polyps", or None: leave the base model as it is
 
-A domain is a Gaussian over the frozen encoder's features of its images. Its covariance is shrunk after Ledoit and Wolf
-(2004), since there are fewer images than numbers. An image belongs to the domain if its Mahalanobis distance is at most
-that of 95 % of the domain's own images, held out from the fit. Each image comes in several photometric augmentations,
-so that light, noise and focus are directions in which the domain varies, and no signs of another one.
+A domain is known by the frozen encoder's features of its images, each in several photometric augmentations. An image's
+distance is the mean of those to its three nearest views, every feature in units of its deviation over the domain. The
+domain ends about where 95 % of its own images are, each measured from the others. This is estimated as if distances
+were log-normal, from their median and their median absolute deviation: with 10 to 40 images a percentile would hang on
+one or two odd ones.
 ``docs/domain_gate.md`` compares this with other ways.
 """
 
@@ -18,11 +19,10 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,8 +34,14 @@ from ..core.files import write_atomically
 from ..lora.adapter_io import CHECKSUM, fingerprint, refuse_not_finite
 
 GATE_FILE = "domain_gate.safetensors"
-FORMAT_VERSION = 1
-_FOLDS = 4
+FORMAT_VERSION = 2
+_FOLDS = 8
+_NEAREST = 3
+_NORMAL_95 = 1.645
+"""The 95th percentile of a standard normal distribution."""
+_MAD_OF_NORMAL = 0.6745
+"""Its median absolute deviation."""
+_PARTS = ("mean", "deviation", "views")
 
 
 @dataclass(frozen=True)
@@ -56,33 +62,33 @@ class KnownDomain:
     """A domain that the gate was fitted to.
 
     Attributes:
-        mean: (D,), float32.
-        whitening: (D, D), float32: the Mahalanobis distance of x is the length of ``whitening @ (x - mean)``.
+        mean: (D,), float32, of all views.
+        deviation: (D,), float32, of all views: the unit of each feature.
+        views: (M, D), float16: all views of all images, less the mean and in units of the deviation.
         threshold: the distance at which the domain ends.
     """
 
     mean: Tensor
-    whitening: Tensor
+    deviation: Tensor
+    views: Tensor
     threshold: float
 
     @classmethod
-    def fit(cls, features_NVD: Tensor, percentile: float) -> KnownDomain:
-        """Fit a Gaussian to all views; its threshold is a percentile of held-out images' distances, in four folds."""
+    def fit(cls, features_NVD: Tensor) -> KnownDomain:
+        """Keep all views; the threshold is from those of images held out, in eight folds."""
         count = min(_FOLDS, len(features_NVD))
         folds = torch.arange(len(features_NVD)) % count
         held_out = [
-            _gaussian(features_NVD[folds != fold]).distance(features_NVD[folds == fold].flatten(0, 1))
+            _known(features_NVD[folds != fold]).distance(features_NVD[folds == fold].flatten(0, 1))
             for fold in range(count)
         ]
-        gaussian = _gaussian(features_NVD)
-        threshold = float(np.percentile(torch.cat(held_out).numpy(), percentile))
-        return cls(gaussian.mean, gaussian.whitening, max(threshold, 1e-6))  # 0 if all images are the same
+        return replace(_known(features_NVD), threshold=robust_end(torch.cat(held_out)))
 
     def distance(self, features_BD: Tensor) -> Tensor:
-        """Return Mahalanobis distances, float64 (B,)."""
-        whitened_BD = (features_BD.double() - self.mean.double()) @ self.whitening.double().T
-        distances_B: Tensor = torch.linalg.vector_norm(whitened_BD, dim=-1)
-        return distances_B
+        """Return mean distances to the three nearest views, float64 (B,)."""
+        x_BD = (features_BD.double() - self.mean.double()) / self.deviation.double()
+        distances_BM = torch.cdist(x_BD, self.views.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        return distances_BM.topk(min(_NEAREST, len(self.views)), largest=False).values.mean(dim=1)
 
 
 class DomainGate:
@@ -99,13 +105,12 @@ class DomainGate:
         self.base_fingerprint = base_fingerprint
         self.domains: dict[str, KnownDomain] = {}
 
-    def fit(self, name: str, features_NVD: Tensor, percentile: float = 95.0) -> None:
+    def fit(self, name: str, features_NVD: Tensor) -> None:
         """Fit a domain to its images; one of that name is replaced, and others do not change.
 
         Args:
             name: the domain's name in decisions, such as its expert group's.
             features_NVD: features of N images in V views each.
-            percentile: share of the domain's own held-out views that are inside, in percent.
 
         Raises:
             UserError: the name is a mode's, there are fewer than 2 images, or features are not finite.
@@ -126,7 +131,7 @@ class DomainGate:
         for other, domain in self.domains.items():
             if domain.mean.shape != features_NVD.shape[-1:]:
                 raise ValueError(f"{features_NVD.shape[-1]} features, but domain '{other}' has {len(domain.mean)}")
-        self.domains[name] = KnownDomain.fit(features_NVD.double().cpu(), percentile)
+        self.domains[name] = KnownDomain.fit(features_NVD.double().cpu())
 
     def remove(self, name: str) -> None:
         """Remove a domain. Raises UserError where it is not known."""
@@ -169,7 +174,7 @@ class DomainGate:
         """
         tensors = {}
         for name, domain in self.domains.items():
-            tensors[f"{name}.mean"], tensors[f"{name}.whitening"] = domain.mean, domain.whitening
+            tensors.update({f"{name}.{part}": getattr(domain, part) for part in _PARTS})
         metadata: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "base_fingerprint": self.base_fingerprint,
@@ -204,42 +209,34 @@ class DomainGate:
                 f"this model's base weights are {base_fingerprint[:12]}; set model.checkpoint to the gate's base",
                 code="gate.other-base",
             )
-        expected = {f"{name}.{part}" for name in metadata["thresholds"] for part in ("mean", "whitening")}
+        expected = {f"{name}.{part}" for name in metadata["thresholds"] for part in _PARTS}
         if differing := sorted(expected ^ tensors.keys()):
             raise UserError(f"{path}: keys missing or left over: {', '.join(differing)}", code="gate.keys")
         gate = cls(found)
         for name, threshold in metadata["thresholds"].items():
-            mean, whitening = tensors[f"{name}.mean"], tensors[f"{name}.whitening"]
+            mean, deviation, views = (tensors[f"{name}.{part}"] for part in _PARTS)
             size = len(next(iter(gate.domains.values())).mean) if gate.domains else mean.numel()
-            if mean.shape != (size,) or whitening.shape != (size, size) or not size:
+            if not (mean.shape == deviation.shape == (size,) and views.shape[1:] == (size,) and views.numel()):
                 raise UserError(f"{path}: shapes of domain '{name}' do not fit each other", code="gate.shapes")
-            gate.domains[name] = KnownDomain(mean, whitening, threshold)
+            if not (deviation > 0).all():
+                raise UserError(f"{path}: a deviation of domain '{name}' is not positive", code="gate.metadata")
+            gate.domains[name] = KnownDomain(mean, deviation, views, threshold)
         return gate
 
 
-def _gaussian(features_NVD: Tensor) -> KnownDomain:
-    """Return mean and whitening of all views, without a threshold."""
+def _known(features_NVD: Tensor) -> KnownDomain:
+    """Return a domain without a threshold."""
     x = features_NVD.flatten(0, 1)
-    mean, deviation = x.mean(dim=0), x.std(dim=0) + 1e-6
-    values, vectors = torch.linalg.eigh(shrunk_covariance((x - mean) / deviation))
-    # the least eigenvalue is 0 only where all images are the same
-    whitening = (vectors / values.clamp(min=1e-9).sqrt()).T / deviation
-    return KnownDomain(mean.float(), whitening.float(), threshold=float("nan"))
+    mean, deviation = x.mean(dim=0).float(), (x.std(dim=0) + 1e-6).float()
+    views = (x - mean.double()) / deviation.double()
+    return KnownDomain(mean, deviation, views.half(), threshold=float("nan"))
 
 
-def shrunk_covariance(centred_ND: Tensor) -> Tensor:
-    """Return Ledoit and Wolf's covariance (2004): the sample's, shrunk towards a multiple of the identity, (D, D).
-
-    The amount of shrinkage is estimated from the data, such that the expected squared error is least.
-    """
-    n, d = centred_ND.shape
-    sample = centred_ND.T @ centred_ND / n
-    identity = torch.eye(d, dtype=sample.dtype)
-    scale = sample.trace() / d
-    spread = (sample - scale * identity).square().sum()
-    error = (centred_ND.square().sum(dim=1).square().sum() / n - sample.square().sum()) / n
-    share = (error / spread).clamp(0, 1) if spread > 0 else torch.ones_like(spread)
-    return share * scale * identity + (1 - share) * sample
+def robust_end(held_out: Tensor) -> float:
+    """Return the distance that 95 % of a domain's images are within, from its median and its spread, both robust."""
+    logs = held_out.clamp(min=1e-6).log()  # 0 where images are the same
+    spread = (logs - logs.median()).abs().median() / _MAD_OF_NORMAL
+    return float((logs.median() + _NORMAL_95 * spread).exp())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -273,6 +270,11 @@ def _checksum(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _metadata_mistake(metadata: Any) -> str | None:
+    if isinstance(metadata, dict) and metadata.get("format_version") == 1:
+        return (
+            "of an earlier version, which separated domains in another way; move it away, and fit a new one with "
+            "fit_gate (docs/domain_gate.md) or by training again"
+        )
     if not isinstance(metadata, dict) or metadata.get("format_version") != FORMAT_VERSION:
         return f"not a domain gate of format_version {FORMAT_VERSION}"
     thresholds = metadata.get("thresholds")

@@ -190,7 +190,7 @@ def test_the_gate_goes_with_the_groups(folders, command):
     assert status == 0 and "c: " in text and text.count("the domain gate does not know it") == 1
     assert list(gate_of("less")) == ["a", "cells"]
     for name, domain in gate_of("less").items():
-        assert torch.equal(domain.mean, known[name].mean) and torch.equal(domain.whitening, known[name].whitening)
+        assert torch.equal(domain.mean, known[name].mean) and torch.equal(domain.views, known[name].views)
         assert domain.threshold == known[name].threshold
     assert command("extract", folders / "all", "a", "--output", folders / "one")[0] == 0
     assert list(gate_of("one")) == ["a"]

@@ -87,7 +87,8 @@ def knowing(model: SAM2Base, folder: Path, *domains: str) -> DomainGate:
     gate = DomainGate(base_fingerprint(model))
     features_D = gate_features(model, to_pixels(model, KNOWN[0])[None])[0]
     for distance, name in enumerate(domains):
-        gate.domains[name] = KnownDomain(features_D + 9 * distance, torch.eye(len(features_D)), threshold=1e-3)
+        known = features_D + 9 * distance
+        gate.domains[name] = KnownDomain(known, torch.ones_like(known), torch.zeros(1, len(known)), threshold=1e-3)
     gate.save(folder)
     return gate
 

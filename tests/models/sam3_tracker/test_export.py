@@ -158,7 +158,9 @@ class TestAdapters:
         ours = build_model(config_of(whole).model).eval()
         features_D = gate_features(ours, to_pixels(ours, probe_frame(ours))[None])[0]
         gate = DomainGate(base_fingerprint(ours))
-        gate.domains["cells"] = KnownDomain(features_D, torch.eye(len(features_D)), threshold=1e-3)
+        gate.domains["cells"] = KnownDomain(
+            features_D, torch.ones_like(features_D), torch.zeros(1, len(features_D)), 1e-3
+        )
         folder = written_processor(whole, tmp_path)
         load_trained(ours, trained)
         by_hand = transformers.Sam3TrackerVideoModel.from_pretrained(whole)
