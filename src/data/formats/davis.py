@@ -173,7 +173,7 @@ class DavisReader:
             files=[path for root in roots for path in (root.frames, root.masks)],
             videos=[found[index] for index in chosen],
             max_objects=options.max_objects,
-            categories=Categories.of(options),
+            categories=Categories.of(options, numbered=True),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, *masks),
         )

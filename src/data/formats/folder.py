@@ -189,7 +189,7 @@ class FolderReader:
             files=list(dict.fromkeys([images, masks])),
             images=[found[index] for index in chosen],
             max_objects=options.max_objects,
-            categories=Categories.of(options),
+            categories=Categories.of(options, numbered=True),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, bounds_of_masks),
             issues=log.issues if options.videos is None else [],
@@ -208,7 +208,7 @@ class FolderReader:
             files=[location.folder],
             images=[found[index] for index in chosen],
             max_objects=options.max_objects,
-            categories=Categories.of(options),
+            categories=Categories.of(options, numbered=True),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, location.folder),
         )

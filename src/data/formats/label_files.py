@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +109,8 @@ def label_file_source(
     images: list[LabelledImage],
     location: Location,
     options: OpenOptions,
+    categories: Iterable[str] | None,
+    log: IssueLog,
     **facts: Any,
 ) -> SourceT:
     """Return a source of the wanted images.
@@ -118,10 +120,12 @@ def label_file_source(
         images: all images of the data set.
         location: image folder, and the folder of label files.
         options: what is read of it.
+        categories: names of all classes; None: not known.
+        log: what was met in listing them.
         facts: what the class has beside :class:`LabelFileSource`.
 
     Raises:
-        UserError: there is no image of a wanted name.
+        UserError: there is no image, or no category, of a wanted name.
     """
     folder, labels = location.folder, location.annotations or location.folder
     chosen = choose_videos([image.name for image in images], options.videos, folder)
@@ -130,7 +134,8 @@ def label_file_source(
         files=list(dict.fromkeys([folder, labels])),
         images=[images[index] for index in chosen],
         max_objects=options.max_objects,
-        chosen=Categories.of(options),
+        chosen=Categories.of(options, categories, log),
+        issues=log.issues if options.videos is None else [],
         bounds=Bounds.of(options.follow_links, folder, labels),
         **facts,
     )

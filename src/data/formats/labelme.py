@@ -88,9 +88,13 @@ class LabelmeReader:
             raise UserError(f"{folder}: no such image folder", "data.missing-folder")
         log, images = IssueLog(str(place)), images_below(folder)
         paths = {path.relative_to(place).with_suffix("").as_posix(): path for path in _json_files(place)}
-        listed, claimed = [], set()
+        listed, claimed, labels = [], set(), set()
         for name, path in paths.items():
-            image = _image_of(path, name, folder, images, log) if _is_labelme(path) else None
+            content = _read(path, log) if _is_labelme(path) else None
+            if content is None:
+                continue
+            labels |= _labels(content)
+            image = _image_of(content.get("imagePath"), path, name, folder, images, log)
             if image is not None:
                 claimed.add(image)
                 listed.append(LabelledImage(name, image, path))
@@ -99,9 +103,7 @@ class LabelmeReader:
         for path in images.values():
             if path not in claimed:
                 log.repaired(str(path.relative_to(folder)), "images without a label file")
-        source = label_file_source(LabelmeSource, listed, location, options)
-        source.issues = log.issues if options.videos is None else []
-        return source
+        return label_file_source(LabelmeSource, listed, location, options, sorted(labels), log)
 
 
 READER = LabelmeReader()
@@ -118,13 +120,24 @@ def _is_labelme(path: Path) -> bool:
         return False
 
 
-def _image_of(path: Path, name: str, folder: Path, images: dict[str, Path], log: IssueLog) -> Path | None:
-    """Return the image of a JSON file; None, and an issue, where there is none."""
+def _read(path: Path, log: IssueLog) -> dict[str, Any] | None:
+    """Return what a JSON file holds; None, and an issue, where it cannot be read."""
     try:
-        named = read_json(path, log).get("imagePath")
+        return read_json(path, log)
     except UserError as error:
         log.refused(path, error)
         return None
+
+
+def _labels(content: dict[str, Any]) -> set[str]:
+    """Return the labels of a file's shapes."""
+    shapes = content.get("shapes")
+    found = (shape.get("label") for shape in shapes if isinstance(shape, dict)) if isinstance(shapes, list) else ()
+    return {str(label) for label in found if isinstance(label, (str, int))}
+
+
+def _image_of(named: Any, path: Path, name: str, folder: Path, images: dict[str, Path], log: IssueLog) -> Path | None:
+    """Return the image that a JSON file names; None, and an issue, where there is none."""
     entry = path.name
     if isinstance(named, str) and named:
         relative = named.replace("\\", "/")

@@ -218,13 +218,20 @@ class Categories:
     ignored: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, options: OpenOptions, names: Iterable[str] | None = None, log: IssueLog | None = None) -> Categories:
+    def of(
+        cls,
+        options: OpenOptions,
+        names: Iterable[str] | None = None,
+        log: IssueLog | None = None,
+        numbered: bool = False,
+    ) -> Categories:
         """Return those of the options.
 
         Args:
             options: what is read of a data set.
             names: all categories that the data set names; None: not known before all is parsed.
             log: takes a note of categories that look like void and are not ignored.
+            numbered: the data set has masks alone, where numbers or colours stand for names.
 
         Raises:
             UserError: the data set has no such category.
@@ -242,6 +249,13 @@ class Categories:
                         f"{options.name}: {key}: there is no category {value!r} in it; there are {there}",
                         "data.no-such-category",
                     )
+        for value in [*(options.categories or ()), *options.ignore_categories] if numbered else []:
+            if not re.fullmatch(r"\d{1,9}|#[0-9a-f]{6}", value):
+                raise UserError(
+                    f"{options.name}: there is no category {value!r} in masks, whose objects are called by their "
+                    "number (12) or colour (#00ff00)",
+                    "data.no-such-category",
+                )
         for name in known or ():
             if log is not None and IGNORED.fullmatch(name) and chosen.takes(name):
                 log.note(name, LOOKS_LIKE_VOID, "trained on, unless dataset.ignore_categories has them")

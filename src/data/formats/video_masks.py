@@ -128,7 +128,7 @@ class VideoMasksReader:
             files=list(dict.fromkeys([folder, masks])),
             videos=[videos[index] for index in chosen],
             max_objects=options.max_objects,
-            categories=Categories.of(options),
+            categories=Categories.of(options, numbered=True),
             mask_threshold=options.mask_threshold,
             bounds=Bounds.of(options.follow_links, folder, masks),
         )

@@ -34,9 +34,9 @@ _ROUNDING = 0.01  # share of the side by which tools let polygons leave the imag
 
 @dataclass
 class YoloSource(LabelFileSource):
-    """Images with YOLO's label files; ``categories`` are the classes' names by number."""
+    """Images with YOLO's label files; ``names`` are the classes' by number."""
 
-    categories: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
 
     def shapes(self, labels: Path, size: tuple[int, int], log: IssueLog) -> list[Shape]:
         """Return an object for every line."""
@@ -59,11 +59,11 @@ class YoloSource(LabelFileSource):
         if any(not math.isfinite(value) or not -_ROUNDING <= value <= 1 + _ROUNDING for value in values):
             log.error(entry, "holds coordinates outside 0–1", "write them as shares of the image's sides")
             return None
-        if kind not in self.categories:
+        if kind not in self.names:
             log.repaired(entry, "annotations of an unknown category", "kept without one")
         height, width = size
         polygon = [value * (height if place % 2 else width) for place, value in enumerate(values)]
-        return Shape(entry, entry, self.categories.get(kind), [polygon])
+        return Shape(entry, entry, self.names.get(kind), [polygon])
 
 
 class YoloReader:
@@ -110,9 +110,8 @@ class YoloReader:
         for name, path in texts.items():
             if name not in images and _looks_like_labels(path):
                 log.repaired(f"{name}.txt", "label files without an image")
-        source = label_file_source(YoloSource, listed, found, options, categories=_categories(found.folder, log))
-        source.issues = log.issues if options.videos is None else []
-        return source
+        names = _categories(found.folder, log)
+        return label_file_source(YoloSource, listed, found, options, names.values() or None, log, names=names)
 
 
 READER = YoloReader()

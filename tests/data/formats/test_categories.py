@@ -68,7 +68,19 @@ def write_labelme(folder: Path) -> None:
     (folder / "a.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("write", [write_coco, write_tracks, write_labelme])
+def write_yolo(folder: Path) -> None:
+    picture(folder / "a.png")
+    (folder / "data.yaml").write_text("names: [cell, ignore, debris]")
+    corners = [(0, 0, 4, 4), (2, 0, 6, 4), (0, 6, 8, 8)]
+    lines = [f"{kind} {x0} {y0} {x1} {y0} {x1} {y1} {x0} {y1}" for kind, (x0, y0, x1, y1) in enumerate(corners)]
+    shares = [" ".join([line[0], *(str(int(v) / SIZE) for v in line.split()[1:])]) for line in lines]
+    (folder / "a.txt").write_text("\n".join(shares))
+
+
+WRITERS = [write_coco, write_tracks, write_labelme, write_yolo]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_ignored_categories_are_void_but_where_an_object_is(tmp_path, write):
     write(tmp_path)
     options = OpenOptions(ignore_categories=["ignore"])
@@ -78,7 +90,7 @@ def test_ignored_categories_are_void_but_where_an_object_is(tmp_path, write):
     assert [i.severity for i in issues if "ignored categories" in i.problem] == ["repaired"]
 
 
-@pytest.mark.parametrize("write", [write_coco, write_tracks, write_labelme])
+@pytest.mark.parametrize("write", WRITERS)
 def test_categories_that_are_not_wanted_are_no_objects_and_not_void(tmp_path, write):
     write(tmp_path)
     record, issues = open_source(Location(tmp_path), OpenOptions(categories=["cell"])).read(0)
@@ -87,7 +99,7 @@ def test_categories_that_are_not_wanted_are_no_objects_and_not_void(tmp_path, wr
     assert sum("not wanted" in issue.problem for issue in issues) == 2
 
 
-@pytest.mark.parametrize("write", [write_coco, write_tracks])
+@pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("key", ["categories", "ignore_categories"])
 def test_a_category_that_is_not_there_is_refused_with_near_names(tmp_path, write, key):
     write(tmp_path)
@@ -95,7 +107,7 @@ def test_a_category_that_is_not_there_is_refused_with_near_names(tmp_path, write
         open_source(Location(tmp_path), OpenOptions(**{key: ["ingore"]}))
 
 
-@pytest.mark.parametrize("write", [write_coco, write_tracks])
+@pytest.mark.parametrize("write", WRITERS)
 def test_a_category_that_looks_like_void_is_said(tmp_path, write):
     write(tmp_path)
     (issue,) = open_source(Location(tmp_path), OpenOptions()).issues
@@ -116,6 +128,16 @@ def test_of_masks_the_numbers_are_the_categories(tmp_path, folder, format):
     void = values == 2
     void[4, 0] = True
     np.testing.assert_array_equal(record.void[0].decode(), void)
+
+
+@pytest.mark.parametrize(("folder", "format"), [("masks", "folder"), ("Annotations", "davis")])
+def test_of_masks_there_are_no_names(tmp_path, folder, format):
+    picture(tmp_path / "JPEGImages" / "00000.png")
+    (tmp_path / folder).mkdir()
+    Image.fromarray(np.eye(SIZE, dtype=np.uint8)).save(tmp_path / folder / "00000.png")
+    for options in ({"ignore_categories": ["ignore"]}, {"categories": ["cell"]}):
+        with refuses("data.no-such-category", "number (12) or colour"):
+            open_source(Location(tmp_path / "JPEGImages", tmp_path / folder), OpenOptions(**options), format)
 
 
 @pytest.mark.parametrize(("numbers", "void"), [((1001, 10000), True), ((3, 10000), False)])
