@@ -7,6 +7,7 @@ A program that wants neither sets the logger's level; one that wants both calls 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ PACKAGE = __name__.split(".")[0]
 
 PROGRAM = "python -m src" if PACKAGE == "src" else "sam2-mope"
 """How a user calls the project's commands: in a clone, or installed."""
+
+_BREAK_IN_NAME = re.compile(r"\r?\n(?!  )")
 
 PLAIN_SECONDS = 30
 """Seconds between two lines of progress where there is no terminal."""
@@ -86,9 +89,12 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm[
 
 
 def format_error(error: Exception) -> str:
-    """Return an error as one line, with what to do."""
+    """Return an error as one line, with what to do; below it, indented, what it lists.
+
+    A line break in a name is no end of the line: it is escaped.
+    """
     if isinstance(error, UserError):
-        return str(error)
+        return _BREAK_IN_NAME.sub("\\\\n", str(error))
     kind, text = type(error).__name__, " ".join(str(error).split())
     if is_out_of_memory(error):
         return f"memory ran out ({kind}); {PROGRAM} dry-run --config YAML says which settings make a run fit"

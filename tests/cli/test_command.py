@@ -99,6 +99,12 @@ def test_debug_shows_an_errors_code(parsers, monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines()[-1] == "error: x.json: broken [data.broken]"
 
 
+def test_a_line_break_in_a_name_is_no_second_line(parsers, monkeypatch, capsys):
+    error = UserError("a\nb/x.json: 2 errors:\n  one\n  two", "data.broken")
+    assert ending(raising(error), parsers["train"], monkeypatch) == 2
+    assert capsys.readouterr().err == "error: a\\nb/x.json: 2 errors:\n  one\n  two\n"
+
+
 def test_memory_that_ran_out_leads_to_the_dry_run(parsers, monkeypatch, capsys):
     error = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
     assert ending(raising(error), parsers["train"], monkeypatch) == 1

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 from ...core.errors import UserError
-from ..records import Source, reader_failed
+from ..records import Issue, Source, reader_failed
 from . import readers
 from .json_files import find_json
+from .label_files import files_below
 from .reader import FormatReader, Location, OpenOptions
 
 AUTO = "auto"
 """In place of a format's name: recognise it."""
+
+_LIST_FOLDERS = ("davis", "folder", "labelme", "yolo")
+"""Formats whose readers take what pictures there are, where others have lists of them."""
+
+_UNREAD = frozenset({".avif", ".dcm", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".nii", ".svg"})
+"""Pictures that are none of :data:`src.data.decode.video.IMAGE_SUFFIXES`."""
 
 
 def recognise(location: Location, name: str = AUTO) -> tuple[FormatReader, Location]:
@@ -65,12 +73,23 @@ def open_with(reader: FormatReader, location: Location, options: OpenOptions) ->
         UserError: it cannot be read, there is no video of a wanted name, or the reader failed.
     """
     try:
-        return reader.open(location, options)
+        source = reader.open(location, options)
+        if reader.name in _LIST_FOLDERS and options.videos is None:
+            source.issues.extend(_unread_pictures(location.folder))
+        return source
     except (UserError, MemoryError):
         raise
     except Exception as error:
         place = str(location.annotations or location.folder)
         raise reader_failed(options.name, reader.name, place, error) from error
+
+
+def _unread_pictures(folder: Path) -> list[Issue]:
+    """Return a note of pictures in a folder, or in the folders in it, that are of a format nobody reads."""
+    found = [path for path in files_below(folder) if path.suffix.lower() in _UNREAD]
+    kinds = sorted({path.suffix.lower() for path in found})
+    problem = f"pictures of formats that are not read ({', '.join(kinds)})"
+    return [Issue("note", str(path), "", problem, "not looked at; convert them to PNG") for path in found]
 
 
 def _reader_called(name: str) -> FormatReader:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from src.config import NamedSplit
@@ -15,8 +16,8 @@ from src.data import formats
 from src.data.checks.report import data_set
 from src.data.checks.validate import check
 from src.data.formats import format_names, readers
-from src.data.formats.reader import Location
-from src.data.formats.registry import recognise
+from src.data.formats.reader import Location, OpenOptions
+from src.data.formats.registry import open_source, recognise
 from src.data.records import DataSet
 from src.data.synthetic import SOURCE, make_videos
 from src.data.writers import write_coco, write_davis
@@ -269,3 +270,12 @@ def test_real_data_of_every_format(shared_data):
         where = place(shared_data(folder), None if ann_file is None else shared_data(ann_file))
         assert recognised(where)[0] == kind
         assert len(open_place(where)) == count
+
+
+def test_pictures_of_formats_that_nobody_reads_are_noted(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / folder / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "b.gif")
+    (issue,) = open_source(Location(tmp_path / "images", tmp_path / "masks"), OpenOptions()).issues
+    assert issue.severity == "note" and issue.file.endswith("b.gif") and ".gif" in issue.problem
