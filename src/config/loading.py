@@ -14,7 +14,7 @@ from ..core.errors import UserError
 from ..core.shipped import CONFIGS, find_config
 from ..models.spec import model_spec
 from ..models.zoo import DEFAULT_MODEL
-from .renames import RENAMED, drop_renamed, former_keys, modernize
+from .renames import OTHER_SECTIONS, RENAMED, drop_renamed, former_keys, modernize
 from .run import Config
 from .section import REMOVED_KEY, Section
 from .yaml_text import MAX_YAML_CHARACTERS, parse_yaml
@@ -213,6 +213,8 @@ def _as_written(dotted: str, written: Mapping[str, str]) -> str:
 def _nearest_key(location: list[str], kind: type[BaseModel]) -> str:
     """Return a hint at the key that was meant; names of earlier versions count, and lead to today's."""
     *sections, key = location
+    if kind is Config and key in OTHER_SECTIONS and not sections:
+        return OTHER_SECTIONS[key]
     known = _known_keys(sections, kind)
     former = former_keys(".".join(sections)) if kind is Config else {}
     near = difflib.get_close_matches(key, [*known, *former], n=1, cutoff=0.5)

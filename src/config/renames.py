@@ -24,6 +24,12 @@ RENAMED: Mapping[str, str] = {
 ALIASES: Mapping[str, str] = {"dataset.resolution": "model.image_size"}
 """Second names that stay, which those who come from SAM3-LoRA know."""
 
+OTHER_SECTIONS: Mapping[str, str] = {
+    "moe": "its keys are in lora here: num_experts is lora.experts, lora_rank is lora.rank, top_k is lora.top_k, "
+    "lora_alpha is lora.alpha, lora_dropout is lora.dropout, with lora.method: mope",
+}
+"""Sections of other programs' YAMLs, and where their keys are."""
+
 SPLIT_KEYS: Mapping[str, tuple[str, str]] = {
     f"{split}_{key}": (split, key) for split in ("train", "val", "test") for key in ("img_folder", "ann_file", "videos")
 }

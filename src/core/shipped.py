@@ -19,6 +19,8 @@ CLONE = PACKAGE_FOLDER.parent if (PACKAGE_FOLDER.parent / "pyproject.toml").is_f
 
 _FILES = PACKAGE_FOLDER / "shipped" if CLONE is None else CLONE
 
+_CONFIG_FOLDERS = (Path(), Path("configs"), Path("configs/sam2.1"), Path("src/configs"))
+
 _FOLDERS = (Path("checkpoints"), Path("data/sample"), Path("data/sample_words"))
 
 
@@ -38,10 +40,11 @@ def find_file(path: str | Path) -> Path:
 def find_config(path: str | Path) -> Path:
     """Return the path itself where it exists, else the YAML of this name that ships.
 
-    Such a YAML may be called by its bare name or by its place in a clone: ``mope.yaml``, ``src/configs/mope.yaml``.
+    Such a YAML may be called by its bare name or by its place in a clone: ``mope.yaml``, ``src/configs/mope.yaml``; or
+    as SAM 2's configs are: ``configs/sam2.1/sam2.1_hiera_b+_moe.yaml``.
     """
     path = Path(path)
-    if path.exists() or path.parent not in (Path(), Path("configs"), Path("src/configs")):
+    if path.exists() or path.parent not in _CONFIG_FOLDERS:
         return path
     shipped = CONFIGS / path.name
     return shipped if shipped.exists() else path

@@ -106,6 +106,16 @@ class MoELoRALinear(AdapterLayer):
         self.gate.record(logits_EN, selected_EN)
         return out
 
+    @torch.no_grad()
+    def get_expert_usage(self, x: Tensor) -> Tensor:
+        """(…, D) → each expert's mean routing weight over all tokens, (E,), float32; no output is computed.
+
+        Weights sum to 1, less the mean weight of the null expert. It is no decision of a model's forward, so an open
+        :func:`~src.lora.recording.record_routing` does not count it.
+        """
+        _, routing_EN, _ = self.gate.decide(x)
+        return routing_EN.mean(dim=1)[: self.num_experts]
+
     def _route_first(self, x: Tensor, z: Tensor | None) -> Tensor:
         """Let the router decide on x outside autocast, before experts run on z."""
         routing, _ = self.gate(x)

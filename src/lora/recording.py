@@ -74,6 +74,13 @@ class RoutingRecord:
         """Return each expert's share of all selections, per layer (E*,); shares sum to 1."""
         return {name: count_E / count_E.sum() for name, count_E in self.expert_counts().items()}
 
+    def mean_weights(self) -> dict[str, Tensor]:
+        """Return each expert's mean routing weight, per layer (E,); weights sum to 1, less that of a null expert."""
+        return {
+            name: call.logits_NE.masked_fill(~call.selected_NE, -math.inf).softmax(-1).mean(0)[: call.num_experts]
+            for name, call in self.layers().items()
+        }
+
     def entropy(self) -> dict[str, float]:
         """Return the mean entropy of the full softmax, per layer in nats: 0 (sure) to log E* (even)."""
         with torch.no_grad():

@@ -70,14 +70,18 @@ class TopKGatingNetwork(nn.Module):
 
         A token's weights sum to 1, less the null expert's weight where it was selected.
         """
+        logits_EN, routing_EN, selected_EN = self.decide(x)
+        self.record(logits_EN, selected_EN)
+        shape = (*x.shape[:-1], len(logits_EN))
+        return routing_EN.T.reshape(shape)[..., : self.num_experts], logits_EN.T.reshape(shape)
+
+    def decide(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(…, D) → logits, routing weights, and what is selected, (E*, N) each; nothing is recorded."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             logits_EN = self.weight.to(dtype) @ x.to(dtype).reshape(-1, x.shape[-1]).T
             logits_EN = logits_EN + self.bias.to(dtype).unsqueeze(1)
-            routing_EN, selected_EN = self.select_experts(logits_EN)
-        self.record(logits_EN, selected_EN)
-        shape = (*x.shape[:-1], len(logits_EN))
-        return routing_EN.T.reshape(shape)[..., : self.num_experts], logits_EN.T.reshape(shape)
+            return logits_EN, *self.select_experts(logits_EN)
 
     def decides_in(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Return whether it decides on ``x`` in just this dtype, without converting any number."""

@@ -18,7 +18,7 @@ YAMLS = sorted(path for path in (ROOT / "src/configs").glob("*.yaml") if not pat
 
 
 def slow_to_build(path: Path) -> bool:
-    return "large" in path.name or "base_plus" in path.name
+    return any(part in path.name for part in ("large", "base_plus", "_moe"))  # _moe: as _mope, with other numbers
 
 
 @pytest.mark.parametrize(

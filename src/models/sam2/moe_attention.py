@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from sam2.modeling.sam.transformer import RoPEAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...lora.moe_layer import MoELoRALinear
 from ...lora.recording import record_routing
@@ -53,19 +53,33 @@ class MoERoPEAttention(RoPEAttention):
 
     @torch.no_grad()
     def get_expert_statistics(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> dict[str, Tensor]:
-        """Run the attention and return how often each expert was selected.
+        """Run the attention and return the mean routing weight of each expert over all tokens.
+
+        How often each expert was selected, the null expert among them, says
+        :func:`~src.lora.recording.record_routing`.
 
         Args:
             q, k, v: (B, N, D) as for ``forward``.
             num_k_exclude_rope: as for ``forward``.
 
         Returns:
-            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` the experts' shares of all selections: (E,),
-            or (E + 1,) with the null expert last; sums to 1. A projection that is switched off is left out.
+            For each of ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` (E,); sums to 1, less the null expert's mean
+            weight. A projection that is switched off is left out.
         """
         with record_routing(self) as routing:
             self(q, k, v, num_k_exclude_rope=num_k_exclude_rope)
-        return routing.utilization()
+        return routing.mean_weights()
+
+
+def name_moe_attentions(model: nn.Module) -> None:
+    """Make every RoPEAttention whose four projections have experts a MoERoPEAttention, in place.
+
+    Weights, names and output stay as they are. Attention in which other layers are adapted keeps its class.
+    """
+    for module in model.modules():
+        stock = type(module) is RoPEAttention
+        if stock and all(isinstance(getattr(module, name), MoELoRALinear) for name in PROJECTIONS):
+            take_class(module, MoERoPEAttention)
 
 
 def convert_rope_attention_to_moe(

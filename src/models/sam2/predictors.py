@@ -34,17 +34,21 @@ from ..spec import model_spec, spec_of
 from .build import load_base, sam2_config
 from .cpu_kernels import use_fast_cpu_kernels
 from .gate_hooks import gate_image_predictor
+from .moe_attention import name_moe_attentions
 from .patches import set_feature_sizes, set_frames
 from .pixels import FAMILY, frame_size
 
 logger = logging.getLogger(__name__)
+
+MOE_CONFIG = "sam2.1_hiera_b+_moe.yaml"
+"""What the builders build where no config is named: SAM 2.1 base plus with experts, and no base weights."""
 
 Mode = Literal["eval", "train"]
 Model = TypeVar("Model", bound=SAM2Base)
 
 
 def build_sam2_moe(
-    config_file: str | Path,
+    config_file: str | Path = MOE_CONFIG,
     ckpt_path: str | Path | None = None,
     device: str | torch.device = "auto",
     mode: Mode = "eval",
@@ -57,7 +61,8 @@ def build_sam2_moe(
 ) -> SAM2Base:
     """``sam2.build_sam.build_sam2`` with adapters in place, for :func:`image_predictor` or for training.
 
-    Base weights load strictly, and a log message counts the adapter keys that are new beside them.
+    Base weights load strictly, and a log message counts the adapter keys that are new beside them. Attention whose four
+    projections have experts is a :class:`~src.models.sam2.moe_attention.MoERoPEAttention`.
 
     Args:
         config_file: a run's YAML, which says which model, base weights, image size and adapters; or the name of a
@@ -88,7 +93,7 @@ def build_sam2_moe(
 
 
 def build_sam2_video_predictor_moe(
-    config_file: str | Path,
+    config_file: str | Path = MOE_CONFIG,
     ckpt_path: str | Path | None = None,
     device: str | torch.device = "auto",
     mode: Mode = "eval",
@@ -185,6 +190,7 @@ def _build(
         load = load_base if known is None else _room(known).load_base
         load(model, ckpt_path, known or name)
     _put_adapters(model, adapter, lora)
+    name_moe_attentions(model)
     install_saved_gate(model, adapter, gate)
     logger.info(load_summary(model, ckpt_path, adapter))
     model.to(pick_device(str(device))).train(mode == "train")

@@ -13,6 +13,7 @@ from src.lora.adapter import disable_adapters, iter_adapter_layers
 from src.lora.adapter_io import adapter_state_dict, base_state_dict, save_adapter
 from src.lora.injection import inject_adapters, replace_module
 from src.lora.moe_layer import MoELoRALinear
+from src.lora.recording import record_routing
 from src.models.sam2.build import build_model, config_overrides
 from src.models.sam2.moe_attention import PROJECTIONS, MoERoPEAttention, convert_rope_attention_to_moe
 from src.models.sam2.predictors import build_sam2_moe
@@ -91,13 +92,22 @@ class TestConversion:
         given = {key: x.bfloat16() if torch.is_tensor(x) else x for key, x in inputs(arguments).items()}
         assert torch.equal(converted(**given), original(**given))
 
-    def test_statistics_are_shares_of_choices(self, arguments):
+    def test_statistics_are_mean_routing_weights(self, arguments):
         attention = convert_rope_attention_to_moe(RoPEAttention(**arguments), **SETTINGS)
-        statistics = attention.get_expert_statistics(**inputs(arguments))
+        given = inputs(arguments)
+        with record_routing(attention) as routing:
+            statistics = attention.get_expert_statistics(**given)
         assert set(statistics) == set(PROJECTIONS)
-        for share_E in statistics.values():
-            assert share_E.shape == (3,)
-            assert share_E.sum().item() == pytest.approx(1)
+        assert all(weight_E.sum().item() == pytest.approx(1) for weight_E in statistics.values())
+        for name, x in (("q_proj", given["q"]), ("k_proj", given["k"]), ("v_proj", given["v"])):
+            layer = getattr(attention, name)
+            logits, chosen = torch.nn.functional.linear(x, layer.gate.weight, layer.gate.bias).topk(2)
+            expected_E = torch.zeros(*x.shape[:2], 3).scatter(-1, chosen, logits.softmax(-1)).mean((0, 1))
+            assert torch.allclose(statistics[name], expected_E, atol=1e-6)
+            with record_routing(layer) as asked:
+                assert torch.allclose(layer.get_expert_usage(x), expected_E, atol=1e-6)
+            assert not asked.layers()
+        assert len(routing.layers()) == 4
 
     def test_statistics_tell_where_the_gates_point(self, arguments):
         attention = MoERoPEAttention(**arguments, num_experts=4, top_k=1)
@@ -107,7 +117,7 @@ class TestConversion:
             torch.nn.init.constant_(gate.bias[expert], 1.0)
         statistics = attention.get_expert_statistics(**inputs(arguments))
         assert [statistics[name].argmax().item() for name in PROJECTIONS] == [0, 1, 2, 3]
-        assert all(share_E.max() == 1 for share_E in statistics.values())
+        assert all(weight_E.max() == 1 for weight_E in statistics.values())
         attention.q_proj.enabled = False
         assert set(attention.get_expert_statistics(**inputs(arguments))) == set(PROJECTIONS[1:])
 
@@ -121,7 +131,10 @@ def test_every_setting_reaches_the_layers():
         assert layer.dropout.p == 0.5
     assert attention.dropout_p == 0
     with_null = MoERoPEAttention(**SELF, null_expert=True)
-    assert with_null.get_expert_statistics(**inputs(SELF))["q_proj"].shape == (11,)
+    torch.nn.init.constant_(with_null.q_proj.gate.bias[10:], 1.0)
+    weight_E = with_null.get_expert_statistics(**inputs(SELF))["q_proj"]
+    assert weight_E.shape == (10,)
+    assert 0.1 < weight_E.sum() < 0.5  # the rest is the null expert's
 
 
 def test_defaults_are_those_of_a_run():
@@ -154,10 +167,12 @@ class TestInSAM2:
         torch.save({"model": base.state_dict()}, path)
         return path
 
-    def build(self, base_file, **options):
+    def overrides(self, *further):
         of_predictors = "++model.binarize_mask_from_pts_for_mem_enc=true"  # what build_model sets for every model
-        overrides = [*config_overrides(self.NANO), *OVERRIDES, of_predictors]
-        return build_sam2_moe(self.CONFIG, base_file, "cpu", hydra_overrides_extra=overrides, **options)
+        return {"hydra_overrides_extra": [*config_overrides(self.NANO), *further, of_predictors]}
+
+    def build(self, base_file, **options):
+        return build_sam2_moe(self.CONFIG, base_file, "cpu", **self.overrides(*OVERRIDES), **options)
 
     def test_a_config_names_it_and_masks_are_stock_until_trained(self, base, base_file, capsys):
         model = self.build(base_file)
@@ -201,6 +216,16 @@ class TestInSAM2:
     def test_adapters_are_not_put_in_twice(self, base_file):
         with pytest.raises(ValueError, match="has adapters already"):
             self.build(base_file, lora=LoraConfig())
+
+    def test_builders_name_attentions_with_injected_experts(self, base, base_file):
+        everywhere = {**self.overrides(), "lora": LoraConfig(experts=2)}
+        model = build_sam2_moe(self.CONFIG, base_file, "cpu", **everywhere)
+        attentions = [m for m in model.memory_attention.modules() if isinstance(m, RoPEAttention)]
+        assert [type(attention) for attention in attentions] == [MoERoPEAttention] * 4
+        assert self.logits(model).equal(self.logits(base))
+        some = LoraConfig(experts=2, target_modules=["memory_attention.*.q_proj"])
+        model = build_sam2_moe(self.CONFIG, base_file, "cpu", **{**everywhere, "lora": some})
+        assert not any(isinstance(m, MoERoPEAttention) for m in model.modules())
 
     def test_the_attentions_of_a_built_model_convert(self, base_file, base):
         model = build_model(self.NANO.model_copy(update={"checkpoint": str(base_file)})).eval()
