@@ -41,8 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, "sam2-mope init path/to/data --output mine.yaml")
     parser.add_argument("folder", metavar="FOLDER", help="where the images or videos and their annotations are")
     parser.add_argument("--output", metavar="YAML", help="the file to write (default: FOLDER's name.yaml)")
+    add_mask_threshold(parser)
+    return parser
+
+
+def add_mask_threshold(parser: argparse.ArgumentParser, of: str = "") -> None:
+    """Add ``--mask-threshold``; ``of`` begins its help."""
     parser.add_argument(
         "--mask-threshold", type=share, metavar="SHARE",
-        help="masks are black and white, JPEGs too: brighter than this share of white is the object",
+        help=f"{of}masks are black and white, JPEGs too: brighter than this share of white is the object",
     )  # fmt: skip
-    return parser

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import command
+from .init import add_mask_threshold
 from .objectives import extra_objectives
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def main(arguments: argparse.Namespace) -> int | None:
     if arguments.init is not None:
         from .init import write_config
 
-        write_config(arguments.init, arguments.output)
+        write_config(arguments.init, arguments.output, arguments.mask_threshold)
         return None
     from ..config import load_config
 
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_config_argument(task)
     task.add_argument("--init", metavar="FOLDER", help="look at the data in a folder and write a YAML that suits them")
     parser.add_argument("--output", metavar="YAML", help="the file that --init writes (default: FOLDER's name.yaml)")
+    add_mask_threshold(parser, "of --init: ")
     parser.add_argument(
         "--dry-run", action="store_true", help="build all, run a few steps, say what memory and time the run takes"
     )
