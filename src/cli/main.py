@@ -18,6 +18,7 @@ COMMANDS = {
     "dry-run": "rehearse a run: its memory and time, and what would make it fit",
     "validate-data": "check every data set of a run",
     "groups": "list and change the expert groups in adapter folders",
+    "push": "put an adapter on the Hugging Face hub",
     "analyze-experts": "how the experts of an adapter are used, and which can be pruned",
     "demo": "a page to try an adapter on",
 }

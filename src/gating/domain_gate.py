@@ -31,6 +31,7 @@ from torch import Tensor
 from ..config import GATE_MODES
 from ..core.errors import UserError
 from ..core.files import write_atomically
+from ..core.hub import find_folder
 from ..lora.adapter_io import CHECKSUM, fingerprint, refuse_not_finite
 
 GATE_FILE = "domain_gate.safetensors"
@@ -187,7 +188,8 @@ class DomainGate:
     @classmethod
     def beside(cls, folder: str | Path, base_fingerprint: str) -> DomainGate | None:
         """:meth:`load`; None where the folder has no gate."""
-        return cls.load(folder, base_fingerprint) if os.path.lexists(Path(folder) / GATE_FILE) else None
+        folder = find_folder(folder)
+        return cls.load(folder, base_fingerprint) if os.path.lexists(folder / GATE_FILE) else None
 
     @classmethod
     def load(cls, folder: str | Path, base_fingerprint: str) -> DomainGate:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ..config import GATE_MODES
 from ..core.errors import UserError
+from ..core.hub import find_folder
 from ..lora.adapter import MultiAdapterLinear, iter_adapter_layers, iter_wrapped_linears, list_groups
 from ..lora.adapter_io import base_fingerprint
 from ..models.spec import ModelSpec, spec_of
@@ -184,8 +185,8 @@ def gate_for(adapter: str | Path | None, fingerprint: str, mode: str) -> DomainG
     Raises:
         UserError: as :func:`install_saved_gate`.
     """
-    if adapter is not None and (Path(adapter) / GATE_FILE).is_file():
-        return DomainGate.load(adapter, fingerprint)
+    if adapter is not None and ((folder := find_folder(adapter)) / GATE_FILE).is_file():
+        return DomainGate.load(folder, fingerprint)
     if mode not in GATE_MODES:
         raise UserError(
             f"gate '{mode}': {adapter or 'the model'} has no {GATE_FILE}, so there are no domains to choose",

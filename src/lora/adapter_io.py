@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..config import ADAPTER_METHODS, LoraConfig
 from ..core.errors import UserError
 from ..core.files import write_atomically, write_text
+from ..core.hub import find_folder
 from .adapter import AdapterLayer, MultiAdapterLinear, iter_adapter_layers, iter_wrapped_linears, list_groups
 from .expert_groups import ExpertGroup, add_adapter, check_name, set_adapter
 from .injection import apply_method, freeze_base, new_adapter, remove_adapters
@@ -153,7 +154,7 @@ def read_adapter_config(folder: str | Path) -> AdapterConfig:
     Raises:
         UserError: the file is missing, is not JSON, or has wrong or missing keys.
     """
-    path = Path(folder) / CONFIG_FILE
+    path = find_folder(folder) / CONFIG_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -187,12 +188,13 @@ def _read_lora(raw: Any, path: Path, key: str) -> LoraConfig:
 
 
 def read_adapter(folder: str | Path, device: str | torch.device = "cpu") -> AdapterFile:
-    """Read an adapter folder without a model, onto a device.
+    """Read an adapter folder, or one of the hub by ``user/name``, without a model, onto a device.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    return AdapterFile(read_adapter_config(folder), _read_weights(Path(folder) / WEIGHTS_FILE, device))
+    folder = find_folder(folder)
+    return AdapterFile(read_adapter_config(folder), _read_weights(folder / WEIGHTS_FILE, device))
 
 
 def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.device = "cpu") -> AdapterConfig:
@@ -204,7 +206,8 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
 
     Args:
         model: with its base weights loaded.
-        folder: one that :func:`save_adapter` wrote.
+        folder: one that :func:`save_adapter` wrote; or ``user/name``, one of the Hugging Face hub
+            (:func:`~src.core.hub.find_folder`).
         device: the device that the file is read to; adapters stay on the device of the layers they wrap.
 
     Raises:
@@ -212,7 +215,7 @@ def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.devic
     """
     file = read_adapter(folder, device)
     config, weights = file.config, file.weights
-    path = Path(folder) / WEIGHTS_FILE
+    path = find_folder(folder) / WEIGHTS_FILE
     check_base(folder, config, base_fingerprint(model))
     injected = not any(iter_wrapped_linears(model))
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

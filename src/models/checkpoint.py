@@ -15,6 +15,7 @@ from torch import nn
 from ..config import Config, LoraConfig, Method, parse_config
 from ..core.errors import UserError
 from ..core.files import write_atomically
+from ..core.hub import find_folder
 from ..core.torch_files import read_pt, save_pt
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer, list_groups
@@ -163,7 +164,7 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
 
     Args:
         model: with its base weights and without adapters.
-        path: a checkpoint file of a run, or an adapter folder.
+        path: a checkpoint file of a run, or an adapter folder, here or by ``user/name`` on the hub.
         lora: the adapters' expected config; None takes the file's.
 
     Returns:
@@ -172,8 +173,9 @@ def load_trained(model: nn.Module, path: str | Path, lora: LoraConfig | None = N
     Raises:
         UserError: the file is missing or damaged, or belongs to another base or other adapters.
     """
-    if Path(path).is_dir():
-        if not (Path(path) / WEIGHTS_FILE).exists():
+    path = find_folder(path)
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).exists():
             raise UserError(f"{path}: not an adapter folder, which holds {WEIGHTS_FILE}", "adapter.not-a-folder")
         return load_adapter(model, path).lora
     checkpoint = read_checkpoint(path)
@@ -204,7 +206,7 @@ def saved_gate(base: nn.Module, trained: str | Path | None) -> DomainGate | None
     """
     if trained is None:
         return None
-    place = Path(trained)
+    place = find_folder(trained)
     folder = place if place.is_dir() else place.resolve().parents[1] / ADAPTER_FOLDER
     return DomainGate.beside(folder, base_fingerprint(base))
 

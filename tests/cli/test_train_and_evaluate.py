@@ -14,6 +14,8 @@ import yaml
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.core.hub import check_card
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -184,6 +186,7 @@ class TestARun:
         board.Reload()
         assert board.Scalars("final/gain")[0].step == 4
         assert "results/text_summary" in board.Tags()["tensors"]
+        check_card(folder / "adapter" / "README.md")  # its head, by the classes of huggingface_hub
         card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
         fingerprint = json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_fingerprint"]
         head = yaml.safe_load(card.split("---\n")[1])
