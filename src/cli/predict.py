@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -48,9 +49,31 @@ def frame_rate(text: str) -> Fraction:
     return rate
 
 
+def frame_range(text: str) -> tuple[int, int | None]:
+    """Return the first frame and the one after the last (None: the end), as the command line has them."""
+    from ..data.decode.selection import parse_range
+
+    try:
+        return parse_range(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is no range of frames such as 100:400, 100: or :400") from None
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number from ``least`` on."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least}")
+        return int(text)
+
+    return number
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Write what is found and print how often each object was."""
     from ..config import load_config
+    from ..data.decode.selection import Selection
     from ..data.decode.video import VideoFile, open_stream
     from ..data.prompts import parse_prompts, parse_still_prompts
 
@@ -60,15 +83,22 @@ def main(arguments: argparse.Namespace) -> None:
         return
     threshold = config.dataset.domains[0].mask_threshold
     pointed = arguments.box, arguments.point, arguments.mask, arguments.prompts, threshold
+    if arguments.auto is not None:
+        predict_all(arguments, config)
+        return
     if arguments.stills:
+        _refuse(_selecting(arguments), "--stills")
         predict_stills(arguments, config, parse_still_prompts(*pointed))
         return
     prompts = parse_prompts(*pointed)
-    footage = open_stream(arguments.input)
+    source = open_stream(arguments.input)
     output = Path(arguments.output)
-    overlay: Overlay = arguments.overlay or ("video" if isinstance(footage, VideoFile) else "images")
+    overlay: Overlay = arguments.overlay or ("video" if isinstance(source, VideoFile) else "images")
     if arguments.fps is not None:
-        footage = replace(footage, rate=arguments.fps)
+        source = replace(source, rate=arguments.fps * arguments.every)
+    start, stop = arguments.frames
+    footage = Selection(source, start, stop, arguments.every, arguments.max_side)
+    prompts = footage.select_prompts(prompts)
     from ..tasks.tracking.track_video import load_tracker, write_prediction  # which takes seconds
 
     tracker = load_tracker(config, _checkpoint(arguments, config), arguments.gate)
@@ -76,6 +106,44 @@ def main(arguments: argparse.Namespace) -> None:
     for object_id, frames in sorted(found.items()):
         print(f"object {object_id}: found on {frames} of {count} frames")
     logger.info(f"written to {output}")
+
+
+def predict_all(arguments: argparse.Namespace, config: Config) -> None:
+    """Find the masks of everything on pictures."""
+    from ..tasks.tracking.automatic import only_category, parse_options, write_automatic
+    from ..tasks.tracking.stills import Stills, pictures_of
+    from ..tasks.tracking.track_video import load_model
+
+    pointed = [f"--{name}" for name in ("box", "point", "mask", "prompts", "fps") if getattr(arguments, name)]
+    video = ["--overlay video"] if arguments.overlay == "video" else []
+    _refuse([*pointed, *video, *_selecting(arguments)], "--auto")
+    path, options = Path(arguments.input), parse_options(arguments.auto)
+    stills = Stills(path, pictures_of(path))
+    checkpoint = _checkpoint(arguments, config)
+    learned = config.dataset.domains[0].split("train")
+    category = only_category(learned) if checkpoint and learned else None
+    count = write_automatic(
+        load_model(config, checkpoint, arguments.gate), stills, Path(arguments.output), category,
+        arguments.overlay != "none", **options,
+    )  # fmt: skip
+    print(f"{category or 'object'}: {count} masks on {stills.count} pictures")
+    if not count:
+        logger.info("if there should be some, lower --auto pred_iou_thresh=0.8 stability_score_thresh=0.95")
+    logger.info(f"written to {arguments.output}")
+
+
+def _selecting(arguments: argparse.Namespace) -> list[str]:
+    """Return the options given that choose frames of a video."""
+    given = {
+        "--frames": arguments.frames != (0, None), "--every": arguments.every != 1, "--max-side": arguments.max_side
+    }  # fmt: skip
+    return [name for name, value in given.items() if value]
+
+
+def _refuse(options: list[str], beside: str) -> None:
+    """Raise UserError where there are options."""
+    if options:
+        raise UserError(f"{', '.join(options)}: not with {beside}; leave it out", "predict.not-with")
 
 
 def predict_stills(arguments: argparse.Namespace, config: Config, prompts: PromptsByImage) -> None:
@@ -128,7 +196,8 @@ def _asks_phrases(arguments: argparse.Namespace, config: Config) -> bool:
             f"model.name {model} finds phrases: say which with --phrase or --phrases-from", "predict.no-phrase"
         )
     options = ("box", "point", "mask", "prompts", "fps")
-    wrong = [f"--{name}" for name in options if getattr(arguments, name)]
+    wrong = [f"--{name}" for name in options if getattr(arguments, name)] + _selecting(arguments)
+    wrong += [] if arguments.auto is None else ["--auto"]
     wrong += ["--gate"] if arguments.gate != "auto" else []
     wrong += ["--overlay video"] if arguments.overlay == "video" else []
     wrong += ["--phrase beside --phrases-from"] if arguments.phrase and arguments.phrases_from else []
@@ -154,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     example = "sam2-mope predict --config src/configs/mope.yaml --input clip.mp4 --box 2@10:40,30,200,180"
     parser = command.parser(__doc__.rpartition("\n\n")[0], example)
+    parser.usage = "%(prog)s --config YAML --input PATH [what to find] [options]"
     command.add_config_arguments(parser)
     parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder of frames, or a video file")
     parser.add_argument(
@@ -163,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint",
         "--adapter",
         metavar="PATH",
-        help="what was trained (default: the run's best.pt, else the base)",
+        help="what was trained (default: the run's best.pt)",
     )
     parser.add_argument(
         "--gate", default="auto", metavar="MODE",
@@ -186,6 +256,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stills", action="store_true",
         help="the input's pictures are unrelated: each by itself",
+    )  # fmt: skip
+    parser.add_argument(
+        "--auto", nargs="*", metavar="KEY=N",
+        help="find everything on pictures; options of SAM2AutomaticMaskGenerator",
+    )  # fmt: skip
+    parser.add_argument(
+        "--frames", type=frame_range, default=(0, None), metavar="A:B", help="frames from A to before B only"
+    )
+    parser.add_argument("--every", type=whole(1), default=1, metavar="N", help="each Nth of them only")
+    parser.add_argument(
+        "--max-side", type=whole(16), metavar="PIXELS",
+        help="scale frames down to this longer side (prompts: input's pixels)",
     )  # fmt: skip
     parser.add_argument("--overlay", choices=["video", "images", "none"], help="default: as the input")
     parser.add_argument("--fps", type=frame_rate, help="of the overlay video (default: the input's, or 24)")

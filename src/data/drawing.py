@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .prompts import Prompt
 
@@ -28,6 +28,33 @@ def draw_masks(image_HWC: np.ndarray, masks: dict[int, np.ndarray]) -> np.ndarra
         picture[mask & ~inner] = colour
     drawn: np.ndarray = picture.round().astype(np.uint8)
     return drawn
+
+
+def draw_labels(image_HWC: np.ndarray, labels: Iterable[tuple[int, str, tuple[float, float]]]) -> np.ndarray:
+    """Write what objects are into a picture, each in its colour.
+
+    Args:
+        image_HWC: RGB uint8.
+        labels: object id, text, and the (x, y) of the upper left corner of the object's box.
+    """
+    picture = Image.fromarray(image_HWC)
+    pen = ImageDraw.Draw(picture)
+    height, width = image_HWC.shape[:2]
+    font = ImageFont.load_default(size=max(9, min(28, max(height, width) // 50)))
+    for object_id, text, (x, y) in labels:
+        _, _, right, bottom = pen.textbbox((0, 0), text, font=font)
+        wide, high = right + 4, bottom + 3
+        x0 = min(max(0, x), max(0, width - wide))
+        y0 = y - high if y >= high else min(max(0, y), max(0, height - high))
+        colour = tuple(COLOURS[object_id % len(COLOURS)].tolist())
+        pen.rectangle((x0, y0, x0 + wide - 1, y0 + high - 1), fill=colour)
+        pen.text((x0 + 2, y0 + 1), text, fill="black" if sum(colour) > 420 else "white", font=font)
+    return np.asarray(picture)
+
+
+def corner_of(mask_HW: np.ndarray) -> tuple[float, float]:
+    """Return the (x, y) of the upper left corner of a mask's box."""
+    return float(mask_HW.any(axis=0).argmax()), float(mask_HW.any(axis=1).argmax())
 
 
 def draw_prompts(image_HWC: np.ndarray, prompts: Iterable[Prompt]) -> np.ndarray:

@@ -158,6 +158,20 @@ def void_categories(place: NamedSplit) -> list[str]:
     return [issue.entry for issue in _index(place).issues if issue.problem == LOOKS_LIKE_VOID]
 
 
+def object_categories(place: NamedSplit) -> set[str]:
+    """Return the names of the classes of a data set's objects, by some of its videos or images.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    source, names = _index(place), set[str]()
+    for index in np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).round().astype(int)).tolist():
+        record, _ = read_video(source, index)
+        if record is not None:
+            names |= {str(each.category) for each in record.objects if each.category is not None}
+    return names
+
+
 def has_tracks(place: NamedSplit) -> bool:
     """Return whether a data set is read as stills, though its objects have ids from picture to picture.
 

@@ -128,6 +128,13 @@ class Tracker(Protocol):
         """Stay on the last frame, and refine or add objects on it."""
 
 
+class MaskGenerator(Protocol):
+    """Finds masks without prompts, as sam2's ``SAM2AutomaticMaskGenerator`` does."""
+
+    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """Return the masks of an image, RGB uint8 (H, W, 3): ``segmentation``, ``bbox``, ``predicted_iou``, …."""
+
+
 class ModelRoom(Protocol):
     """The functions of a room."""
 
@@ -195,6 +202,9 @@ class ModelRoom(Protocol):
 
     def image_predictor(self, model: nn.Module, **options: Any) -> ImagePredictor:
         """Return a predictor for single images."""
+
+    def automatic_mask_generator(self, model: nn.Module, **options: Any) -> MaskGenerator:
+        """Return what finds all masks on single images; ``options`` are those of sam2's generator."""
 
     def tracker(self, model: nn.Module, keep_corrections: bool = False) -> Tracker:
         """Return a tracker; with ``keep_corrections`` corrected frames are remembered for good."""

@@ -130,7 +130,37 @@ class TestOutputs:
         assert (overlay.count, overlay.rate) == (FRAMES, frame_rate("12.5"))
         mask = annotated(tmp_path / "out" / "clip.json")[0, 1]
         changed = np.abs(next(iter(overlay)).astype(int) - next(iter(open_stream(video)))).sum(-1)
-        assert changed[mask].mean() > 5 * changed[~mask].mean()
+        beside = ~mask
+        beside[: mask.any(axis=1).argmax() + 14] = False  # the label's place
+        assert changed[mask].mean() > 5 * changed[beside].mean()
+
+    def test_some_frames_smaller_ones(self, command, video, tmp_path):
+        status, output, _ = command(
+            "--input", video, "--frames", "1:5", "--every", "2", "--max-side", "40",
+            "--box", BOX, "--overlay", "images", "--point", "2@3:60,40",
+        )  # fmt: skip
+        assert status == 0 and "object 1: found on 2 of 2 frames" in output
+        assert sorted(path.name for path in (tmp_path / "out/Annotations/clip").iterdir()) == ["00001.png", "00003.png"]
+        content = json.loads((tmp_path / "out/clip.json").read_text())
+        assert [(i["file_name"], i["width"], i["height"]) for i in content["images"]] == [
+            ("00001.jpg", 40, 24), ("00003.jpg", 40, 24)
+        ]  # fmt: skip
+        assert {a["image_id"] for a in content["annotations"] if a["track_id"] == 2} <= {2}
+
+    def test_everything_on_pictures(self, command, folder, tmp_path):
+        for wrong, said in (("pred_iou=0", "did you mean pred_iou_thresh"), ("points_per_side=x", "'x' is no int")):
+            status, _, error = command("--input", folder, "--auto", wrong)
+            assert status == 2 and said in error
+        more = ("points_per_side=2", "pred_iou_thresh=0", "stability_score_thresh=0")
+        status, output, _ = command("--input", folder, "--auto", *more)
+        assert status == 0
+        content = json.loads((tmp_path / "out/walk.json").read_text())
+        assert len(content["images"]) == FRAMES
+        assert f"object: {len(content['annotations'])} masks on {FRAMES} pictures" in output
+        for each in content["annotations"]:
+            mask = RLE({**each["segmentation"], "counts": each["segmentation"]["counts"]}).decode()
+            assert mask.shape == (HEIGHT, WIDTH) and mask.sum() == each["area"]
+        assert len(list((tmp_path / "out/Overlays/walk").iterdir())) == FRAMES
 
     def test_an_image_gives_one_of_each(self, command, folder, tmp_path):
         status, output, _ = command("--input", folder / "frame_2.png", "--box", BOX)

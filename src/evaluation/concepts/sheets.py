@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...data.drawing import COLOURS, draw_masks
+from ...data.drawing import COLOURS, draw_labels, draw_masks
 from .matching import SCORE_THRESHOLD
 from .records import ConceptPrediction, ConceptTruth
 
@@ -75,10 +75,13 @@ def draw_answer(image_HW3: np.ndarray, prediction: ConceptPrediction, named: boo
         if not prediction.masks:
             colour = tuple(COLOURS[(first + n) % len(COLOURS)].tolist())
             pen.rectangle(corners, outline=colour, width=max(1, max(image_HW3.shape) // 400))
-        if named:
-            label = f"{prediction.phrase} {prediction.scores[i]:.2f}"
-            pen.text((corners[0] + 2, corners[1] + 1), label, fill="white", stroke_width=1, stroke_fill="black")
-    return np.asarray(picture)
+    if not named:
+        return np.asarray(picture)
+    labels = (
+        (first + n, f"{prediction.phrase} {prediction.scores[i]:.2f}", tuple(prediction.boxes[i].tolist()[:2]))
+        for n, i in enumerate(found)
+    )
+    return draw_labels(np.asarray(picture), labels)
 
 
 def _titled(picture_HW3: np.ndarray, size: tuple[int, int], title: str) -> np.ndarray:

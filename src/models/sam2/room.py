@@ -3,7 +3,7 @@
 from .build import build_model, complete, config_overrides, load_base
 from .export import how_to_load, stock_name, write_official, write_transformers
 from .gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
-from .predictors import image_predictor
+from .predictors import automatic_mask_generator, image_predictor
 from .streaming import StreamingTracker as tracker
 from .tracking import as_video_predictor, track_objects
 from .train_forward import (
@@ -19,6 +19,7 @@ from .train_forward import (
 __all__ = [
     "as_video_predictor",
     "attach_gate",
+    "automatic_mask_generator",
     "build_loss",
     "build_model",
     "build_trainable",

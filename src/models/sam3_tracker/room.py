@@ -3,7 +3,7 @@
 from ...config import ModelConfig, PromptConfig
 from ..sam2 import train_forward
 from ..sam2.gate_hooks import attach_gate, detach_gate, gate_features, to_pixels
-from ..sam2.predictors import image_predictor
+from ..sam2.predictors import automatic_mask_generator, image_predictor
 from ..sam2.streaming import StreamingTracker as tracker
 from ..sam2.tracking import as_video_predictor, track_objects
 from ..sam2.train_forward import (
@@ -20,6 +20,7 @@ from .export import how_to_load, stock_name, write_official, write_transformers
 __all__ = [
     "as_video_predictor",
     "attach_gate",
+    "automatic_mask_generator",
     "build_loss",
     "build_model",
     "build_trainable",

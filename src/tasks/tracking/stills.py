@@ -48,13 +48,24 @@ class Stills:
         return map(read_image, self.paths)
 
 
+def pictures_of(path: Path) -> list[Path]:
+    """Return a picture, or those of a folder. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder", "file.missing")
+    if path.is_dir():
+        return frame_paths(path)
+    if not is_image(path):
+        raise UserError(f"{path}: neither a picture nor a folder of pictures", "stills.not-pictures")
+    return [path]
+
+
 def open_stills(path: Path, prompts: PromptsByImage) -> tuple[Stills, list[list[Prompt]]]:
     """Return the pictures of a folder that are prompted, and the prompts of each.
 
     Raises:
         UserError: there is no picture, or a prompt names one that is not there.
     """
-    paths = [path] if path.is_file() and is_image(path) else frame_paths(path)
+    paths = pictures_of(path)
     names = {file.name for file in paths}
     for name in prompts.keys() - names:
         if name is not None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torch import nn
 
 from ...config import Config
 from ...core.console import progress_bar
@@ -29,7 +30,7 @@ from ...core.errors import UserError
 from ...core.files import write_atomically
 from ...data.decode.video import FrameStream
 from ...data.decode.video_writer import VideoWriter
-from ...data.drawing import draw_masks
+from ...data.drawing import corner_of, draw_labels, draw_masks
 from ...data.prompts import PromptsByFrame, check_prompts
 from ...data.records import RLE
 from ...data.writers import write_palette_png
@@ -144,9 +145,26 @@ class PredictionWriter:
         for object_id, mask in prediction.masks.items():
             self.found[object_id] = self.found.get(object_id, 0) + bool(mask.any())
         if self._video is not None:
-            self._video.write(draw_masks(frame_HWC, prediction.masks))
+            self._video.write(draw_prediction(frame_HWC, prediction, categories))
         elif self.overlay == "images":
-            write_picture(self.output / "Overlays" / name / f"{stem}.jpg", draw_masks(frame_HWC, prediction.masks))
+            picture_HWC = draw_prediction(frame_HWC, prediction, categories)
+            write_picture(self.output / "Overlays" / name / f"{stem}.jpg", picture_HWC)
+
+
+def draw_prediction(
+    frame_HWC: np.ndarray, prediction: Prediction, categories: Mapping[int, str] = NO_CATEGORIES
+) -> np.ndarray:
+    """Return a frame with its objects' masks, and beside each its number, category and score: RGB uint8 (H, W, 3)."""
+    seen = {object_id: mask for object_id, mask in prediction.masks.items() if mask.any()}
+    labels = (
+        (
+            object_id,
+            f"{object_id} {categories.get(object_id, '')} {prediction.scores[object_id]:.2f}".replace("  ", " "),
+            corner_of(mask),
+        )
+        for object_id, mask in seen.items()
+    )
+    return draw_labels(draw_masks(frame_HWC, seen), labels)
 
 
 def gate_line(decision: Decision) -> str:
@@ -237,11 +255,17 @@ def _beyond_the_end(frame: int, count: int) -> UserError:
     return UserError(f"a prompt is for frame {frame}, but {frames}", "prompts.no-such-frame")
 
 
-def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:
+def load_model(config: Config, checkpoint: str | None, gate: str = "auto") -> nn.Module:
     """Build the run's model, with the adapters and domain gate of a checkpoint or adapter folder if one is given."""
     torch.manual_seed(config.training.seed)
     model = build_model(config.model)
     if checkpoint is not None:
         load_trained(model, checkpoint)
     install_saved_gate(model, checkpoint, gate)
-    return spec_of(model).load().tracker(model.to(pick_device(config.training.device)), keep_corrections=True)
+    return model.to(pick_device(config.training.device))
+
+
+def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:
+    """Return a tracker of :func:`load_model`'s model."""
+    model = load_model(config, checkpoint, gate)
+    return spec_of(model).load().tracker(model, keep_corrections=True)
