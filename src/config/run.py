@@ -68,10 +68,11 @@ class Config(Section):
             raise ValueError("training.extend learns one domain at a time, with lora.method mope or lora")
         if training.adapter_scales != [1.0] and (training.start_from or self.lora.method not in ADAPTER_METHODS):
             raise ValueError("training.adapter_scales needs new adapters: lora.method mope or lora, and no start_from")
-        if training.adapter_init == "data" and self.lora.method not in ADAPTER_METHODS:
-            raise ValueError(f"training.adapter_init is data, but lora.method {self.lora.method} has no adapters")
-        if training.adapter_init == "data" and training.start_from:
-            raise ValueError("training.adapter_init is data, but training.start_from says how the adapters begin")
+        start = training.adapter_init
+        if start != "random" and self.lora.method not in ADAPTER_METHODS:
+            raise ValueError(f"training.adapter_init is {start}, but lora.method {self.lora.method} has no adapters")
+        if start != "random" and training.start_from:
+            raise ValueError(f"training.adapter_init is {start}, but training.start_from says how the adapters begin")
         return self
 
     @model_validator(mode="after")

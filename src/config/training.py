@@ -194,9 +194,10 @@ class TrainingConfig(Section):
         None,
         description="Adapter folder to which the domain is added as a further expert group (`--extend`). null: none.",
     )
-    adapter_init: Literal["random", "data"] = Field(
+    adapter_init: Literal["random", "data", "contrast"] = Field(
         "random",
-        description="How new adapters begin: `random`, or from their layers' inputs on the new domain (`data`).",
+        description="How new adapters begin. `random`; or from their layers' inputs on the new domain (`data`). "
+        "`contrast`: where these vary most relative to general inputs, those of `distill`; A is frozen.",
     )
     adapter_scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         [1.0],

@@ -4,6 +4,12 @@ The first factor A of an adapter gets the directions in which its layer's inputs
 clusters of these inputs, so that each expert starts with a part of the data. B stays zero: the model's output does not
 change. Sources: Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation
 (EVA), 2024, for A; the clusters are this project's extension to experts.
+
+Where general inputs are given, the directions are those in which the new domain varies most relative to them: the
+generalised eigenvectors of the two, as in discriminant analysis. With A frozen, what training can do to general inputs
+is bounded by how little of them A lets through. Related: CorDA (Yang et al., 2024) keeps adapters out of the directions
+that general inputs use by a decomposition of weights; gradient projection (Saha et al., 2021) and InfLoRA (Liang and
+Li, 2024) by an orthogonal projection. Here nothing is cut off: a direction counts by the ratio of the two variances.
 """
 
 from __future__ import annotations
@@ -19,6 +25,9 @@ from .adapter import AdapterLayer, disable_adapters
 from .lora_layer import LoRALinear
 from .moe_layer import MoELoRALinear
 
+DAMPING = 0.1
+"""Share of the mean variance of general inputs that every direction has at least."""
+
 
 def data_driven_init(
     model: nn.Module,
@@ -26,6 +35,7 @@ def data_driven_init(
     run: Callable[[], object],
     samples: int = 4096,
     seed: int = 0,
+    general: Callable[[], object] | None = None,
 ) -> None:
     """Initialise untrained adapters from the inputs that their layers get in the base model.
 
@@ -42,17 +52,36 @@ def data_driven_init(
         run: runs the model on some batches of the new data; adapters are off and no graph is kept meanwhile.
         samples: tokens kept per layer, drawn from all that it sees.
         seed: random seed of drawing and clustering.
+        general: runs the model on general inputs, whose directions A avoids; None: it avoids none.
 
     Raises:
         ValueError: a layer did not run, or all of its inputs have numbers that are not finite.
     """
     inputs = _collect_inputs(model, adapters, run, samples, seed)
+    avoided = {} if general is None else _collect_inputs(model, adapters, general, samples, seed)
     for layer, adapter in adapters.items():
-        x_ND = inputs[layer]
+        x_ND, metric_DD = inputs[layer], _inverse_root(avoided[layer]) if layer in avoided else None
         if isinstance(adapter, MoELoRALinear):
-            _init_experts(adapter, x_ND, seed)
+            _init_experts(adapter, x_ND, seed, metric_DD)
         elif isinstance(adapter, LoRALinear):
-            _init_rows(adapter.lora_A, x_ND)
+            _init_rows(adapter.lora_A, x_ND, metric_DD)
+
+
+def freeze_first_factors(adapters: Mapping[str, AdapterLayer]) -> None:
+    """Let no adapter's A train."""
+    for adapter in adapters.values():
+        adapter.lora_A.requires_grad_(False)
+
+
+def _inverse_root(general_ND: Tensor) -> Tensor:
+    """Return S^(-1/2) of the second moment S of general inputs, its diagonal raised by a share of its mean: (D, D)."""
+    x = general_ND.double()
+    moment = x.T @ x / len(x)
+    diagonal = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    raised = moment + DAMPING * moment.trace() / len(moment) * diagonal
+    values, vectors = torch.linalg.eigh(raised)
+    root: Tensor = (vectors / values.clamp(min=1e-12).sqrt()) @ vectors.T
+    return root.to(general_ND.dtype)
 
 
 def _collect_inputs(
@@ -89,10 +118,10 @@ def _collect_inputs(
 
 
 @torch.no_grad()
-def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int) -> None:
+def _init_experts(layer: MoELoRALinear, x_ND: Tensor, seed: int, metric_DD: Tensor | None) -> None:
     centroids_ED, cluster_N = _clusters(x_ND, layer.num_experts, seed)
     for expert, A_RD in enumerate(layer.lora_A):
-        _init_rows(A_RD, x_ND[cluster_N == expert])
+        _init_rows(A_RD, x_ND[cluster_N == expert], metric_DD)
     router = layer.gate
     weight_ED = centroids_ED - centroids_ED.mean(dim=0)
     bias_E = -centroids_ED.square().sum(dim=1) / 2
@@ -123,10 +152,16 @@ def _clusters(x_ND: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _init_rows(A_RD: Tensor, x_ND: Tensor) -> None:
-    """Write the principal directions of the inputs into the rows of A, as far as there are any."""
+def _init_rows(A_RD: Tensor, x_ND: Tensor, metric_DD: Tensor | None = None) -> None:
+    """Write the principal directions of the inputs into the rows of A, as far as there are any.
+
+    With a metric they are those of the inputs seen through it, mapped back, and each of length 1.
+    """
     centred = x_ND - x_ND.mean(dim=0)
-    directions_KD = torch.linalg.svd(centred, full_matrices=False).Vh if len(x_ND) > 1 else centred[:0]
+    seen = centred if metric_DD is None else centred @ metric_DD
+    directions_KD = torch.linalg.svd(seen, full_matrices=False).Vh if len(x_ND) > 1 else centred[:0]
+    if metric_DD is not None:
+        directions_KD = torch.nn.functional.normalize(directions_KD @ metric_DD, dim=1)
     rows = min(len(A_RD), len(x_ND) - 1, len(directions_KD))
     if rows > 0:
         # A row of numbers uniform within ±1/√D has squared length 1/3 on average.

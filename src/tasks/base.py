@@ -238,6 +238,18 @@ class Task(ABC):
         """Run the model on one item, so that its layers see it; nothing is drawn at random."""
         self.losses(model, self.collate([item]))
 
+    def run_general(self, model: nn.Module, count: int) -> None:
+        """Run the model on general inputs, as :meth:`run_item` does on an item.
+
+        Raises:
+            UserError: there are none.
+        """
+        raise UserError(
+            f"training.adapter_init is contrast, which model.name {self.config.model.name} has no general inputs for; "
+            "take data or random",
+            "adapters.no-general",
+        )
+
     def check_adapters(self, adapters: Mapping[str, AdapterLayer]) -> None:
         """Raise UserError where the run's items would give these adapters no gradient."""
         return

@@ -24,6 +24,9 @@ from ..tasks.base import Items, Task
 INIT_ITEMS = 16
 """Training items that new adapters are initialised from."""
 
+GENERAL_ITEMS = 32
+"""General inputs, whose directions they avoid."""
+
 
 @dataclass(frozen=True)
 class AdapterSetup:
@@ -112,8 +115,22 @@ def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str)
     load_weights(model, checkpoint, path)
 
 
-def init_from_data(model: nn.Module, task: Task, adapters: dict[str, AdapterLayer], items: Items, seed: int) -> None:
-    """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`)."""
+def init_from_data(
+    model: nn.Module, task: Task, adapters: dict[str, AdapterLayer], items: Items, seed: int, contrast: bool
+) -> None:
+    """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`).
+
+    Args:
+        model: with the adapters.
+        task: runs the model.
+        adapters: by dotted name.
+        items: of the new domain.
+        seed: random seed.
+        contrast: relative to what they see of general inputs.
+
+    Raises:
+        UserError: an item cannot be read, or there are no general inputs.
+    """
 
     def run() -> None:
         for index in range(min(INIT_ITEMS, len(items))):
@@ -123,4 +140,5 @@ def init_from_data(model: nn.Module, task: Task, adapters: dict[str, AdapterLaye
             task.run_item(model, item)
 
     with evaluating(model):
-        data_driven_init(model, adapters, run, seed=seed)
+        general = (lambda: task.run_general(model, GENERAL_ITEMS)) if contrast else None
+        data_driven_init(model, adapters, run, seed=seed, general=general)

@@ -28,6 +28,7 @@ from ..core.torch_compat import end_workers
 from ..data.clips import BatchSampler, EpochSampler
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import base_fingerprint
+from ..lora.data_init import freeze_first_factors
 from ..lora.injection import describe_adapters
 from ..models.activation_checkpointing import checkpoint_activations
 from ..models.checkpoint import Checkpoint, load_weights, read_checkpoint, trained_weights
@@ -173,8 +174,11 @@ def build_run(
     model.to(device)
     views, cache_note = _cached_views(task, model, config)
     items = task.build_items(views)
-    if training.adapter_init == "data" and start.checkpoint is None:
-        init_from_data(model, task, setup.adapters, items, training.seed)
+    contrast = training.adapter_init == "contrast"
+    if training.adapter_init != "random" and start.checkpoint is None:
+        init_from_data(model, task, setup.adapters, items, training.seed, contrast)
+    if contrast:
+        freeze_first_factors(setup.adapters)
     distributed.broadcast_weights(model)
     further = _build_objectives(task, model, config, objectives)
     if start.checkpoint is not None and start.path is not None:

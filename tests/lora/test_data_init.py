@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.config import LoraConfig
-from src.lora.data_init import data_driven_init
+from src.lora.data_init import DAMPING, data_driven_init, freeze_first_factors
 from src.lora.expert_groups import add_adapter, set_adapter
 from src.lora.injection import apply_method
 
@@ -135,3 +135,49 @@ def test_a_layer_that_saw_nothing_is_named(x):
     adapters = apply_method(model, config())
     with pytest.raises(ValueError, match="no finite input was seen by 0"):
         data_driven_init(model, adapters, lambda: None if x is None else model(x))
+
+
+class TestContrast:
+    """General inputs vary along axes 0 to 3, the new domain along 0 (most), 4 and 5."""
+
+    def started(self, method="lora", general=True, **options):
+        generator = torch.Generator().manual_seed(0)
+        general_ND = torch.randn(400, 8, generator=generator) * torch.tensor([9.0, 9, 9, 9, 0.1, 0.1, 0.1, 0.1])
+        new_ND = torch.randn(400, 8, generator=generator) * torch.tensor([9.0, 0, 0, 0, 6, 5, 0, 0])
+        model = base_model()
+        adapters = apply_method(model, config(method, **{"rank": 2, "experts": 2, **options}))
+        runs = {"general": lambda: model(general_ND)} if general else {}
+        data_driven_init(model, adapters, lambda: model(new_ND), **runs)
+        return adapters["0"], new_ND, general_ND
+
+    @pytest.mark.parametrize("method", ["mope", "lora"])
+    def test_rows_look_where_the_new_domain_varies_and_general_inputs_do_not(self, method):
+        adapter, *_ = self.started(method)
+        for A_RD in adapter.lora_A.reshape(-1, 2, 8).detach():
+            shares = A_RD.square() / A_RD.square().sum(dim=1, keepdim=True)
+            assert (shares[:, 4:6].sum(dim=1) > 0.95).all()
+            assert A_RD.norm(dim=1).tolist() == pytest.approx([1 / math.sqrt(3)] * 2, rel=1e-3)
+
+    def test_what_general_inputs_feel_is_bounded_as_the_guide_says(self):
+        """E|Ax|² of general inputs, and how it grows without the contrast."""
+        adapter, new_ND, general_ND = self.started()
+        plain, *_ = self.started(general=False)
+        felt, plainly = ((general_ND @ each.lora_A.detach().T).square().sum(dim=1).mean() for each in (adapter, plain))
+        seen = (new_ND @ adapter.lora_A.detach().T).square().sum(dim=1).mean()
+        assert felt < 0.05 * seen and plainly > 20 * felt
+
+    def test_rows_are_the_generalised_eigenvectors(self):
+        adapter, new_ND, general_ND = self.started()
+        S = (general_ND.T @ general_ND / len(general_ND)).double()
+        S += DAMPING * S.trace() / 8 * torch.eye(8, dtype=S.dtype)
+        C = torch.cov(new_ND.T).double()
+        for a_D in adapter.lora_A.detach().double():  # C S^-1 (S a) = ratio · (S a) in the metric's own coordinates
+            left, right = torch.linalg.solve(S, C @ torch.linalg.solve(S, S @ a_D)), a_D
+            assert torch.nn.functional.cosine_similarity(left, right, dim=0).item() == pytest.approx(1, abs=1e-3)
+
+    def test_frozen_factors_stay(self):
+        adapter, new_ND, _ = self.started("mope")
+        freeze_first_factors({"0": adapter})
+        adapter.lora_B.data.normal_()
+        adapter(new_ND).square().mean().backward()
+        assert adapter.lora_A.grad is None and adapter.lora_B.grad.any() and adapter.gate.weight.grad is not None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from src.config import load_config
+from src.data.synthetic import CELLS
 from src.gating.domain_gate import GATE_FILE, DomainGate
 from src.lora.adapter import list_groups
 from src.lora.adapter_io import load_adapter, read_adapter, read_adapter_config
@@ -164,14 +165,34 @@ class TestStartFrom:
         assert names == {"sam_mask_decoder"}
 
 
-def test_adapters_that_looked_at_the_data_begin_otherwise_and_add_nothing(make_config, tmp_path):
+@pytest.mark.parametrize("start", ["data", "contrast"])
+def test_adapters_that_looked_at_the_data_begin_otherwise_and_add_nothing(make_config, tmp_path, start):
     settings = ["dataset.name=other"]
     drawn = Trainer.from_config(make_config(*settings, f"output_dir={tmp_path / 'a'}")).model.state_dict()
     looked = Trainer.from_config(
-        make_config(*settings, "training.adapter_init=data", f"output_dir={tmp_path / 'b'}")
+        make_config(*settings, f"training.adapter_init={start}", f"output_dir={tmp_path / 'b'}")
     ).model
     differing = {name.rsplit(".", 1)[1] for name, t in looked.state_dict().items() if not torch.equal(t, drawn[name])}
     assert "lora_A" in differing and "lora_B" not in differing
+
+
+def test_a_start_by_contrast_freezes_a_also_after_a_resume(make_config, tmp_path):
+    settings = ["training.adapter_init=contrast", "training.max_epochs=2", f"output_dir={tmp_path / 'run'}"]
+    first = Trainer.from_config(make_config(*settings, "training.max_steps=1"))
+    began = {n: p.clone() for n, p in first.model.named_parameters() if n.endswith("lora_A")}
+    assert not any(p.requires_grad for n, p in first.model.named_parameters() if n.endswith("lora_A"))
+    first.fit()
+    again = Trainer.from_config(make_config(*settings), resume=str(tmp_path / "run/checkpoints/last.pt"))
+    again.fit()
+    found = dict(again.model.named_parameters())
+    assert began and all(torch.equal(found[name], value) for name, value in began.items())
+    assert any(found[name.replace("lora_A", "lora_B")].any() for name in began)
+
+
+def test_a_base_without_general_clips_asks_for_a_folder(make_config, monkeypatch):
+    monkeypatch.setattr("src.tasks.tracking.distillation.SOURCE", CELLS)
+    with refuses("distill.no-folder", "training.distill.folder"):
+        Trainer.from_config(make_config("training.adapter_init=contrast"))
 
 
 @pytest.mark.parametrize(

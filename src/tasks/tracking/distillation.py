@@ -186,6 +186,15 @@ def general_clips(config: Config) -> DataSet:
     return open_unlabelled(settings.folder, config.dataset.follow_links)
 
 
+def general_batches(model: nn.Module, config: Config, count: int) -> Iterator[ClipBatch]:
+    """Yield clips of :func:`general_clips`, each with the objects that the model finds on its first frame."""
+    data, settings, clip = general_clips(config), config.training.distill, config.dataset.clip
+    for index in range(count):
+        rng = np.random.default_rng((config.training.seed, index, 5))
+        frames_THWC = sample_unlabelled(data.videos[index % len(data)], clip, image_size_of(config.model), rng)
+        yield pseudo_labels(model, _name(index), frames_THWC, settings.objects, rng)
+
+
 def difference(student_out: Tracked, teacher_out: Tracked) -> dict[str, Tensor]:
     """Return how far a student's predictions are from its teacher's: 0 where they agree.
 

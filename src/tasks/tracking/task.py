@@ -33,7 +33,7 @@ from ..base import Distillation, Features, FinalScores, Items, Task, Validation,
 from ..final_scores import final_results
 from .bad_batch import dump_batches
 from .data import fit_gate_to, load_training_sets, training_clips
-from .distillation import SelfDistillation, general_clips
+from .distillation import SelfDistillation, general_batches, general_clips
 from .evaluation import describe, evaluate_domain
 from .images import evaluate_images
 from .monitor import SCORES, ValidationMonitor, monitors_alike
@@ -150,6 +150,11 @@ class TrackingTask(Task):
     def run_item(self, model: Any, item: Clip) -> None:
         """Track a clip's objects from their masks."""
         self._room.track_clips(model, ClipBatch.collate([item]), "mask")
+
+    def run_general(self, model: Any, count: int) -> None:
+        """Track objects found on general clips, which nobody labelled."""
+        for batch in general_batches(model, self.config, count):
+            self._room.track_clips(model, batch, "mask")
 
     def check_adapters(self, adapters: Mapping[str, AdapterLayer]) -> None:
         """Refuse clips of one frame where all adapters are in the memory, which only later frames use."""
