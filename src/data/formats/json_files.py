@@ -28,6 +28,26 @@ def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
         UserError: the file is missing, larger than ``MAX_JSON_BYTES``, empty, a Git LFS pointer, not JSON, or holds
             something else.
     """
+    content = _read(path, log)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}",
+            "data.not-annotations",
+        )
+    return content
+
+
+def read_json_list(path: Path, log: IssueLog) -> list[Any]:
+    """Read the list of a JSON file, as :func:`read_json` does an object."""
+    content = _read(path, log)
+    if not isinstance(content, list):
+        raise UserError(
+            f"{path}: not a file of tasks: expected a list, found a {type(content).__name__}", "data.not-annotations"
+        )
+    return content
+
+
+def _read(path: Path, log: IssueLog) -> Any:
     refuse_irregular(path)
     try:
         size = path.stat().st_size
@@ -47,15 +67,9 @@ def read_json(path: Path, log: IssueLog) -> dict[str, Any]:
     if raw.startswith(b"\xef\xbb\xbf"):
         log.note("", "a byte order mark before the JSON", "skipped")
     try:
-        content = json.loads(raw.decode("utf-8-sig"))
+        return json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}", "data.not-json") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: not a file of annotations: expected an object, found a {type(content).__name__}",
-            "data.not-annotations",
-        )
-    return content
 
 
 def find_json(location: Location) -> tuple[Path | None, str]:

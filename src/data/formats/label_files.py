@@ -49,7 +49,7 @@ class LabelledImage:
 
 @dataclass
 class LabelFileSource(ABC):
-    """Images with label files; see :class:`src.data.records.Source`. Subclasses parse a file."""
+    """Images with label files; see :class:`src.data.records.Source`. Subclasses parse one."""
 
     name: str
     files: list[Path]
@@ -60,15 +60,15 @@ class LabelFileSource(ABC):
     issues: list[Issue] = field(default_factory=list)
 
     @abstractmethod
-    def shapes(self, labels: Path, size: tuple[int, int], log: IssueLog) -> list[Shape]:
-        """Return the shapes of a file for an image of this (height, width).
+    def shapes(self, image: LabelledImage, size: tuple[int, int], log: IssueLog) -> list[Shape]:
+        """Return the shapes of an image with a label file and this (height, width).
 
         Raises:
             UserError: the file as a whole cannot be read.
         """
 
-    def labelled_size(self, labels: Path) -> tuple[int, int] | None:
-        """Return the (height, width) that a file says it was drawn at, which decides about EXIF rotation."""
+    def labelled_size(self, image: LabelledImage) -> tuple[int, int] | None:
+        """Return the (height, width) that labels say they were drawn at, which decides about EXIF rotation."""
         return None
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class LabelFileSource(ABC):
             return None, log.issues
         try:
             self.bounds.check(image.labels)
-            (frame,), size = open_frames([image.image], self.labelled_size(image.labels), log, self.bounds)
+            (frame,), size = open_frames([image.image], self.labelled_size(image), log, self.bounds)
             if frame is None or size is None:
                 return None, log.issues
-            shapes = self.shapes(image.labels, size, log)
+            shapes = self.shapes(image, size, log)
         except UserError as error:
             log.refused(image.labels, error)
             return None, log.issues
@@ -118,7 +118,7 @@ def label_file_source(
     Args:
         source: class of the format.
         images: all images of the data set.
-        location: image folder, and the folder of label files.
+        location: image folder, and the folder of label files, or the one file for all images.
         options: what is read of it.
         categories: names of all classes; None: not known.
         log: what was met in listing them.
@@ -136,7 +136,7 @@ def label_file_source(
         max_objects=options.max_objects,
         chosen=Categories.of(options, categories, log),
         issues=log.issues if options.videos is None else [],
-        bounds=Bounds.of(options.follow_links, folder, labels),
+        bounds=Bounds.of(options.follow_links, folder, labels if labels.is_dir() else labels.parent),
         **facts,
     )
 

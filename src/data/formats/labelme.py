@@ -39,18 +39,21 @@ _NO_AREA = ("point", "points", "line", "linestrip")
 class LabelmeSource(LabelFileSource):
     """Images with LabelMe's JSON files."""
 
-    def labelled_size(self, labels: Path) -> tuple[int, int] | None:
+    def labelled_size(self, image: LabelledImage) -> tuple[int, int] | None:
         """Return ``imageHeight`` and ``imageWidth``."""
-        content = read_json(labels, IssueLog(str(labels)))
+        assert image.labels is not None
+        content = read_json(image.labels, IssueLog(str(image.labels)))
         size = as_id(content.get("imageHeight")), as_id(content.get("imageWidth"))
         return declared_size({"height": size[0], "width": size[1]})
 
-    def shapes(self, labels: Path, size: tuple[int, int], log: IssueLog) -> list[Shape]:
+    def shapes(self, image: LabelledImage, size: tuple[int, int], log: IssueLog) -> list[Shape]:
         """Return the shapes that enclose something."""
+        labels = image.labels
+        assert labels is not None
         entries = read_json(labels, log).get("shapes")
         if not isinstance(entries, list):
             raise UserError(f"{labels}: has no list 'shapes'", "labelme.shapes")
-        declared = self.labelled_size(labels)
+        declared = self.labelled_size(image)
         if declared not in (None, size):
             raise UserError(
                 f"{labels}: says that the image has {declared[1]}×{declared[0]} pixels, it has {size[1]}×{size[0]}",

@@ -38,10 +38,11 @@ class YoloSource(LabelFileSource):
 
     names: dict[int, str] = field(default_factory=dict)
 
-    def shapes(self, labels: Path, size: tuple[int, int], log: IssueLog) -> list[Shape]:
+    def shapes(self, image: LabelledImage, size: tuple[int, int], log: IssueLog) -> list[Shape]:
         """Return an object for every line."""
+        assert image.labels is not None
         shapes = []
-        for number, line in enumerate(_read_lines(labels), start=1):
+        for number, line in enumerate(_read_lines(image.labels), start=1):
             if line.strip() and (shape := self._shape(f"line {number}", line, size, log)) is not None:
                 shapes.append(shape)
         return shapes
