@@ -63,14 +63,6 @@ def export(config: Config, trained: Path, form: str, output: Path) -> Path:
     if form == "auto" and chosen == "official" and is_folder(config.model.checkpoint):
         chosen = "transformers"  # as the base is
     room = model_spec(config.model.name).load()
-    if not hasattr(room, "write_transformers"):  # SAM 3's detector
-        if form not in ("auto", "adapter"):
-            raise UserError(
-                f"model.name {config.model.name} cannot be exported as {form} yet: --format adapter writes what was "
-                "trained, which predict, evaluate and further training take",
-                "export.unsuited-form",
-            )
-        chosen = "adapter"
     if chosen != "official" and output.suffix == ".pt":
         output = output.with_suffix("")
     if output.exists():

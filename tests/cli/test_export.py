@@ -14,11 +14,9 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from src.cli.main import main
 from src.config import Config, ModelConfig, load_config
-from src.core.shipped import CONFIGS
 from src.gating.domain_gate import GATE_FILE
 from src.lora.adapter_io import WEIGHTS_FILE, join_adapters, read_adapter, save_adapter, write_adapter
-from src.lora.injection import apply_method, remove_adapters
-from src.models.build import build_model
+from src.lora.injection import remove_adapters
 from src.models.export import export
 from src.models.sam2 import export as sam2_export
 from src.models.sam2.build import config_overrides
@@ -243,15 +241,3 @@ class TestCommand:
         arguments = ["--adapter", tmp_path / "adapter", "--output", tmp_path / "out", "--base", config.model.checkpoint]
         assert command(monkeypatch, *arguments) == 2
         assert "model.name" in capsys.readouterr().err
-
-
-def test_concepts_are_exported_as_an_adapter_folder_only(tmp_path):
-    config = load_config(CONFIGS / "sam3_nano_lora.yaml")
-    model = build_model(config.model)
-    apply_method(model, config.lora)
-    save_adapter(model, tmp_path / "adapter", config.lora, {"model_name": "sam3_nano"})
-    for form in ("transformers", "peft", "official"):
-        with refuses("export.unsuited-form", "sam3_nano", "--format adapter"):
-            export(config, tmp_path / "adapter", form, tmp_path / "out")
-    assert export(config, tmp_path / "adapter", "auto", tmp_path / "out") == tmp_path / "out"
-    assert (tmp_path / "out" / "NOTICE").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ...config import ModelConfig
 from ...core.errors import UserError
 from ...core.shipped import find_file
 from ..config_values import impossible_values
+from ..sam3_tracker.weights import open_weights
+from .weights import detector_weights, is_meta
 
 TYPES = ("sam3", "sam3_video")
 """Of folders that hold the model: alone, or beside SAM 3's tracker as in ``facebook/sam3``."""
@@ -25,7 +28,9 @@ WHAT = {
 
 
 def build_model(config: ModelConfig) -> Sam3Model:
-    """Build a model on the CPU, in eval mode, with the folder ``model.checkpoint`` loaded strictly.
+    """Build a model on the CPU, in eval mode, with the folder or file ``model.checkpoint`` loaded strictly.
+
+    A file is Meta's ``sam3.pt``. Beside it is the tokenizer, and, where it is not of official size, a config.json.
 
     Without a checkpoint its weights are random, its size is the official one, and it has no tokenizer. Its attribute
     ``tokenizer`` is what :func:`~src.models.sam3.forward.encode_phrases` uses. Weights are widened to float32.
@@ -40,16 +45,47 @@ def build_model(config: ModelConfig) -> Sam3Model:
         model = Sam3Model(architecture).eval()
         model.tokenizer = None
         return model
-    folder = find_file(config.checkpoint)
+    path = find_file(config.checkpoint)
+    if path.suffix == ".pt":
+        return _build_from_meta(path, config)
+    folder = path
     architecture = _read_config(folder, config.name)
     if config.image_size:
         architecture.image_size = config.image_size
     model, report = _load(folder, architecture)
-    problems = [f"{len(report[key])} {what}: {_first(report[key])}" for key, what in WHAT.items() if report[key]]
-    if problems:
-        raise UserError(f"{folder} does not fit model.name {config.name}: {'; '.join(problems)}", "base.other-model")
+    _refuse_problems(report, folder, config.name)
     model.tokenizer = _load_tokenizer(folder)
     return model.eval()
+
+
+def _build_from_meta(path: Path, config: ModelConfig) -> Sam3Model:
+    """Build a model from Meta's ``sam3.pt``."""
+    found = open_weights(path)
+    if not is_meta(found):
+        raise UserError(
+            f"{path}: not Meta's sam3.pt, whose names begin with detector. or tracker.", "base.other-format"
+        )
+    beside = (path.parent / "config.json").is_file()
+    architecture = _read_config(path.parent, config.name) if beside else Sam3Config()
+    if config.image_size:
+        architecture.image_size = config.image_size
+    model = Sam3Model(architecture).eval()
+    weights, own = detector_weights(found), model.state_dict()
+    report = {
+        "missing_keys": own.keys() - weights.keys(),
+        "unexpected_keys": weights.keys() - own.keys(),
+        "mismatched_keys": [key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape],
+    }
+    _refuse_problems(report, path, config.name)
+    model.load_state_dict(weights)
+    model.tokenizer = _load_tokenizer(path.parent)
+    return model
+
+
+def _refuse_problems(report: Mapping[str, Any], path: Path, name: str) -> None:
+    problems = [f"{len(report[key])} {what}: {_first(report[key])}" for key, what in WHAT.items() if report.get(key)]
+    if problems:
+        raise UserError(f"{path} does not fit model.name {name}: {'; '.join(problems)}", "base.other-model")
 
 
 def save_folder(model: Sam3Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -108,7 +144,10 @@ def _load(folder: Path, architecture: Sam3Config) -> tuple[Sam3Model, dict[str, 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(f"{folder}: no tokenizer, which tokenizer.json or vocab.json holds", "base.no-tokenizer")
+        raise UserError(
+            f"{folder}: no tokenizer, which tokenizer.json or vocab.json holds: the hub's folder has it; put it there",
+            "base.no-tokenizer",
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:

@@ -1,6 +1,7 @@
 """The functions of SAM 3's concept models, which the task of concepts reaches by the model's spec."""
 
 from .build import build_model, save_folder
+from .export import how_to_load, stock_name, write_official, write_transformers
 from .forward import (
     ConceptOutput,
     TextFeatures,
@@ -25,7 +26,11 @@ __all__ = [
     "forward_concepts",
     "has_frozen_encoder",
     "has_frozen_text",
+    "how_to_load",
     "input_size",
     "query_count",
     "save_folder",
+    "stock_name",
+    "write_official",
+    "write_transformers",
 ]

@@ -84,21 +84,24 @@ def is_whole(folder: Path) -> bool:
 
 
 def _save_like(model: SAM2Base, base: Path, folder: Path) -> None:
-    transformers = load_sam3()
+    copy_beside_weights(base, folder, frame_size(model))
+    weights = replace_tracker(open_weights(base), base_state_dict(model))
+    wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+    save_file(wide, folder / NAME, metadata={"format": "pt"})
+
+
+def copy_beside_weights(base: Path, folder: Path, side: int) -> None:
+    """Copy what a folder of transformers has besides weights, for images of a side in pixels and float32."""
     for file in sorted(base.iterdir()):
         if file.is_file() and file.suffix not in (".safetensors", ".pt", ".bin", ".md") and file.name != INDEX:
             shutil.copyfile(file, folder / file.name)
-    side = frame_size(model)
-    config = transformers.AutoConfig.from_pretrained(base)
+    config = load_sam3().AutoConfig.from_pretrained(base)
     if config.image_size != side:
         for name in _PROCESSORS:
             if (folder / name).is_file():
                 _resize_processor(folder / name, config.image_size, side)
     config.image_size, config.dtype = side, torch.float32
     config.save_pretrained(folder)
-    weights = replace_tracker(open_weights(base), base_state_dict(model))
-    wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    save_file(wide, folder / NAME, metadata={"format": "pt"})
 
 
 def _resize_processor(file: Path, before: int, side: int) -> None:

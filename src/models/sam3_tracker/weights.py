@@ -90,7 +90,7 @@ _POSITIONS = "image_encoder.backbone.embeddings.position_embeddings"
 _SLOTS = {"*": r"(\d+)", "~": "(.+)"}
 
 
-def _renaming(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
+def renaming(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
     """Return what renames by the first pair of patterns whose first one fits, and leaves other names as they are."""
     rules = [(re.compile("".join(_SLOTS.get(c, re.escape(c)) for c in old)), new) for old, new in pairs]
 
@@ -104,10 +104,10 @@ def _renaming(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
     return rename
 
 
-_from_meta = _renaming(_META)
-_to_meta = _renaming((ours, meta) for meta, ours in _META)
-_from_video = _renaming(_VIDEO)
-_to_video = _renaming((ours, video) for video, ours in _VIDEO)
+_from_meta = renaming(_META)
+_to_meta = renaming((ours, meta) for meta, ours in _META)
+_from_video = renaming(_VIDEO)
+_to_video = renaming((ours, video) for video, ours in _VIDEO)
 
 
 def read_tracker(path: str | Path) -> dict[str, Tensor]:
