@@ -109,6 +109,12 @@ class TrackingTask(Task):
                     f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
                     f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
                 )
+        if not self.config.training.distill.weight:
+            folder = "" if self.spec.source_world else " and training.distill.folder, general pictures of yours"
+            lines.append(
+                "training.distill is off: where the adapters run, nothing keeps what the base knows of other pictures; "
+                f"training.distill.weight{folder}, does"
+            )
         return lines
 
     def cache_identity(self, items: Items) -> list[Any]:
