@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -98,6 +99,12 @@ def test_the_published_yamls_have_the_published_settings(size, model):
     advised = load_config(f"sam2.1_hiera_{model}_mope.yaml")
     assert lora.target_modules == advised.lora.target_modules
     assert config.training == advised.training
+
+
+def test_the_builders_default_is_the_published_yaml():
+    package = import_module("sam2_mope")
+    for build in (package.build_sam2_moe, package.build_sam2_video_predictor_moe):
+        assert inspect.signature(build).parameters["config_file"].default == "sam2.1_hiera_b+_moe.yaml"
 
 
 def test_a_section_moe_is_answered_with_lora(tmp_path):

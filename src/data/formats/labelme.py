@@ -1,6 +1,7 @@
 """LabelMe's format: a JSON an image, with its shapes.
 
-Polygons, rectangles, circles and masks are areas; shapes of one ``group_id`` and label are one object.
+Polygons, rectangles, circles and masks are areas, and so are X-AnyLabeling's turned rectangles. Shapes of one
+``group_id`` and label are one object.
 
 Format: https://github.com/wkentaro/labelme
 """
@@ -208,7 +209,7 @@ def _points(content: Any) -> list[tuple[float, float]] | None:
 
 def _polygon(kind: str, points: list[tuple[float, float]]) -> list[float] | None:
     """Return the outline of a shape: x, y, x, y, …; None where the points make none."""
-    if kind == "polygon" and len(points) > 2:
+    if kind in ("polygon", "rotation") and len(points) > 2:  # X-AnyLabeling's turned rectangle, by its corners
         return [value for point in points for value in point]
     if kind == "rectangle" and len(points) in (2, 4):
         xs, ys = zip(*points, strict=True)

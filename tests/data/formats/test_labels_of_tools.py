@@ -140,7 +140,7 @@ def test_labelmes_areas_are_objects_and_groups_are_one(tmp_path):
         shape("circle", [[30, 10], [33, 10]]),
         shape("mask", [[5, 6], [8, 8]], mask=base64.b64encode(patch.getvalue()).decode()),
         shape("polygon", [[0, 0], [4, 0], [4, 4], [0, 4]], "torn", group_id=3),
-        shape("polygon", [[36, 0], [40, 0], [40, 4], [36, 4]], "torn", group_id=3),
+        shape("rotation", [[36, 0], [40, 0], [40, 4], [36, 4]], "torn", group_id=3, direction=0.0),
         shape("point", [[1, 1]]),
     ]
     labelme(tmp_path / "a.json", shapes)
