@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import replace
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +29,9 @@ from . import command
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..data.prompts import PromptsByImage
+    from ..data.decode.live import LiveFrames
+    from ..data.decode.video import FrameFiles, VideoFile
+    from ..data.prompts import PromptsByFrame, PromptsByImage
     from ..tasks.tracking.track_video import Overlay
 
 logger = logging.getLogger(__name__)
@@ -73,12 +77,18 @@ def whole(least: int) -> Callable[[str], int]:
 def main(arguments: argparse.Namespace) -> None:
     """Write what is found and print how often each object was."""
     from ..config import load_config
-    from ..data.decode.selection import Selection
-    from ..data.decode.video import VideoFile, open_stream
+    from ..data.decode.live import is_live, open_live
+    from ..data.decode.video import open_stream
     from ..data.prompts import parse_prompts, parse_still_prompts
 
     config = load_config(arguments.config, arguments.overrides)
-    if _asks_phrases(arguments, config):
+    live = is_live(arguments.input)
+    asks_phrases = _asks_phrases(arguments, config)
+    if live and (asks_phrases or arguments.stills or arguments.auto is not None):
+        raise UserError(
+            f"--input {arguments.input}: give a folder or file with --phrase, --stills, --auto", "predict.not-live"
+        )
+    if asks_phrases:
         predict_concepts(arguments, config)
         return
     threshold = config.dataset.domains[0].mask_threshold
@@ -91,21 +101,63 @@ def main(arguments: argparse.Namespace) -> None:
         predict_stills(arguments, config, parse_still_prompts(*pointed))
         return
     prompts = parse_prompts(*pointed)
-    source = open_stream(arguments.input)
+    if not live:
+        predict_video(arguments, config, open_stream(arguments.input), prompts)
+        return
+    with open_live(arguments.input) as source, _stopping(source):
+        logger.info(f"{source.shown}: Ctrl-C stops it, and what was found is written")
+        predict_video(arguments, config, source, prompts)
+    if source.lost:
+        logger.info(f"{source.lost} frames came while the model was busy, and were left out")
+    if source.failure:
+        raise source.failure
+
+
+def predict_video(
+    arguments: argparse.Namespace, config: Config, source: FrameFiles | VideoFile | LiveFrames, prompts: PromptsByFrame
+) -> None:
+    """Track what is pointed at."""
+    from ..data.decode.live import LiveFrames
+    from ..data.decode.selection import Selection
+    from ..data.decode.video import FrameFiles
+
     output = Path(arguments.output)
-    overlay: Overlay = arguments.overlay or ("video" if isinstance(source, VideoFile) else "images")
-    if arguments.fps is not None:
-        source = replace(source, rate=arguments.fps * arguments.every)
+    overlay: Overlay = arguments.overlay or ("images" if isinstance(source, FrameFiles) else "video")
     start, stop = arguments.frames
-    footage = Selection(source, start, stop, arguments.every, arguments.max_side)
+    footage = Selection(source, start, stop, arguments.every, arguments.max_side, arguments.fps)
     prompts = footage.select_prompts(prompts)
     from ..tasks.tracking.track_video import load_tracker, write_prediction  # which takes seconds
 
     tracker = load_tracker(config, _checkpoint(arguments, config), arguments.gate)
-    count, found = write_prediction(tracker, footage, prompts, output, overlay)
+    live = isinstance(source, LiveFrames)
+    count, found = write_prediction(tracker, footage, prompts, output, overlay, may_stop=live)
     for object_id, frames in sorted(found.items()):
         print(f"object {object_id}: found on {frames} of {count} frames")
     logger.info(f"written to {output}")
+
+
+@contextmanager
+def _stopping(source: LiveFrames) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the frames inside the block; a second one ends the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(*_: object) -> None:
+        source.stop()
+        restore()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
 
 
 def predict_all(arguments: argparse.Namespace, config: Config) -> None:
@@ -225,7 +277,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__.rpartition("\n\n")[0], example)
     parser.usage = "%(prog)s --config YAML --input PATH [what to find] [options]"
     command.add_config_arguments(parser)
-    parser.add_argument("--input", required=True, metavar="PATH", help="an image, a folder of frames, or a video file")
+    parser.add_argument(
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="file, folder, camera:0, rtsp://…, http://…, - (video on standard input)",
+    )
     parser.add_argument(
         "--output", default="experiments/predictions", metavar="FOLDER", help="default: experiments/predictions"
     )

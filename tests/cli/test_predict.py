@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from src.models.sam2.streaming import Prediction, StreamingTracker
 from src.tasks.tracking.predict import predicting, track
 from src.tasks.tracking.track_video import label_frame, load_tracker, track_video, write_prediction
 from tests.errors import refuses
-from tests.footage import moving_block
+from tests.footage import moving_block, piped, y4m
 
 SCRIPT = "predict"
 HEIGHT, WIDTH, FRAMES = 48, 80, 5
@@ -146,6 +149,36 @@ class TestOutputs:
             ("00001.jpg", 40, 24), ("00003.jpg", 40, 24)
         ]  # fmt: skip
         assert {a["image_id"] for a in content["annotations"] if a["track_id"] == 2} <= {2}
+
+    def test_standard_input_until_somebody_stops_it(self, command, tmp_path):
+        """A stream that goes on, and Ctrl-C: what was found until then is written."""
+        stopped = threading.Event()
+
+        def endless() -> Iterator[bytes]:
+            yield from y4m(60)
+            written = tmp_path / "out/Annotations/stdin/00002.png"
+            while not written.exists() and not stopped.wait(0.01):
+                pass
+            signal.raise_signal(signal.SIGINT)  # which the main thread takes
+            stopped.wait(20)
+
+        with piped(endless()):
+            status, output, _ = command("--input", "-", "--box", "2,2,12,12", "--point", "2@900:3,3")
+            stopped.set()
+        assert status == 0 and "Ctrl-C stops it" in output and "a prompt is for frame 900" in output
+        count = len(list((tmp_path / "out/Annotations/stdin").iterdir()))
+        assert f"of {count} frames" in output and 3 <= count <= 60
+        assert len(json.loads((tmp_path / "out/stdin.json").read_text())["images"]) == count
+        assert open_stream(tmp_path / "out/stdin.mp4").count == count
+
+    def test_a_stream_of_some_frames_smaller_ones(self, command, tmp_path):
+        with piped(y4m(40)):
+            more = ("--frames", "2:8", "--every", "2", "--max-side", "16")
+            status, output, _ = command("--input", "-", "--box", "2,2,12,12", "--overlay", "images", *more)
+        assert status == 0 and "of 3 frames" in output
+        assert {path.name for path in (tmp_path / "out/Overlays/stdin").iterdir()} == {
+            "00002.jpg", "00004.jpg", "00006.jpg",
+        }  # fmt: skip
 
     def test_everything_on_pictures(self, command, folder, tmp_path):
         for wrong, said in (("pred_iou=0", "did you mean pred_iou_thresh"), ("points_per_side=x", "'x' is no int")):

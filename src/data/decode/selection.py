@@ -39,6 +39,7 @@ class Selection:
         stop: the first that is not any more; None: the video's end.
         every: take each so manieth frame.
         max_side: larger frames are scaled down to this many pixels on their longer side; None: none are.
+        given_rate: frames per second in place of what the video says.
     """
 
     footage: FrameStream
@@ -46,6 +47,7 @@ class Selection:
     stop: int | None = None
     every: int = 1
     max_side: int | None = None
+    given_rate: Fraction | None = None
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class Selection:
     @property
     def rate(self) -> Fraction:
         """Frames taken per second."""
-        return self.footage.rate / self.every
+        return self.given_rate or self.footage.rate / self.every
 
     def frame_file(self, index: int) -> str:
         """Return the file name that the video has for a frame."""

@@ -230,31 +230,44 @@ def open_container(path: Path) -> av.container.InputContainer:
             f"{path}: damaged, or of a format that is not read, such as a playlist of other files; convert it to MP4",
             "video.other-format",
         ) from None
+    checked_stream(container, path)
+    return container
+
+
+def checked_stream(container: av.container.InputContainer, source: Path | str) -> av.video.stream.VideoStream:
+    """Return a container's first video stream, its frames limited in size; ``source`` is what messages call it.
+
+    Raises:
+        UserError: it has no pictures, or is larger than the limits; the container is closed then.
+    """
     if not container.streams.video or container.format.name == "tty":  # FFmpeg would draw text as a terminal does
         container.close()
-        raise UserError(f"{path}: there are no pictures in this file", "video.no-pictures")
+        raise UserError(f"{source}: there are no pictures in this file", "video.no-pictures")
     stream = container.streams.video[0]
     if stream.codec_context is None:  # whatever PyAV's types say
         container.close()
-        raise UserError(f"{path}: FFmpeg does not know the code of its pictures; convert it", "video.other-format")
+        raise UserError(f"{source}: FFmpeg does not know the code of its pictures; convert it", "video.other-format")
     pixels = stream.codec_context.width * stream.codec_context.height
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a later frame may be larger than the header says
     for number, what, limit in ((pixels, "pixels a frame", MAX_PIXELS), (stream.frames, "frames", MAX_FRAMES)):
         if number > limit:
             container.close()
             raise UserError(
-                f"{path}: the video has {number} {what}, over the limit of {limit}; make it smaller", "video.too-large"
+                f"{source}: the video has {number} {what}, over the limit of {limit}; make it smaller",
+                "video.too-large",
             )
-    return container
+    return stream
 
 
 @contextmanager
-def refusing_damage(path: Path) -> Iterator[None]:
+def refusing_damage(path: Path | str) -> Iterator[None]:
     """Turn what FFmpeg raises about a file until the block ends into a UserError."""
     try:
         yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "file.missing") from None
+    except av.error.ExitError:  # as FFmpeg calls a time that ran out
+        raise UserError(f"{path}: nothing came any more; see that it still sends", "video.timeout") from None
     except MemoryError:  # also FFmpeg's own
         raise UserError(f"{path}: memory ran out while it was read; it may be sound", "video.out-of-memory") from None
     except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: pixel formats that PyAV cannot convert

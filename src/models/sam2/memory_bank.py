@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +70,50 @@ class MemoryBank:
     position: Tensor | None = None
     num_frames: int | None = None
     decision: Decision | None = None
+
+    def forget(self, object_id: int) -> MemoryBank:
+        """Return the bank without an object; prompts add it again. Raises UserError where it is not in the bank."""
+        self._memories_of(object_id)
+        return replace(self, objects={key: o for key, o in self.objects.items() if key != object_id})
+
+    def drop(self, frame: int, object_id: int | None = None) -> MemoryBank:
+        """Return the bank without what is remembered of a frame, such as a bad mask that would spread.
+
+        Args:
+            frame: its number.
+            object_id: whose memory; None: that of all objects.
+
+        Raises:
+            UserError: nothing is remembered of the frame, or an object has no other prompted frame, without which it
+                cannot be tracked.
+        """
+        chosen = self.objects if object_id is None else {object_id: self._memories_of(object_id)}
+        if not any(frame in o.prompted or frame in o.recent for o in chosen.values()):
+            raise UserError(
+                f"nothing is remembered of frame {frame}; what is, stands in prompted and recent of bank.objects",
+                "memory-bank.no-memory",
+            )
+        only = [key for key, o in chosen.items() if list(o.prompted) == [frame]]
+        if only:
+            raise UserError(
+                f"frame {frame} is all that object {only[0]} was prompted on; prompt it on another, or forget it",
+                "memory-bank.last-prompt",
+            )
+        changed = {
+            key: replace(
+                o,
+                prompted={t: memory for t, memory in o.prompted.items() if t != frame},
+                recent={t: memory for t, memory in o.recent.items() if t != frame},
+            )
+            for key, o in chosen.items()
+        }
+        return replace(self, objects={**self.objects, **changed})
+
+    def _memories_of(self, object_id: int) -> ObjectMemory:
+        if object_id not in self.objects:
+            known = ", ".join(map(str, self.objects)) or "none"
+            raise UserError(f"object {object_id} is not in the bank; there are: {known}", "memory-bank.no-object")
+        return self.objects[object_id]
 
     def save(self, path: str | Path) -> None:
         """Write the bank whole or not at all, as tensors and numbers only. Raises UserError if it cannot be written."""

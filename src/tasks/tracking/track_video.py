@@ -53,9 +53,15 @@ DEFAULT_CATEGORY = "object"
 
 
 def track_video(
-    tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame
+    tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame, may_stop: bool = False
 ) -> Iterator[tuple[np.ndarray, Prediction]]:
     """Yield every frame, RGB uint8 (H, W, 3), with the objects found on it.
+
+    Args:
+        tracker: the model.
+        footage: the frames.
+        prompts: by frame.
+        may_stop: a prompt after the last frame is a warning, as where somebody stops a camera.
 
     Raises:
         UserError: a prompt is outside the frames or after the last one.
@@ -79,20 +85,28 @@ def track_video(
                 logger.info(gate_line(bank.decision))
         yield frame, prediction
     if last > bank.frame:
-        raise _beyond_the_end(last, bank.frame + 1)
+        beyond = _beyond_the_end(last, bank.frame + 1)
+        if not may_stop:
+            raise beyond
+        logger.warning(f"{beyond}")
 
 
 def write_prediction(
-    tracker: Tracker, footage: FrameStream, prompts: PromptsByFrame, output: Path, overlay: Overlay
+    tracker: Tracker,
+    footage: FrameStream,
+    prompts: PromptsByFrame,
+    output: Path,
+    overlay: Overlay,
+    may_stop: bool = False,
 ) -> tuple[int, dict[int, int]]:
-    """Track objects, and write everything as it comes.
+    """Track objects, and write everything as it comes; ``may_stop`` as of :func:`track_video`.
 
     Returns:
         The number of frames, and object id → the number of frames it was found on.
     """
     categories = {p.object_id: p.category for on_frame in prompts.values() for p in on_frame if p.category is not None}
     with PredictionWriter(output, footage, overlay) as writer:
-        found = track_video(tracker, footage, prompts)
+        found = track_video(tracker, footage, prompts, may_stop)
         for frame, prediction in progress_bar(found, total=footage.count, desc=footage.name, unit="frame"):
             writer.add(frame, prediction, categories)
     return writer.frames, writer.found
@@ -159,7 +173,7 @@ def draw_prediction(
     labels = (
         (
             object_id,
-            f"{object_id} {categories.get(object_id, '')} {prediction.scores[object_id]:.2f}".replace("  ", " "),
+            f"{object_id}: {categories.get(object_id, '')} {prediction.scores[object_id]:.2f}".replace("  ", " "),
             corner_of(mask),
         )
         for object_id, mask in seen.items()

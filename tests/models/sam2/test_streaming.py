@@ -223,6 +223,48 @@ class TestBank:
         assert torch.equal(second.objects[1].recent[1].features, before)
         assert list(second.objects) == [1]
 
+    def test_an_object_that_is_forgotten_leaves_the_others_as_without_it(self, model):
+        frames, tracker = frames_of(8), StreamingTracker(model)
+        alone, both = {0: [Prompt(1, mask=MASK)]}, {0: [Prompt(1, mask=MASK), Prompt(2, box=BOX)]}
+        expected = [logits for logits, _ in stream(tracker, frames, tracker.start(), alone)]
+        *_, (_, bank) = stream(tracker, frames[:4], tracker.start(), both)
+        ours = [logits for logits, _ in stream(tracker, frames[4:], bank.forget(2), {})]
+        assert differing(ours, expected[4:]) == []
+        assert stored_bytes(bank.forget(2)) < stored_bytes(bank)
+        again, _ = tracker.step(frames[4], bank.forget(2), [Prompt(2, box=BOX)])
+        assert list(again.logits) == [1, 2]
+
+    def test_a_memory_that_is_dropped_is_not_attended_to(self, model):
+        """As where it is taken out of the stock predictor's state."""
+        frames, tracker = frames_of(9), StreamingTracker(model)
+        *_, (_, bank) = stream(tracker, frames[:5], tracker.start(len(frames)), {0: [Prompt(1, mask=MASK)]})
+        kept, ours = ([logits for logits, _ in stream(tracker, frames[5:], b, {})] for b in (bank, bank.drop(3)))
+        predictor = as_video_predictor(model)
+        state = new_state(predictor, frames)
+        predictor.add_new_mask(state, 0, 1, MASK)
+        list(predictor.propagate_in_video(state, 0, 4))
+        del state["output_dict_per_obj"][0]["non_cond_frame_outputs"][3]
+        found = predictor.propagate_in_video(state, 5, 3)
+        theirs = [{1: logits[0, 0]} for _, _, logits in found]
+        assert differing(ours, theirs) == [] and differing(kept, theirs) != []
+
+    def test_keeping_earlier_banks_costs_one_memory_a_frame(self, model):
+        frames, tracker = frames_of(8), StreamingTracker(model)
+        banks = [bank for _, bank in stream(tracker, frames, tracker.start(), {0: [Prompt(1, mask=MASK)]})]
+        (old, new) = (bank.objects[1].recent for bank in banks[5:7])
+        assert all(old[t].features is new[t].features for t in old.keys() & new.keys()) and len(new) == len(old) + 1
+
+    def test_what_cannot_be_taken_out(self, model):
+        tracker = StreamingTracker(model)
+        *_, (_, bank) = stream(tracker, frames_of(3), tracker.start(), {1: [Prompt(1, mask=MASK)]})
+        with refuses("memory-bank.no-object", "object 2", "there are: 1"):
+            bank.forget(2)
+        with refuses("memory-bank.no-memory", "frame 0"):
+            bank.drop(0)
+        with refuses("memory-bank.last-prompt", "object 1"):
+            bank.drop(1)
+        assert list(bank.drop(2, 1).objects[1].recent) == []
+
     @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no bank"])
     def test_a_damaged_file_is_refused(self, tmp_path, content):
         path = tmp_path / "bank.pt"
