@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from ..data.checks.cache import cache_file
 from ..data.checks.report import Report, data_set
 from ..data.checks.skipped import SKIPPED_FILE, list_skipped
 from ..data.checks.validate import check
-from ..data.copies import leak, pictures_of
+from ..data.copies import Origins, leaks, origins
+from ..data.formats.parsing import TRACKED_STILLS
 from ..data.loading import open_data
 from ..data.options import LoadOptions
 from ..data.records import Issue, format_of
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 class Result:
     """A data set of the config, and what was found.
 
-    ``kind`` is the format that it was read as, ``pictures`` those that it has copies of.
+    ``kind`` is the format that it was read as, ``origins`` what its pictures are of.
     ``refusal`` says why it cannot be used at all, whatever is left out.
     """
 
@@ -52,7 +53,7 @@ class Result:
     report: Report
     refusal: Issue | None
     kind: str = ""
-    pictures: frozenset[str] = frozenset()
+    origins: Origins = field(default_factory=Origins)
 
     @property
     def _unreported(self) -> list[Issue]:
@@ -65,6 +66,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         content = self.report.to_json()
+        del content["digests"]
         issues = [*self._unreported, *self.report.issues]
         content["issues"] = [vars(issue) for issue in issues]
         return {"data_set": self.label, **self.place.model_dump(), **content}
@@ -86,15 +88,18 @@ def places(config: Config, split: str) -> list[tuple[str, NamedSplit]]:
 
 def check_place(label: str, place: NamedSplit, options: LoadOptions, decode: bool = True) -> Result:
     """Check one data set. What makes it unusable is in the result, too."""
-    report, kind, pictures = Report(), "", frozenset[str]()
+    report, kind, found = Report(), "", Origins()
     try:
         source = open_data(place, options)
-        kind, pictures = format_of(source), pictures_of(source.name_of(index) for index in range(len(source)))
+        kind = format_of(source)
         report = check(source, options.workers, decode, cache_file(place, options))
+        tracked = any(issue.problem == TRACKED_STILLS for issue in source.issues)
+        files = {digest: source.name_of(index) for digest, index in report.digests.items()}
+        found = origins((source.name_of(index) for index in range(len(source))), files, tracked)
         data_set(source, report, skip_bad=True)
     except UserError as error:
-        return Result(label, place, report, _refusal(place, str(error)), kind, pictures)
-    return Result(label, place, report, None, kind, pictures)
+        return Result(label, place, report, _refusal(place, str(error)), kind, found)
+    return Result(label, place, report, None, kind, found)
 
 
 def _refusal(place: NamedSplit, message: str) -> Issue:
@@ -129,12 +134,14 @@ def format_result(result: Result) -> str:
     return "\n".join(lines)
 
 
-def leaks(results: list[Result]) -> list[str]:
-    """Warnings of pictures that have copies in several splits of a domain."""
-    pairs = combinations([result for result in results if result.pictures], 2)
-    of_one_domain = ((a, b) for a, b in pairs if a.place.name == b.place.name)
-    found = (leak(a.pictures, b.pictures, (a.label, b.label)) for a, b in of_one_domain)
-    return [warning for warning in found if warning is not None]
+def shared_pictures(results: list[Result]) -> list[str]:
+    """Warnings of pictures that several splits of a domain share, unless one is the other under two names."""
+    pairs = [
+        (a, b)
+        for a, b in combinations(results, 2)
+        if a.place.name == b.place.name and a.place.model_dump() != b.place.model_dump()
+    ]
+    return [warning for a, b in pairs for warning in leaks(a.origins, b.origins, (a.label, b.label))]
 
 
 def conclude(results: list[Result], options: LoadOptions) -> tuple[str, int]:
@@ -167,7 +174,7 @@ def main(arguments: argparse.Namespace) -> int:
         results.append(result)
     if arguments.report:
         write_text(Path(arguments.report), json.dumps([result.to_json() for result in results], indent=2) + "\n")
-    for warning in leaks(results):
+    for warning in shared_pictures(results):
         print(f"warning: {warning}")
     line, status = conclude(results, options)
     if arguments.preview and status == 0:

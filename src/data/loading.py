@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import DomainConfig, NamedSplit, Split
 from ..core.errors import UserError
+from ..core.files import refuse_irregular
 from .checks.cache import cache_file
 from .checks.report import data_set
 from .checks.skipped import list_skipped
@@ -83,6 +84,7 @@ def wanted_videos(videos: str | list[str] | None) -> list[str] | None:
     """
     if not isinstance(videos, str):
         return videos
+    refuse_irregular(videos)
     try:
         names = [line.strip() for line in Path(videos).read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:

@@ -24,7 +24,7 @@ from ..core.files import write_text
 from ..core.machine import Machine, this_machine
 from ..core.shipped import CONFIGS, find_file
 from ..core.streams import one_line
-from ..data.copies import leak, picture_of, pictures_of
+from ..data.copies import frame_of, leaks, origins, picture_of
 from ..data.formats import format_names
 from ..data.records import Issue
 from ..data.summary import DatasetSummary, entry_names, find_splits, has_tracks, summarize, void_categories
@@ -121,11 +121,14 @@ class ChosenSplit:
 
 
 def _leaks(splits: dict[Split, ChosenSplit]) -> list[str]:
-    """Warnings of pictures that are copied on both sides of a split."""
-    pictures = {split: pictures_of(entry_names(chosen.place)) for split, chosen in splits.items()}
+    """Warnings of pictures that are on both sides of a split, in as far as names say so."""
+    places = {split: chosen.place for split, chosen in splits.items()}
+    found = {split: origins(entry_names(place), tracked=has_tracks(place)) for split, place in places.items()}
     others: list[Split] = [split for split in splits if split != "train"]
-    warnings = (leak(pictures["train"], pictures[split], ("train", split)) for split in others)
-    return [warning for warning in warnings if warning is not None]
+    warnings = [warning for split in others for warning in leaks(found["train"], found[split], ("train", split))]
+    if any(places[split] == places["train"] for split in others):
+        warnings.append(splits["valid"].reason)
+    return warnings
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,13 @@ def _hold_out(place: NamedSplit, output: Path) -> dict[Split, ChosenSplit]:
     """
     whole = summarize(place, sampled=None)
     usable = len(whole.usable)
+    tracked = has_tracks(place)
+    videos = {name: frame[0] for name in whole.names if (frame := frame_of(name, tracked)) is not None}
+    by_video = whole.stills and len(set(videos.values())) > 1
     groups: dict[str, list[str]] = {}
     for name in whole.names:
-        groups.setdefault(picture_of(name) or f"/{name}", []).append(name)
+        source = (f"frame {videos[name]}" if by_video and name in videos else None) or picture_of(name)
+        groups.setdefault(source or f"/{name}", []).append(name)
     if sum(not whole.usable.isdisjoint(group) for group in groups.values()) < 2:
         warning = "there is one video only: it is trained on and validated on, so scores say nothing of other videos"
         return {
@@ -225,7 +232,9 @@ def _hold_out(place: NamedSplit, output: Path) -> dict[Split, ChosenSplit]:
         "valid": tuple(name for name in whole.names if name in set(held_out)),
     }
     why = f"the last {len(held_out)} of {len(whole.names)}, held out of training"
-    if len(groups) < len(whole.names):
+    if by_video:
+        why += f"; frames of a video stay together: there are {len(groups)} videos or pictures"
+    elif len(groups) < len(whole.names):
         why += f"; copies of a picture (NAME.rf.HASH) stay together: there are {len(groups)} pictures"
     reasons = {"train": "no split is there", "valid": why}
     chosen = {}

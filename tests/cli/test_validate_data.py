@@ -185,5 +185,6 @@ def test_copies_of_one_picture_in_two_splits_are_warned_of(command, tiny_data, t
         settings += ["--set", f"dataset.{split}_img_folder={folder}", "--set", f"dataset.{split}_ann_file={path}"]
     status, output, _ = command(*settings)
     assert status == 0
-    (line,) = [line for line in output.splitlines() if line.startswith("warning: ")]
-    assert "1 pictures have copies both in target, train and in target, valid, such as cell_jpg" in line
+    copies, same = [line for line in output.splitlines() if line.startswith("warning: ") and "train" in line]
+    assert "1 pictures have copies both in target, train and in target, valid, such as cell_jpg" in copies
+    assert "5 files are the same byte for byte in target, train and in target, valid, such as " in same

@@ -250,6 +250,47 @@ def test_a_given_split_that_leaks_is_warned_of(suggest, tmp_path, caplog):
     assert "1 pictures have copies both in train and in valid, such as b_jpg" in caplog.text
 
 
+def called(folder: Path, names: list[str]) -> None:
+    """A COCO folder of stills of these names, each with a picture of its own."""
+    write_coco(folder, make_videos(CELLS, len(names), sum(map(ord, folder.name)), frames=1, side=64))
+    annotations = folder / "_annotations.coco.json"
+    content = json.loads(annotations.read_text())
+    for image, name in zip(content["images"], names, strict=True):
+        (folder / image["file_name"]).rename(folder / name)
+        image["file_name"] = name
+    annotations.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "said"),
+    [
+        (["frame_01.png", "frame_03.png"], ["frame_02.png", "frame_09.png"], "such as frame_01.png and frame_02.png"),
+        (["a_mp4-1_jpg.rf.0123456789.jpg"], ["a_mp4-2_jpg.rf.9876543210.jpg"], "such as a_mp4-1_jpg"),
+        (["frame_01.png", "frame_02.png"], ["frame_01.png", "frame_02.png"], None),  # two videos, each from its 1 on
+        (["im01.png", "im03.png"], ["im02.png"], None),  # numbers of pictures that nothing calls frames
+    ],
+)
+def test_frames_of_one_video_on_both_sides_are_warned_of(suggest, tmp_path, caplog, train, valid, said):
+    called(tmp_path / "data" / "train", train)
+    called(tmp_path / "data" / "valid", valid)
+    suggest(tmp_path / "data")
+    assert (said or "") in caplog.text and ("frames of 1 video" in caplog.text) == (said is not None)
+
+
+def test_frames_of_a_video_are_held_out_together(suggest, tmp_path, caplog):
+    called(tmp_path / "all", [f"{video}_frame_{number}.png" for number in range(3) for video in "abc"])
+    config, text = suggest(tmp_path / "all")
+    train, valid = config.dataset.domains[0].train.videos, config.dataset.domains[0].val.videos
+    assert [{name[0] for name in names} for names in (train, valid)] == [{"a", "b"}, {"c"}]
+    assert "there are 3 videos" in text and "warning" not in caplog.text
+
+
+def test_one_video_on_both_sides_is_said_on_the_screen(suggest, tmp_path, caplog):
+    write_davis(tmp_path / "all", make_videos(CELLS, 1, 0, frames=3, side=64))
+    suggest(tmp_path / "all")
+    assert "there is one video only: it is trained on and validated on" in caplog.text
+
+
 def test_the_copies_of_a_case_are_split_by_picture(suggest, shared_case):
     config, text = suggest(shared_case("04_roboflow_copies"))
     sides = [

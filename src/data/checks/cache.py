@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CHECKS_FOLDER = "data_checks"
 """Folder of a run with the reports on its data sets."""
 
-CHECK_VERSION = 11
+CHECK_VERSION = 12
 """Part of every cached report's key. Raise it when the same files may give other issues, records or areas than before:
 after a change of a reader in ``formats``, of ``decode``, or of what a check looks at or reports."""
 

@@ -38,6 +38,7 @@ class Report:
         categories: how many objects of each category are on how many of their frames.
         counts: how often each kind of repair and note was met, by severity and problem.
         decoded: whether frames were decoded, or only their headers read.
+        digests: digest of the first frame's file, where that is an image and was decoded → its video's index.
     """
 
     listed: int = 0
@@ -52,6 +53,7 @@ class Report:
     categories: CategoryCounts = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=lambda: {"repaired": {}, "note": {}})
     decoded: bool = True
+    digests: dict[str, int] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Issue]:
@@ -139,6 +141,8 @@ class ReportBuilder:
             self.report.dropped.append(checked.dropped)
         if checked.sides is not None:
             self.report.keep.append(checked.index)
+            if checked.digest is not None:
+                self.report.digests.setdefault(checked.digest, checked.index)
             if checked.bad_frames:
                 self.report.bad_frames[checked.index] = checked.bad_frames
             self.report.frames += checked.frames

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.errors import UserError
+from ..copies import digest_of
 from ..decode.images import ImageFile, has_more_pages, misnamed
 from ..records import (
     CategoryCounts,
@@ -29,7 +30,8 @@ from ..records import (
 class CheckedVideo:
     """What was found of one video.
 
-    ``sides`` is None where it is not usable. ``paths`` are the files looked at.
+    ``sides`` is None where it is not usable. ``paths`` are the files looked at. ``digest`` is that of the file of its
+    first frame, where that is an image.
 
     ``bad_frames`` are left out; ``dropped`` says that nothing usable is left without them.
     """
@@ -43,6 +45,7 @@ class CheckedVideo:
     objects: int = 0
     sides: np.ndarray | None = None
     fingerprint: bytes = b""
+    digest: str | None = None
     categories: CategoryCounts = field(default_factory=dict)
 
 
@@ -71,6 +74,8 @@ def check_video(source: Source, index: int, decode: bool) -> CheckedVideo:
     checked.categories = count_categories(usable)
     checked.sides = object_sides(usable).astype(np.float32)
     checked.fingerprint = _fingerprint(usable, checked.sides)
+    if decode and isinstance(usable.frames[0], ImageFile):
+        checked.digest = digest_of(usable.frames[0].path)
     return checked
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -150,7 +151,7 @@ def _image_of(named: Any, path: Path, name: str, folder: Path, images: dict[str,
             [folder / base] if leaves_folder(relative) else [path.parent / relative, folder / relative, folder / base]
         )
         for place in places:
-            if place.is_file():
+            if os.path.isfile(place):  # Path.is_file raises where a name is too long
                 return images.get(_key(place, folder), place)
     wanted = PurePosixPath(named.replace("\\", "/")).stem if isinstance(named, str) else ""
     fits = renamed([wanted], [key for key in images if "/" not in key]) if wanted else {}

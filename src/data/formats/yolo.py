@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from ...core.errors import UserError
+from ...core.files import refuse_irregular
 from .file_names import FITTING, renamed, utf8_name
 from .label_files import LabelFileSource, LabelledImage, Shape, files_below, images_below, label_file_source
 from .parsing import IssueLog, as_id, shown
@@ -154,7 +155,7 @@ def _categories(folder: Path, log: IssueLog) -> dict[int, str]:
     """Return the names of the classes by number, from the YAML in the folder or at most three above it."""
     for place in (folder, *list(folder.absolute().parents)[:3]):
         for path in (place / name for name in NAMES):
-            if path.is_file():
+            if path.exists() and not path.is_dir():
                 return _read_names(path)
     log.note("", f"no {NAMES[0]} with the classes' names", "objects have no category")
     return {}
@@ -162,14 +163,17 @@ def _categories(folder: Path, log: IssueLog) -> dict[int, str]:
 
 def _read_names(path: Path) -> dict[int, str]:
     """Read ``names``: a list, or a mapping from numbers."""
+    refuse_irregular(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read: {shown(error, 200)}", "yolo.names") from None
+        raise UserError(f"{path}: cannot be read: {shown(' '.join(str(error).split()), 200)}", "yolo.names") from None
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(isinstance(as_id(key), int) for key in names):
+    if not isinstance(names, dict) or not all(
+        isinstance(as_id(key), int) and isinstance(name, (str, int, float)) for key, name in names.items()
+    ):
         raise UserError(
             f"{path}: has no list 'names' of the classes: write names: [cell, nucleus], in the order of their numbers",
             "yolo.names",
@@ -178,6 +182,7 @@ def _read_names(path: Path) -> dict[int, str]:
 
 
 def _read_lines(path: Path) -> list[str]:
+    refuse_irregular(path)
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(f"{path}: over {_MOST_BYTES} bytes, too long for labels of an image", "yolo.labels")
@@ -193,8 +198,9 @@ def _looks_like_labels(path: Path) -> bool:
 
 def _head(path: Path) -> Iterator[str]:
     try:
+        refuse_irregular(path)
         with open(path, encoding="utf-8-sig") as file:
             for _ in range(5):
                 yield file.readline(1_000_000)
-    except (OSError, ValueError):
+    except (OSError, ValueError, UserError):
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from src.config import NamedSplit
+from src.core.errors import UserError
 from src.data.decode.segmentation import FLAT_PARTS
 from src.data.decode.video_writer import VideoWriter
 from src.data.formats.reader import Location
@@ -102,6 +104,21 @@ def test_yolos_images_without_labels_and_labels_without_an_image_are_counted(tmp
     assert [record.video_id for record in records] == ["a"]
     assert {issue.problem for issue in issues} >= {"images without a label file", "label files without an image"}
     assert any("classes' names" in issue.problem for issue in issues)
+
+
+@pytest.mark.parametrize("place", ["labels/a.txt", "labels/b.txt", "data.yaml"])
+def test_a_pipe_among_yolos_files_is_refused_and_not_waited_for(tmp_path, place):
+    for name in "ab":
+        image(tmp_path / "images" / f"{name}.jpg")
+        text(tmp_path / "labels" / f"{name}.txt", f"0 {shares([[2, 2], [20, 2], [20, 12]])}")
+    text(tmp_path / "data.yaml", "names: [cell]")
+    (tmp_path / place).unlink()
+    os.mkfifo(tmp_path / place)
+    try:
+        _, _, issues = opened(tmp_path)
+    except UserError as error:
+        issues = [error]
+    assert [str(issue) for issue in issues if "not a file but a pipe" in str(issue)], issues
 
 
 def test_a_yaml_without_names_is_refused(tmp_path):
