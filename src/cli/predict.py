@@ -215,13 +215,17 @@ def predict_stills(arguments: argparse.Namespace, config: Config, prompts: Promp
 
 def predict_concepts(arguments: argparse.Namespace, config: Config) -> None:
     """Find phrases on pictures."""
-    from ..tasks.concepts.predict import load_model, open_pictures, predict_phrases, read_categories
+    from ..tasks.concepts.predict import is_video, load_model, open_pictures, predict_phrases, read_categories
 
     path, output = Path(arguments.input), Path(arguments.output)
     if arguments.phrases_from:
         phrases = read_categories(Path(arguments.phrases_from), config.dataset.phrases)
     else:
         phrases = {phrase: number for number, phrase in enumerate(dict.fromkeys(arguments.phrase), 1)}
+    if is_video(path):
+        predict_concept_video(arguments, config, phrases)
+        return
+    _refuse(_video_options(arguments), "--phrase on pictures")
     pictures = open_pictures(path)
     model = load_model(config, _checkpoint(arguments, config))
     name = path.resolve().name if path.is_dir() else path.stem
@@ -229,6 +233,29 @@ def predict_concepts(arguments: argparse.Namespace, config: Config) -> None:
     for phrase, (instances, shown) in predict_phrases(model, pictures, phrases, output, name, masks, overlays).items():
         print(f"{phrase}: {instances} found on {shown} of {len(pictures)} pictures")
     logger.info(f"written to {output}")
+
+
+def predict_concept_video(arguments: argparse.Namespace, config: Config, phrases: dict[str, int]) -> None:
+    """Find phrases in a video."""
+    from ..data.decode.selection import Selection
+    from ..data.decode.video import open_stream
+    from ..tasks.concepts.predict import load_video_model, predict_video
+
+    start, stop = arguments.frames
+    source = open_stream(arguments.input)
+    footage = Selection(source, start, stop, arguments.every, arguments.max_side, arguments.fps)
+    model = load_video_model(config, _checkpoint(arguments, config))
+    output = Path(arguments.output)
+    count, found = predict_video(model, footage, phrases, output, arguments.overlay or "video")
+    for phrase, instances in found.items():
+        print(f"{phrase}: {len(instances)} found in {count} frames")
+    logger.info(f"written to {output}")
+
+
+def _video_options(arguments: argparse.Namespace) -> list[str]:
+    """Return the options given that only a video has."""
+    options = ["--overlay video"] if arguments.overlay == "video" else []
+    return [*options, *(["--fps"] if arguments.fps else []), *_selecting(arguments)]
 
 
 def _asks_phrases(arguments: argparse.Namespace, config: Config) -> bool:
@@ -247,11 +274,10 @@ def _asks_phrases(arguments: argparse.Namespace, config: Config) -> bool:
         raise UserError(
             f"model.name {model} finds phrases: say which with --phrase or --phrases-from", "predict.no-phrase"
         )
-    options = ("box", "point", "mask", "prompts", "fps")
-    wrong = [f"--{name}" for name in options if getattr(arguments, name)] + _selecting(arguments)
+    options = ("box", "point", "mask", "prompts")
+    wrong = [f"--{name}" for name in options if getattr(arguments, name)]
     wrong += [] if arguments.auto is None else ["--auto"]
     wrong += ["--gate"] if arguments.gate != "auto" else []
-    wrong += ["--overlay video"] if arguments.overlay == "video" else []
     wrong += ["--phrase beside --phrases-from"] if arguments.phrase and arguments.phrases_from else []
     if wrong:
         raise UserError(f"{', '.join(wrong)}: not where phrases are asked; leave it out", "predict.not-with-phrases")

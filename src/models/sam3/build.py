@@ -49,13 +49,13 @@ def build_model(config: ModelConfig) -> Sam3Model:
     if path.suffix == ".pt":
         return _build_from_meta(path, config)
     folder = path
-    architecture = _read_config(folder, config.name)
+    architecture = read_config(folder, config.name)
     if config.image_size:
         architecture.image_size = config.image_size
-    model, report = _load(folder, architecture)
-    _refuse_problems(report, folder, config.name)
-    model.tokenizer = _load_tokenizer(folder)
-    return model.eval()
+    model = load_strictly(Sam3Model, folder, architecture, config.name)
+    model.tokenizer = load_tokenizer(folder)
+    ready: Sam3Model = model.eval()
+    return ready
 
 
 def _build_from_meta(path: Path, config: ModelConfig) -> Sam3Model:
@@ -66,7 +66,7 @@ def _build_from_meta(path: Path, config: ModelConfig) -> Sam3Model:
             f"{path}: not Meta's sam3.pt, whose names begin with detector. or tracker.", "base.other-format"
         )
     beside = (path.parent / "config.json").is_file()
-    architecture = _read_config(path.parent, config.name) if beside else Sam3Config()
+    architecture = read_config(path.parent, config.name) if beside else Sam3Config()
     if config.image_size:
         architecture.image_size = config.image_size
     model = Sam3Model(architecture).eval()
@@ -78,7 +78,7 @@ def _build_from_meta(path: Path, config: ModelConfig) -> Sam3Model:
     }
     _refuse_problems(report, path, config.name)
     model.load_state_dict(weights)
-    model.tokenizer = _load_tokenizer(path.parent)
+    model.tokenizer = load_tokenizer(path.parent)
     return model
 
 
@@ -94,7 +94,12 @@ def save_folder(model: Sam3Model, tokenizer: PreTrainedTokenizerBase, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def _read_config(folder: Path, name: str) -> Sam3Config:
+def read_config(folder: Path, name: str) -> Sam3Config:
+    """Return the detector's config in a folder of transformers.
+
+    Raises:
+        UserError: there is none, or it is damaged or of another model.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(
             f"model.checkpoint: {folder} is no folder with config.json, model.safetensors and a tokenizer, as "
@@ -118,13 +123,30 @@ def _read_config(folder: Path, name: str) -> Sam3Config:
     return found
 
 
-def _load(folder: Path, architecture: Sam3Config) -> tuple[Sam3Model, dict[str, Any]]:
+def load_strictly(kind: Any, folder: Path, architecture: Any, name: str) -> Any:
+    """Return a model in float32 of a class of transformers, with a folder's weights.
+
+    Args:
+        kind: the class.
+        folder: with model.safetensors.
+        architecture: the config.
+        name: what the YAML calls the model, for messages.
+
+    Raises:
+        UserError: keys are missing, unknown or of another shape, or the file is damaged.
+    """
+    model, report = _load(kind, folder, architecture)
+    _refuse_problems(report, folder, name)
+    return model
+
+
+def _load(kind: Any, folder: Path, architecture: Any) -> tuple[Any, dict[str, Any]]:
     """Return the model and what transformers says of keys; what it prints of them is left to the error."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        loaded: tuple[Sam3Model, dict[str, Any]] = Sam3Model.from_pretrained(
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             folder,
             config=architecture,
             local_files_only=True,
@@ -142,7 +164,8 @@ def _load(folder: Path, architecture: Sam3Config) -> tuple[Sam3Model, dict[str, 
     return loaded
 
 
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return a folder's tokenizer. Raises UserError where there is none, or it is damaged."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise UserError(
             f"{folder}: no tokenizer, which tokenizer.json or vocab.json holds: the hub's folder has it; put it there",

@@ -14,12 +14,14 @@ from .forward import (
     query_count,
 )
 from .losses import ConceptTotals, concept_losses
+from .video import build_video_model, track_phrases
 
 __all__ = [
     "ConceptOutput",
     "ConceptTotals",
     "TextFeatures",
     "build_model",
+    "build_video_model",
     "concept_losses",
     "encode_images",
     "encode_phrases",
@@ -31,6 +33,7 @@ __all__ = [
     "query_count",
     "save_folder",
     "stock_name",
+    "track_phrases",
     "write_official",
     "write_transformers",
 ]

@@ -1,8 +1,8 @@
-"""Find phrases on pictures that have nothing to do with each other, and write what is found.
+"""Find phrases on pictures that have nothing to do with each other, or in a video, and write what is found.
 
 Into the output folder, NAME being the input's: ``NAME.json``, COCO with categories and scores; ``Annotations/NAME/``,
 palette images of instance numbers, where instances overlap the one with the higher score; ``Overlays/NAME/``, the
-pictures with masks, phrases and scores drawn on them.
+pictures with masks, phrases and scores drawn on them. Of a video, instances keep their numbers, and the overlay is one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ...core.errors import UserError
 from ...core.files import write_text
 from ...data.concepts.phrases import as_phrase
 from ...data.decode.images import read_image
-from ...data.decode.video import frame_paths, is_image
+from ...data.decode.video import FrameStream, frame_paths, is_image
 from ...data.formats.json_files import read_json
 from ...data.formats.parsing import IssueLog
 from ...data.writers import write_image, write_palette_png
@@ -32,10 +32,15 @@ from ...evaluation.concepts.records import ConceptPrediction
 from ...evaluation.concepts.sheets import draw_answer
 from ...models.build import build_model
 from ...models.checkpoint import load_trained
+from ...models.spec import model_spec, spec_of
+from ..tracking.track_video import Overlay, PredictionWriter
 from .answers import answer
 from .evaluation import encoded
 
 OVERLAY_QUALITY = 92
+
+MOST_INSTANCES = 255
+"""Numbers that a palette image holds."""
 
 
 def read_categories(path: Path, phrases: Mapping[str, Sequence[str]]) -> dict[str, int]:
@@ -63,15 +68,66 @@ def read_categories(path: Path, phrases: Mapping[str, Sequence[str]]) -> dict[st
     return found
 
 
+def is_video(path: Path) -> bool:
+    """Return whether phrases are asked of a video: a file that is there, and no image."""
+    return path.is_file() and not is_image(path)
+
+
+def load_video_model(config: Config, checkpoint: str | None) -> nn.Module:
+    """Return SAM 3 for videos on the run's device, with the adapters of a checkpoint or folder in its detector.
+
+    Raises:
+        UserError: the base has no tracker, or the adapters do not fit.
+    """
+    room: Any = model_spec(config.model.name).load()
+    model: Any = room.build_video_model(config.model)
+    if checkpoint is not None:
+        load_trained(model.detector_model, checkpoint)
+    moved: nn.Module = model.to(pick_device(config.training.device))
+    return moved
+
+
+def predict_video(
+    model: nn.Module, footage: FrameStream, phrases: Mapping[str, int], output: Path, overlay: Overlay
+) -> tuple[int, dict[str, set[int]]]:
+    """Find phrases in a video, and write masks, COCO JSON with categories and track ids, and an overlay as it comes.
+
+    Args:
+        model: of :func:`load_video_model`.
+        footage: the video.
+        phrases: phrase → the id that its category has in the JSON.
+        output: the folder to write into.
+        overlay: as :class:`~src.tasks.tracking.track_video.PredictionWriter` takes it.
+
+    Returns:
+        The number of frames, and phrase → the numbers of its instances.
+
+    Raises:
+        UserError: a frame cannot be read, there are more instances than a palette has colours, or a file cannot be
+            written.
+    """
+    room: Any = spec_of(model.detector_model).load()
+    instances: dict[str, set[int]] = {phrase: set() for phrase in phrases}
+    with PredictionWriter(output, footage, overlay, phrases) as writer:
+        found = room.track_phrases(model, footage, list(phrases))
+        for each in progress_bar(found, total=footage.count, desc=footage.name, unit="frame"):
+            if max(each.phrases, default=0) > MOST_INSTANCES:
+                raise UserError(
+                    f"{footage.name}: more than {MOST_INSTANCES} instances by frame {each.prediction.frame}, for which "
+                    "masks have no numbers: ask for fewer phrases, or cut it with --frames",
+                    "predict.too-many-instances",
+                )
+            writer.add(each.frame_HWC, each.prediction, each.phrases)
+            for number, phrase in each.phrases.items():
+                instances[phrase].add(number)
+    return writer.frames, instances
+
+
 def open_pictures(path: Path) -> list[Path]:
     """Return the pictures of a folder, or the one that is named. Raises UserError where there is none."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder", "predict.no-input")
-    if path.is_dir():
-        return frame_paths(path)
-    if not is_image(path):
-        raise UserError(f"{path}: phrases are asked of images and of folders of images only", "predict.not-pictures")
-    return [path]
+    return frame_paths(path) if path.is_dir() else [path]
 
 
 def load_model(config: Config, checkpoint: str | None) -> nn.Module:

@@ -121,15 +121,18 @@ class PredictionWriter:
         output: the folder to write into.
         footage: the video; NAME is its name, and its frames give the masks their names.
         overlay: ``video`` for ``NAME.mp4``, ``images`` for JPEGs in ``Overlays/NAME/``, or ``none``.
+        category_ids: ids that categories have in the JSON; others come after them.
 
     Attributes:
         found: object id → the number of frames it was found on.
     """
 
-    def __init__(self, output: Path, footage: FrameStream, overlay: Overlay) -> None:
+    def __init__(
+        self, output: Path, footage: FrameStream, overlay: Overlay, category_ids: Mapping[str, int] | None = None
+    ) -> None:
         self.output, self.footage, self.overlay = output, footage, overlay
         self.found: dict[int, int] = {}
-        self._coco = CocoWriter(output / f"{footage.name}.json", footage)
+        self._coco = CocoWriter(output / f"{footage.name}.json", footage, category_ids)
         self._video = VideoWriter(output / f"{footage.name}.mp4", footage.rate) if overlay == "video" else None
 
     @property
@@ -210,10 +213,10 @@ class CocoWriter:
     Images are numbered from 1 in the footage's order. Objects that are not seen on a frame have no annotation there.
     """
 
-    def __init__(self, path: Path, footage: FrameStream) -> None:
+    def __init__(self, path: Path, footage: FrameStream, category_ids: Mapping[str, int] | None = None) -> None:
         self.path, self.footage = path, footage
         self.annotations = self.images = 0
-        self._categories: dict[str, int] = {}
+        self._categories = dict(category_ids or {})
 
     def __enter__(self) -> CocoWriter:
         self._image_lines = tempfile.TemporaryFile("w+", encoding="ascii")
@@ -228,7 +231,7 @@ class CocoWriter:
         self._image_lines.write(("" if self.images == 1 else ",\n") + json.dumps(image))
         for object_id, mask in prediction.masks.items():
             name = categories.get(object_id, DEFAULT_CATEGORY)
-            category = self._categories.setdefault(name, len(self._categories) + 1)
+            category = self._categories.setdefault(name, max(self._categories.values(), default=0) + 1)
             if not mask.any():
                 continue
             self.annotations += 1

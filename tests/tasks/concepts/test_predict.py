@@ -90,8 +90,10 @@ def test_what_does_not_go_together_is_refused(run, tmp_path):
     with refuses("predict.no-words", "sam2_nano"):
         run("--phrase", "x", "--set", "model={name: sam2_nano}", "--set", "dataset.phrases={}")
     (tmp_path / "clip.mp4").touch()
-    with refuses("predict.not-pictures", "clip.mp4"):
+    with refuses("file.empty", "clip.mp4"):
         run("--phrase", "x", "--input", str(tmp_path / "clip.mp4"))
+    with refuses("predict.not-with", "--frames", "--fps"):
+        run("--phrase", "x", "--frames", "1:2", "--fps", "5")
     with refuses("predict.no-input"):
         run("--phrase", "x", "--input", str(tmp_path / "nowhere"))
 
