@@ -123,7 +123,7 @@ def _annotation(found: dict[str, Any]) -> dict[str, Any]:
 def _drawn(picture: np.ndarray, found: list[dict[str, Any]], category: str | None) -> np.ndarray:
     masks = {number: each["segmentation"] for number, each in enumerate(found, 1)}
     labels = (
-        (number, f"{number} {category or ''} {each['predicted_iou']:.2f}".replace("  ", " "), tuple(each["bbox"][:2]))
+        (number, f"{number}: {category or ''} {each['predicted_iou']:.2f}".replace("  ", " "), tuple(each["bbox"][:2]))
         for number, each in enumerate(found, 1)
     )
     return draw_labels(draw_masks(picture, masks), labels)
