@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..config import Config, LoraConfig
+from ..config import Config, LoraConfig, TrainingConfig
 from ..core.device import evaluating
 from ..core.errors import UserError
 from ..gating.domain_gate import DomainGate
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import load_adapter
-from ..lora.data_init import data_driven_init
+from ..lora.data_init import data_driven_init, freeze_first_factors
 from ..lora.expert_groups import DEFAULT_ADAPTER, add_adapter, adopt_unnamed
 from ..lora.injection import apply_method
 from ..models.checkpoint import Checkpoint, check_fits, inject_adapters, load_weights, read_checkpoint
@@ -115,22 +115,27 @@ def _load_start(model: nn.Module, path: str, lora: LoraConfig, fingerprint: str)
     load_weights(model, checkpoint, path)
 
 
-def init_from_data(
-    model: nn.Module, task: Task, adapters: dict[str, AdapterLayer], items: Items, seed: int, contrast: bool
+def start_adapters(
+    model: nn.Module, task: Task, adapters: dict[str, AdapterLayer], items: Items, training: TrainingConfig, new: bool
 ) -> None:
-    """Start new adapters from what their layers see of the new domain (:mod:`src.lora.data_init`).
+    """Let adapters begin as ``training.adapter_init`` says (:mod:`src.lora.data_init`).
 
     Args:
         model: with the adapters.
         task: runs the model.
         adapters: by dotted name.
         items: of the new domain.
-        seed: random seed.
-        contrast: relative to what they see of general inputs.
+        training: the run's.
+        new: whether they are untrained; what does not train is frozen in any case.
 
     Raises:
         UserError: an item cannot be read, or there are no general inputs.
     """
+    contrast = training.adapter_init == "contrast"
+    if contrast:
+        freeze_first_factors(adapters)
+    if training.adapter_init == "random" or not new:
+        return
 
     def run() -> None:
         for index in range(min(INIT_ITEMS, len(items))):
@@ -141,4 +146,4 @@ def init_from_data(
 
     with evaluating(model):
         general = (lambda: task.run_general(model, GENERAL_ITEMS)) if contrast else None
-        data_driven_init(model, adapters, run, seed=seed, general=general)
+        data_driven_init(model, adapters, run, seed=training.seed, general=general)

@@ -28,13 +28,12 @@ from ..core.torch_compat import end_workers
 from ..data.clips import BatchSampler, EpochSampler
 from ..lora.adapter import AdapterLayer
 from ..lora.adapter_io import base_fingerprint
-from ..lora.data_init import freeze_first_factors
 from ..lora.injection import describe_adapters
 from ..models.activation_checkpointing import checkpoint_activations
 from ..models.checkpoint import Checkpoint, load_weights, read_checkpoint, trained_weights
 from ..models.spec import model_spec
 from ..tasks.base import Distillation, Items, LossTerms, Task, get_task
-from .adapter_setup import init_from_data, setup_adapters
+from .adapter_setup import setup_adapters, start_adapters
 from .feature_cache import CACHE_FOLDER, GB, DiskStore, FrozenEncoder, MemoryStore, Store, cache_key
 from .optim import bounded_warmup, build_optimizer, build_schedule, restore
 from .precision import Precision
@@ -174,11 +173,7 @@ def build_run(
     model.to(device)
     views, cache_note = _cached_views(task, model, config)
     items = task.build_items(views)
-    contrast = training.adapter_init == "contrast"
-    if training.adapter_init != "random" and start.checkpoint is None:
-        init_from_data(model, task, setup.adapters, items, training.seed, contrast)
-    if contrast:
-        freeze_first_factors(setup.adapters)
+    start_adapters(model, task, setup.adapters, items, training, new=start.checkpoint is None)
     distributed.broadcast_weights(model)
     further = _build_objectives(task, model, config, objectives)
     if start.checkpoint is not None and start.path is not None:

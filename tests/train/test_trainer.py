@@ -595,7 +595,7 @@ def test_objects_too_small_for_the_model_are_warned_about(make_config, monkeypat
         return "\n".join(build_run(make_config("training.clips_per_epoch=1x")).notes)
 
     assert "too small" not in notes()
-    monkeypatch.setattr("src.tasks.tracking.task.SMALL_OBJECT", 60)
+    monkeypatch.setattr("src.tasks.tracking.data.SMALL_OBJECT", 60)
     assert "model.image_size 128 or more" in notes()
 
 

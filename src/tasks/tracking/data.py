@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import nn
 
-from ...config import Config, image_size_of
+from ...config import Config, DistillConfig, image_size_of
 from ...data.clips import ClipDataset
 from ...data.clips.preview import contact_sheet
 from ...data.loading import load_split
@@ -16,11 +16,17 @@ from ...data.options import LoadOptions
 from ...data.records import DataSet, FrameSource
 from ...gating.domain_gate import DomainGate
 from ...gating.fit import fit_gate
+from ...models.spec import ModelSpec
+from ..base import Items
 
 logger = logging.getLogger(__name__)
 
 GATE_FRAMES = 128
 """Frames of a domain that the domain gate is fitted to."""
+
+
+SMALL_OBJECT = 8
+"""Pixels: half a token of the features that memory attention works on."""
 
 
 def load_training_sets(config: Config) -> list[DataSet]:
@@ -73,3 +79,43 @@ def preview(config: Config, count: int) -> np.ndarray:
         UserError: the training data cannot be read.
     """
     return contact_sheet(training_clips(config, load_training_sets(config)), count)
+
+
+def describe_sets(train: list[DataSet], valid: list[DataSet], items: Items, image_size: int) -> list[str]:
+    """Return the sizes of data sets, and a warning of objects that are too small.
+
+    Args:
+        train: a set of every domain.
+        valid: likewise.
+        items: what is trained on, of which each domain has a share.
+        image_size: of the model, in pixels.
+    """
+    lines = []
+    for data, share, held_out in zip(train, items.shares, valid, strict=True):
+        drawn = f"; {share} of {len(items)} clips an epoch" if len(train) > 1 else ""
+        lines.append(f"{data.name}, train: {len(data)} images or videos{_notes(data)}{drawn}")
+        lines.append(f"{data.name}, valid: {len(held_out)} images or videos{_notes(held_out)}")
+        side = data.median_object_side(image_size)
+        if side < SMALL_OBJECT:
+            lines.append(
+                f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
+                f"{image_size}, too small to be tracked well; model.image_size {2 * image_size} or more would show them "
+                "larger"
+            )
+    return lines
+
+
+def what_is_not_kept(distill: DistillConfig, spec: ModelSpec) -> list[str]:
+    """Return a line on what nothing keeps where a run has no distillation."""
+    if distill.weight:
+        return []
+    folder = "" if spec.source_world else " and training.distill.folder, general pictures of yours"
+    return [
+        "training.distill is off: where the adapters run, nothing keeps what the base knows of other pictures; "
+        f"training.distill.weight{folder}, does"
+    ]
+
+
+def _notes(data: DataSet) -> str:
+    """Return what was left out or repaired when a data set was read, to be added to a line about it."""
+    return "".join(f"; {count} {what}" for what, count in data.notes.items())

@@ -32,14 +32,11 @@ from ...models.spec import model_spec
 from ..base import Distillation, Features, FinalScores, Items, Task, Validation, Workload, register_task
 from ..final_scores import final_results
 from .bad_batch import dump_batches
-from .data import fit_gate_to, load_training_sets, training_clips
+from .data import describe_sets, fit_gate_to, load_training_sets, training_clips, what_is_not_kept
 from .distillation import SelfDistillation, general_batches, general_clips
 from .evaluation import describe, evaluate_domain
 from .images import evaluate_images
 from .monitor import SCORES, ValidationMonitor, monitors_alike
-
-SMALL_OBJECT = 8
-"""Pixels: half a token of the features that memory attention works on."""
 
 _SAMPLED_VIDEOS = 20
 
@@ -98,24 +95,9 @@ class TrackingTask(Task):
 
     def describe_data(self, items: Items) -> list[str]:
         """Return the sizes of data sets, and a warning of objects that are too small."""
-        lines = []
-        for data, share, domain in zip(self.train_sets, items.shares, self.validation, strict=True):
-            drawn = f"; {share} of {len(items)} clips an epoch" if len(self.train_sets) > 1 else ""
-            lines.append(f"{data.name}, train: {len(data)} images or videos{_notes(data)}{drawn}")
-            lines.append(f"{data.name}, valid: {len(domain.data)} images or videos{_notes(domain.data)}")
-            side, size = data.median_object_side(self.image_size), self.image_size
-            if side < SMALL_OBJECT:
-                lines.append(
-                    f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
-                    f"{size}, too small to be tracked well; model.image_size {2 * size} or more would show them larger"
-                )
-        if not self.config.training.distill.weight:
-            folder = "" if self.spec.source_world else " and training.distill.folder, general pictures of yours"
-            lines.append(
-                "training.distill is off: where the adapters run, nothing keeps what the base knows of other pictures; "
-                f"training.distill.weight{folder}, does"
-            )
-        return lines
+        valid = [domain.data for domain in self.validation]
+        lines = describe_sets(self.train_sets, valid, items, self.image_size)
+        return lines + what_is_not_kept(self.config.training.distill, self.spec)
 
     def cache_identity(self, items: Items) -> list[Any]:
         """Return what features of a clip depend on: model, image size, data and how clips are drawn."""
@@ -318,11 +300,6 @@ def _seconds_a_frame(model: Any, domain: Domain, prompt: Prompt) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / _frames_of(one)
-
-
-def _notes(data: DataSet) -> str:
-    """What was left out or repaired when a data set was read, to be added to a line about it."""
-    return "".join(f"; {count} {what}" for what, count in data.notes.items())
 
 
 def _frames_of(domain: Domain) -> float:
