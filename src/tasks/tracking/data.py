@@ -99,8 +99,8 @@ def describe_sets(train: list[DataSet], valid: list[DataSet], items: Items, imag
         if side < SMALL_OBJECT:
             lines.append(
                 f"warning: {data.name}: half of the objects are smaller than {side:.1f} px at model.image_size "
-                f"{image_size}, too small to be tracked well; model.image_size {2 * image_size} or more would show them "
-                "larger"
+                f"{image_size}, too small to be tracked well; model.image_size {2 * image_size} or more would show "
+                "them larger"
             )
     return lines
 
