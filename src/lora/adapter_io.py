@@ -32,7 +32,8 @@ from .lora_layer import LoRALinear
 WEIGHTS_FILE = "adapter.safetensors"
 CONFIG_FILE = "adapter_config.json"
 CHECKSUM = "sha256"
-"""The key of a file's metadata that holds the :func:`fingerprint` of its tensors."""
+"""The key of a file's metadata that holds the :func:`fingerprint` of its tensors, a space, and the SHA-256 of their
+settings in the file beside it. It is one key, since the order of several is not always the same."""
 
 _FORMAT_KEYS = {"format_version", "base_fingerprint", "lora", "groups"}
 Configs: TypeAlias = LoraConfig | Mapping[str, LoraConfig]
@@ -143,8 +144,8 @@ def write_adapter(folder: str | Path, file: AdapterFile) -> None:
     weights = {name: tensor.cpu().contiguous() for name, tensor in file.weights.items()}
     folder = Path(folder)
     text = json.dumps({**content, **extra}, indent=2, ensure_ascii=False) + "\n"
-    checksum = {CHECKSUM: fingerprint(weights)}
-    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, checksum))
+    checksums = {CHECKSUM: f"{fingerprint(weights)} {_settings_checksum(content)}"}
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, checksums))
     write_text(folder / CONFIG_FILE, text)
 
 
@@ -194,7 +195,17 @@ def read_adapter(folder: str | Path, device: str | torch.device = "cpu") -> Adap
         UserError: a file is missing or damaged.
     """
     folder = find_folder(folder)
-    return AdapterFile(read_adapter_config(folder), _read_weights(folder / WEIGHTS_FILE, device))
+    config, weights = read_adapter_config(folder), _read_weights(folder / WEIGHTS_FILE, device)
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(CHECKSUM, "").partition(" ")[2]
+    path = folder / CONFIG_FILE
+    if written and written != _settings_checksum(json.loads(path.read_text(encoding="utf-8"))):
+        raise UserError(
+            f"{path}: its settings are not those that {WEIGHTS_FILE} was written with, by its checksum; take another "
+            "copy, or write it again by resuming the run",
+            code="adapter.damaged",
+        )
+    return AdapterFile(config, weights)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, device: str | torch.device = "cpu") -> AdapterConfig:
@@ -327,6 +338,12 @@ def join_adapters(parts: Sequence[tuple[str, AdapterFile]]) -> AdapterFile:
     return pack_groups(groups, first.base_fingerprint, extra)
 
 
+def _settings_checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a configuration file says of adapters, as JSON. Their base has its own."""
+    settings = {key: content.get(key) for key in ("lora", "groups")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     """Read weights that are whole and finite. Files of earlier versions carry no checksum."""
     try:
@@ -337,7 +354,7 @@ def _read_weights(path: Path, device: str | torch.device) -> dict[str, Tensor]:
         raise _missing(path) from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or not a safetensors file: {error}", code="adapter.damaged") from None
-    if checksum is not None and checksum != fingerprint(weights):
+    if checksum is not None and checksum.partition(" ")[0] != fingerprint(weights):
         raise UserError(
             f"{path}: damaged: its weights are not those that were written, by its checksum; take another copy, or "
             "write it again by resuming the run",

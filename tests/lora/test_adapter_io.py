@@ -247,6 +247,22 @@ def test_a_flipped_bit_never_changes_the_weights_that_load(saved):
         assert all(torch.equal(tensor, found[name]) for name, tensor in adapter_state_dict(model).items())
 
 
+def test_a_flipped_bit_of_the_settings_never_changes_what_adapters_compute(saved):
+    _, folder = saved
+    path = folder / CONFIG_FILE
+    whole, settings = path.read_bytes(), read_adapter_config(folder).lora
+    alpha = whole.index(b'"alpha": ') + len(b'"alpha": ')
+    flips = [(place, bit) for place in range(alpha - 9, alpha + 4) for bit in range(8)]
+    for place, bit in [*flips, *((place, place % 8) for place in range(0, len(whole), 7))]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            found = read_adapter(folder).config.lora
+        except UserError as error:
+            assert CONFIG_FILE in str(error)
+            continue
+        assert found == settings
+
+
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused_with_or_without_a_checksum(saved, value):
     model, folder = saved
@@ -389,6 +405,7 @@ def test_a_single_group_is_active_when_loaded(tmp_path):
 )
 def test_files_of_earlier_versions_are_read(saved, written):
     trained, folder = saved
+    save_file(read_adapter(folder).weights, folder / WEIGHTS_FILE)  # without checksums
     content = json.loads((folder / CONFIG_FILE).read_text())
     content["lora"]["router"] |= written
     (folder / CONFIG_FILE).write_text(json.dumps(content))
@@ -445,6 +462,7 @@ def test_groups_are_not_loaded_into_other_adapters(tmp_path):
 )
 def test_a_wrong_list_of_groups_is_refused(tmp_path, groups, code, fact):
     path = save_groups(tmp_path, "cells") / CONFIG_FILE
+    save_file(load_file(tmp_path / WEIGHTS_FILE), tmp_path / WEIGHTS_FILE)  # without checksums
     path.write_text(json.dumps({**json.loads(path.read_text()), "groups": groups}))
     assert fact in refused(base_model(), tmp_path, code)
 
