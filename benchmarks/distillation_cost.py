@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__, "python -m benchmarks.distillation_cost --config src/configs/mope.yaml")
+    parser = cli.parser(__doc__, "python -m benchmarks.distillation_cost --config src/configs/mope_memory.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=12, help="training steps a round (default: 12)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each with and without (default: 3)")

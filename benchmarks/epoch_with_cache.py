@@ -113,7 +113,9 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.epoch_with_cache --config src/configs/mope.yaml")
+    parser = cli.parser(
+        __doc__.splitlines()[0], "python -m benchmarks.epoch_with_cache --config src/configs/mope_memory.yaml"
+    )
     cli.add_config_arguments(parser)
     parser.add_argument("--clips", type=int, default=16, help="clips an epoch, at most (default: 16)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs after the first (default: 3)")

@@ -217,7 +217,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    example = "python -m benchmarks.long_run --config src/configs/mope.yaml --figure long_run.png"
+    example = "python -m benchmarks.long_run --config src/configs/mope_memory.yaml --figure long_run.png"
     parser = cli.parser(__doc__.splitlines()[0], example)
     cli.add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default: 2000)")

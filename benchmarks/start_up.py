@@ -101,7 +101,7 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     from src import cli
 
-    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.start_up --config src/configs/mope.yaml")
+    parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.start_up --config src/configs/mope_memory.yaml")
     cli.add_config_arguments(parser)
     parser.add_argument("--runs", type=int, default=2, help="the one with the least CPU time is shown (default: 2)")
     parser.add_argument("--least", type=float, default=0.02, help="smallest share that is listed (default: 0.02)")

@@ -150,7 +150,7 @@ def line(name: str, seed: int, row: dict[str, Any], base: dict[str, Any], cost: 
 if __name__ == "__main__":
     parser = cli.parser(__doc__.splitlines()[0], "python -m benchmarks.target_modules --sets q+v all --seeds 0 1")
     parser.add_argument(
-        "--method", choices=["mope", "lora"], default="mope", help="its YAML in src/configs (default: mope)"
+        "--method", choices=["mope_memory", "lora"], default="mope_memory", help="its YAML in src/configs"
     )
     parser.add_argument(
         "--sets", nargs="+", choices=TARGET_SETS, default=list(TARGET_SETS), metavar="NAME",
