@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from ..config import GATE_MODES
 from ..core.errors import UserError
-from ..core.hub import find_folder
 from ..lora.adapter import MultiAdapterLinear, iter_adapter_layers, iter_wrapped_linears, list_groups
 from ..lora.adapter_io import base_fingerprint
 from ..models.spec import ModelSpec, spec_of
@@ -175,18 +174,19 @@ def install_saved_gate(model: nn.Module, adapter: str | Path | None, mode: str =
 
 
 def gate_for(adapter: str | Path | None, fingerprint: str, mode: str) -> DomainGate | None:
-    """Return the domain gate in an adapter folder; without one, for mode ``off`` one that knows nothing, else None.
+    """Return the domain gate of what was trained; without one, for mode ``off`` one that knows nothing, else None.
 
     Args:
-        adapter: the folder, if there is one.
+        adapter: the folder, if there is one; a run's checkpoint has no gate in it.
         fingerprint: of the base that the domain gate is to judge for.
         mode: ``auto``, ``on``, ``off`` or a domain's name.
 
     Raises:
         UserError: as :func:`install_saved_gate`.
     """
-    if adapter is not None and ((folder := find_folder(adapter)) / GATE_FILE).is_file():
-        return DomainGate.load(folder, fingerprint)
+    gate = None if adapter is None else DomainGate.beside(adapter, fingerprint)
+    if gate is not None:
+        return gate
     if mode not in GATE_MODES:
         raise UserError(
             f"gate '{mode}': {adapter or 'the model'} has no {GATE_FILE}, so there are no domains to choose",

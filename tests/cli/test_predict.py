@@ -272,6 +272,21 @@ class TestPredictions:
         assert told[0].startswith("domain gate: no domain it knows, adapters off (distance to noise ")
         assert told[1].startswith("domain gate: noise, adapters on")
 
+        (tmp_path / "adapter/domain_gate.safetensors").unlink()
+        (tmp_path / "adapter/domain_gate.safetensors").mkdir()
+        with refuses("gate.missing-file", "domain_gate.safetensors"):
+            decided("auto")
+
+    def test_a_runs_checkpoint_follows_the_gate_beside_it(self, tiny_yaml, tmp_path, run_script, folder, capsys):
+        run = tmp_path / "run"
+        short = ["training.max_steps=1", "evaluation.max_images=2", "evaluation.source_clips=1", f"output_dir={run}"]
+        settings = [part for each in short for part in ("--set", each)]
+        assert run_script("train", "--config", tiny_yaml, *settings)[0] == 0
+        arguments = ("--config", tiny_yaml, *settings, "--output", tmp_path / "out", "--input", folder, "--box", BOX)
+        status, output, _ = run_script(SCRIPT, *arguments)
+        assert status == 0 and "best.pt" in output
+        assert "domain gate: " in output
+
 
 class TestRefusals:
     @pytest.mark.parametrize(

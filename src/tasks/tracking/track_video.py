@@ -34,10 +34,10 @@ from ...data.drawing import corner_of, draw_labels, draw_masks
 from ...data.prompts import PromptsByFrame, check_prompts
 from ...data.records import RLE
 from ...data.writers import write_palette_png
-from ...gating.domain_gate import Decision
+from ...gating.domain_gate import GATE_FILE, Decision
 from ...gating.switching import install_saved_gate
 from ...models.build import build_model
-from ...models.checkpoint import load_trained
+from ...models.checkpoint import ADAPTER_FOLDER, load_trained
 from ...models.protocols import Prediction, Tracker
 from ...models.spec import spec_of
 
@@ -278,8 +278,14 @@ def load_model(config: Config, checkpoint: str | None, gate: str = "auto") -> nn
     model = build_model(config.model)
     if checkpoint is not None:
         load_trained(model, checkpoint)
-    install_saved_gate(model, checkpoint, gate)
+    install_saved_gate(model, None if checkpoint is None else _place_of_gate(Path(checkpoint)), gate)
     return model.to(pick_device(config.training.device))
+
+
+def _place_of_gate(trained: Path) -> Path:
+    """Return the adapter folder of a run whose checkpoint this is, where it has a gate; anything else as it is."""
+    folder = trained.resolve().parent.parent / ADAPTER_FOLDER
+    return folder if trained.is_file() and (folder / GATE_FILE).exists() else trained
 
 
 def load_tracker(config: Config, checkpoint: str | None, gate: str = "auto") -> Tracker:
