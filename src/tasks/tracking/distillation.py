@@ -166,8 +166,12 @@ class SelfDistillation:
                 yield self.model
 
 
-def general_clips(config: Config) -> DataSet:
+def general_clips(config: Config, count: int | None = None) -> DataSet:
     """Return the videos to distil on: those of a folder, or of the world that the bundled base was trained on.
+
+    Args:
+        config: the run.
+        count: so many of that world are enough; None: as many as are distilled on.
 
     Raises:
         UserError: the config names no folder, and the model is not the bundled base; or the folder cannot be read.
@@ -181,14 +185,14 @@ def general_clips(config: Config) -> DataSet:
                 "distill.no-folder",
             )
         return make_videos(
-            SOURCE, settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
+            SOURCE, count or settings.clips, GENERAL_SEED, config.dataset.clip.frames, image_size_of(config.model)
         )
     return open_unlabelled(settings.folder, config.dataset.follow_links)
 
 
 def general_batches(model: nn.Module, config: Config, count: int) -> Iterator[ClipBatch]:
     """Yield clips of :func:`general_clips`, each with the objects that the model finds on its first frame."""
-    data, settings, clip = general_clips(config), config.training.distill, config.dataset.clip
+    data, settings, clip = general_clips(config, count), config.training.distill, config.dataset.clip
     for index in range(count):
         rng = np.random.default_rng((config.training.seed, index, 5))
         frames_THWC = sample_unlabelled(data.videos[index % len(data)], clip, image_size_of(config.model), rng)
